@@ -1,0 +1,174 @@
+"""tenon.toml and the environment become frozen dataclasses, once, by one function with one precedence.
+
+Precedence, weakest first: the defaults below, `tenon.toml` in the project folder, the environment. An environment
+variable is `TENON_` and the path of the key with `__` between: `TENON_PRICES__USD_PER_CORE_HOUR=0.08`,
+`TENON_STORE__CATALOG=postgresql://...`. A key that does not exist, and a value of the wrong type, are errors that name
+the place and the nearest allowed key. Configuration holds values; it never builds objects.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tenon.errors import ConfigError, nearest, sentence
+from tenon.limits import Limits
+
+FILE = "tenon.toml"
+PREFIX = "TENON_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prices:
+    """What things cost, in US dollars. The defaults are a small cloud server's public list prices, rounded.
+
+    A team sets its own: machines on a desk cost electricity and depreciation, not nothing.
+    """
+
+    usd_per_core_hour: float = 0.04
+    usd_per_gb_memory_hour: float = 0.005
+    usd_per_gpu_hour: float = 2.5
+    usd_per_gb_month: float = 0.023
+    usd_per_kwh: float = 0.25
+    watts_per_core: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreConfig:
+    """Where the store lives: a folder by default; a PostgreSQL URL and an object store URL for a team."""
+
+    catalog: str = ""  # "" = .tenon/tenon.db; or postgresql://user@host/db
+    blobs: str = ""  # "" = .tenon/blobs; or s3://bucket/prefix
+    s3_endpoint: str = ""
+    s3_region: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Where heavy work runs: `local` processes or a `ray` cluster."""
+
+    kind: str = "local"
+    workers: int = 0  # 0 = as many as the cores this process may use
+    ray_address: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """How the service listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 8321
+    token: str = ""  # when set, every request must carry `Authorization: Bearer <token>`
+    batch_wait_ms: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchConfig:
+    """When watching speaks up."""
+
+    window: str = "7d"
+    psi_warning: float = 0.1
+    psi_error: float = 0.25
+    min_rows: int = 500
+    latency_p99_ms: float = 50.0
+    error_pct: float = 1.0
+    keep_days: int = 400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The effective configuration; it is stored with every run."""
+
+    prices: Prices = Prices()
+    store: StoreConfig = StoreConfig()
+    engine: EngineConfig = EngineConfig()
+    serve: ServeConfig = ServeConfig()
+    watch: WatchConfig = WatchConfig()
+    limits: Limits = Limits()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as plain data, with the bearer token and passwords left out."""
+        body = dataclasses.asdict(self)
+        body["serve"]["token"] = "set" if self.serve.token else ""
+        body["store"]["catalog"] = self.store.catalog.split("@")[-1]
+        return body
+
+
+def load(root: Path, environ: Mapping[str, str]) -> Config:
+    """Read `tenon.toml` under `root` and `TENON_*` from `environ` into a Config; raises ConfigError on the first fault."""
+    file = root / FILE
+    tree: dict[str, Any] = {}
+    if file.is_file():
+        try:
+            tree = tomllib.loads(file.read_text("utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                sentence("TOML", str(error), at=str(file), hint="see https://toml.io for the syntax")
+            ) from error
+    config: Config = _build(Config, tree, str(file))
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and "__" in name:
+            path = name[len(PREFIX) :].lower().split("__")
+            config = _set(config, path, environ[name], f"environment variable {name}")
+    return config
+
+
+def _build(kind: type[Any], tree: Mapping[str, Any], place: str) -> Any:
+    """Build a dataclass from nested mappings, refusing unknown keys and wrong types."""
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, value in tree.items():
+        if key not in hints:
+            raise ConfigError(
+                sentence("a key tenon knows", f"'{key}'", at=place, hint=nearest(key, hints))
+            )
+        values[key] = _value(hints[key], value, f"{place}: {key}")
+    return kind(**values)
+
+
+def _set(config: Any, path: list[str], text: str, place: str) -> Any:
+    """Return the config with the value at `path` replaced by `text`, parsed to the field's type."""
+    hints = typing.get_type_hints(type(config))
+    key = path[0]
+    if key not in hints:
+        raise ConfigError(sentence("a key tenon knows", f"'{key}'", at=place, hint=nearest(key, hints)))
+    if len(path) > 1:
+        if not dataclasses.is_dataclass(hints[key]):
+            raise ConfigError(sentence("a section", f"the value '{key}'", at=place, hint=f"use TENON_{key.upper()}"))
+        return dataclasses.replace(config, **{key: _set(getattr(config, key), path[1:], text, place)})
+    value: Any = text
+    if hints[key] in (int, float):
+        try:
+            value = hints[key](text)
+        except ValueError:
+            raise ConfigError(sentence(_word(hints[key]), f"'{text}'", at=place)) from None
+    elif hints[key] is bool:
+        value = text.lower() in ("1", "true", "yes", "on")
+    return dataclasses.replace(config, **{key: value})
+
+
+def _value(kind: Any, value: Any, place: str) -> Any:
+    """Check one value against the field's type; a whole number is accepted where a decimal is expected."""
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(value, Mapping):
+            raise ConfigError(sentence("a table", _said(value), at=place))
+        return _build(kind, value, place)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, types.UnionType) or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(sentence(_word(kind), _said(value), at=place))
+    return value
+
+
+def _word(kind: Any) -> str:
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(kind, str(kind))
+
+
+def _said(value: Any) -> str:
+    return f"'{value}'" if isinstance(value, str) else repr(value)

@@ -1,0 +1,56 @@
+"""A Finding is the one shape for anything tenon wants to tell a person about their data, run, model or service.
+
+Findings are values: they are made where the fact is known, kept with what they are about, and printed in one place
+(`cli`) or drawn in one place (`report`). A finding is not an error: bad data is a value, and a stage that can go on,
+goes on. `CODES` is the whole vocabulary; each code has a page in docs/findings with what it checks, why it matters, an
+example, what to do, and its known limits (a test compares the two lists). Codes are `room/what`, in words, because a
+person meets them in a terminal before they meet the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Severity = Literal["info", "warning", "error"]
+
+# code -> what it says when nothing more is known. Keep sorted; docs/findings/<code with / as ->.md explains it.
+CODES: dict[str, str] = {
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One fact a person should know: what was seen, where, and what to do about it.
+
+    `place` is a path a person can open (``file:row:column``, ``$.a[2].b``, ``contract/rule``, ``run/step``).
+    `numbers` holds the figures that the sentence in `said` quotes, by name, with units in the names.
+    """
+
+    code: str
+    severity: Severity
+    place: str
+    said: str
+    hint: str = ""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert self.code in CODES, self.code
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the finding as plain data, as kept in the store and printed by ``--json``."""
+        return {
+            "code": self.code,
+            "severity": self.severity,
+            "place": self.place,
+            "said": self.said,
+            "hint": self.hint,
+            "numbers": dict(self.numbers),
+        }
+
+
+def worst(findings: list[Finding]) -> Severity | None:
+    """Return the gravest severity among the findings, or None when there are none."""
+    order: tuple[Severity, ...] = ("error", "warning", "info")
+    return next((severity for severity in order if any(f.severity == severity for f in findings)), None)

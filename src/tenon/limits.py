@@ -1,0 +1,91 @@
+"""Every bound in tenon, with a name and a default, in one place; and the three answers of admission.
+
+Anything that can grow (a queue, a body, a cache, a retry) has its bound here and is released in a `finally`. A caller
+who asks for room is told OK, LATER (try again: the reason may pass) or NEVER (it will not fit however long you wait),
+so that it can wait, or refuse honestly. Values are overridden through tenon.toml (`config.py`), never edited in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+class Answer(StrEnum):
+    """What admission says: OK now, LATER perhaps, or NEVER."""
+
+    OK = "ok"
+    LATER = "later"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """An admission answer with the reason in words and, for LATER, when to ask again."""
+
+    answer: Answer
+    reason: str = ""
+    retry_after_s: float = 0.0
+
+    def __bool__(self) -> bool:
+        return self.answer is Answer.OK
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestLimits:
+    """Bounds of reading raw files."""
+
+    memory_bytes: int = 512 * MIB
+    chunk_bytes: int = 16 * MIB
+    row_bytes: int = 4 * MIB
+    columns: int = 10_000
+    sample_bytes: int = 1 * MIB
+    examples_per_finding: int = 5
+    decompressed_ratio: int = 1_000  # a zip that grows more than this is a bomb
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackLimits:
+    """Bounds of metric logging."""
+
+    buffered_points: int = 2_000_000
+    flush_s: float = 0.2
+    metric_names: int = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingLimits:
+    """Bounds of one serving process."""
+
+    body_bytes: int = 4 * MIB
+    rows_per_request: int = 10_000
+    queue_rows: int = 20_000
+    batch_rows: int = 256
+    request_s: float = 10.0
+    header_bytes: int = 32 * KIB
+    connections: int = 2_048
+    tap_rows: int = 100_000
+    drain_s: float = 15.0
+    json_depth: int = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreLimits:
+    """Bounds of the store."""
+
+    busy_s: float = 30.0
+    free_bytes: int = 64 * MIB  # refuse to write when less than this would be left
+    batch_bytes: int = 32 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """All bounds together, as found in the configuration."""
+
+    ingest: IngestLimits = IngestLimits()
+    track: TrackLimits = TrackLimits()
+    serving: ServingLimits = ServingLimits()
+    store: StoreLimits = StoreLimits()
