@@ -1,0 +1,85 @@
+"""Time candidates in turns and write down what was measured, with the commit and the versions that it was measured on.
+
+Machines are noisy: candidates take turns (A B C A B C), the table gives medians and ratios to the first candidate, and
+a spread above 25 % is said. `record` appends the table to bench/RESULTS.md only when asked (`--record`).
+"""
+
+from __future__ import annotations
+
+import gc
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+
+
+def turns(candidates: Mapping[str, Callable[[], Any]], *, repeats: int = 5, warm: int = 1) -> dict[str, list[float]]:
+    """Run every candidate `warm` times unmeasured, then `repeats` times in turns; return seconds by name."""
+    for _ in range(warm):
+        for run in candidates.values():
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(repeats):
+        for name, run in candidates.items():
+            gc.collect()
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def table(title: str, seconds: Mapping[str, Sequence[float]], *, work: float = 0, unit: str = "") -> str:
+    """Write medians, ratios to the first candidate and, with `work`, the rate in `unit` a second, as Markdown."""
+    first = statistics.median(next(iter(seconds.values())))
+    rate = f" {unit}/s |" if work else ""
+    lines = [f"### {title}", "", f"| candidate | median s | times the first |{rate} spread |"]
+    lines.append("|---|---|---|" + ("---|" if work else "") + "---|")
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        spread = (max(values) - min(values)) / median if median else 0.0
+        row = f"| {name} | {median:.4g} | {median / first:.2f} |"
+        if work:
+            row += f" {work / median:,.0f} |"
+        lines.append(row + f" {spread:.0%}{' (noisy)' if spread > 0.25 else ''} |")
+    return "\n".join(lines)
+
+
+def rows(title: str, header: Sequence[str], values: Sequence[Sequence[Any]]) -> str:
+    """Write any measured figures as a Markdown table."""
+    lines = [f"### {title}", "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(str(value) for value in row) + " |" for row in values]
+    return "\n".join(lines)
+
+
+def machine(*packages: str) -> str:
+    """Name commit, Python, processor count, peak memory of this process and the versions of the packages measured."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    found = []
+    for package in packages:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"{package} not installed")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    when = time.strftime("%Y-%m-%d", time.gmtime())
+    return (
+        f"{when}, commit {commit.stdout.strip() or 'none'}, Python {platform.python_version()}, "
+        f"peak {peak:.0f} MB, {', '.join(found) or 'no packages'}"
+    )
+
+
+def show(*parts: str) -> None:
+    """Print the parts and, with `--record` on the command line, append them to bench/RESULTS.md."""
+    text = "\n\n".join(parts)
+    print(text)
+    if "--record" in sys.argv:
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write("\n" + text + "\n")
