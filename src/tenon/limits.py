@@ -82,6 +82,20 @@ class StoreLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WatchLimits:
+    """Bounds of collecting observations and of examining them."""
+
+    buffer_rows: int = 100_000  # not yet durable; more are dropped and counted
+    flush_s: float = 1.0
+    retry_s: float = 30.0  # the longest wait between two tries of a store that fails
+    close_s: float = 15.0
+    windows: int = 520
+    chunk_rows: int = 200_000  # rows held at once while a profile is built
+    scored_rows: int = 200_000  # rows of one window that performance is computed on; more are sampled
+    samples: int = 200  # bootstrap samples of one window's performance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """All bounds together, as found in the configuration."""
 
@@ -89,3 +103,4 @@ class Limits:
     track: TrackLimits = TrackLimits()
     serving: ServingLimits = ServingLimits()
     store: StoreLimits = StoreLimits()
+    watch: WatchLimits = WatchLimits()
