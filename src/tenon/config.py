@@ -101,7 +101,7 @@ class Config:
 
 
 def load(root: Path, environ: Mapping[str, str]) -> Config:
-    """Read `tenon.toml` under `root` and `TENON_*` from `environ` into a Config; raises ConfigError on the first fault."""
+    """Read `tenon.toml` under `root` and `TENON_*` from `environ` into a Config; raise ConfigError on the first fault."""
     file = root / FILE
     tree: dict[str, Any] = {}
     if file.is_file():
@@ -125,9 +125,7 @@ def _build(kind: type[Any], tree: Mapping[str, Any], place: str) -> Any:
     values = {}
     for key, value in tree.items():
         if key not in hints:
-            raise ConfigError(
-                sentence("a key tenon knows", f"'{key}'", at=place, hint=nearest(key, hints))
-            )
+            raise ConfigError(sentence("a key tenon knows", f"'{key}'", at=place, hint=nearest(key, hints)))
         values[key] = _value(hints[key], value, f"{place}: {key}")
     return kind(**values)
 

@@ -112,5 +112,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 def missing_extra(package: str, extra: str, purpose: str) -> MissingError:
     """Build the error for an optional package that is not installed, with the command that installs it."""
     return MissingError(
-        sentence(f"the package '{package}' to {purpose}", "an environment without it", hint=f"pip install 'tenon[{extra}]'")
+        sentence(
+            f"the package '{package}' to {purpose}", "an environment without it", hint=f"pip install 'tenon[{extra}]'"
+        )
     )

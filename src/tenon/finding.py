@@ -16,8 +16,7 @@ from typing import Any, Literal
 Severity = Literal["info", "warning", "error"]
 
 # code -> what it says when nothing more is known. Keep sorted; docs/findings/<code with / as ->.md explains it.
-CODES: dict[str, str] = {
-}
+CODES: dict[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

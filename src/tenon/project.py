@@ -67,12 +67,12 @@ class Model:
         object.__setattr__(self, "features", tuple(self.features))
         place = f"model '{self.name}'"
         if isinstance(self.train, str) and self.train not in TRAINERS:
-            raise ConfigError(
-                sentence("a trainer", f"'{self.train}'", at=place, hint=nearest(self.train, TRAINERS))
-            )
+            raise ConfigError(sentence("a trainer", f"'{self.train}'", at=place, hint=nearest(self.train, TRAINERS)))
         if not self.of.time:
             raise ConfigError(
-                sentence("a source with a time to split by", f"'{self.of.name}' without one", at=place, hint="set time=")
+                sentence(
+                    "a source with a time to split by", f"'{self.of.name}' without one", at=place, hint="set time="
+                )
             )
         first, second = (self._date(text, place) for text in self.split)
         if first >= second:
@@ -125,7 +125,9 @@ class Project:
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ConfigError(
-                    sentence(f"{kind} names used once", f"'{twice[0]}' twice", at=f"project '{self.name}'", hint="rename one")
+                    sentence(
+                        f"{kind} names used once", f"'{twice[0]}' twice", at=f"project '{self.name}'", hint="rename one"
+                    )
                 )
         known = {source.name for source in self.all_sources}
         for model in self.models:
@@ -133,7 +135,12 @@ class Project:
                 if feature.of and feature.of not in known:
                     place = f"model '{model.name}', feature '{feature.name}'"
                     raise ConfigError(
-                        sentence("a source of this project", f"'{feature.of}'", at=place, hint=nearest(str(feature.of), known))
+                        sentence(
+                            "a source of this project",
+                            f"'{feature.of}'",
+                            at=place,
+                            hint=nearest(str(feature.of), known),
+                        )
                     )
         for source in self.all_sources:
             for column in source.columns:
@@ -166,14 +173,14 @@ class Project:
             return self.models[0]
         if not name:
             names = ", ".join(model.name for model in self.models) or "none"
-            raise MissingError(sentence("the name of one model", "no name", at=f"project '{self.name}'", hint=f"there is {names}"))
+            raise MissingError(
+                sentence("the name of one model", "no name", at=f"project '{self.name}'", hint=f"there is {names}")
+            )
         return self._named("model", name, {model.name: model for model in self.models})
 
     def _named(self, kind: str, name: str, things: Mapping[str, Any]) -> Any:
         if name not in things:
-            raise MissingError(
-                sentence(f"a {kind} of project '{self.name}'", f"'{name}'", hint=nearest(name, things))
-            )
+            raise MissingError(sentence(f"a {kind} of project '{self.name}'", f"'{name}'", hint=nearest(name, things)))
         return things[name]
 
     def to_dict(self) -> dict[str, Any]:
@@ -209,7 +216,9 @@ def load(folder: Path) -> Project:
     file = folder / "project.py"
     if not file.is_file():
         raise MissingError(
-            sentence("a project.py", "none", at=str(folder), hint="name the project's folder, or make one with `tenon init`")
+            sentence(
+                "a project.py", "none", at=str(folder), hint="name a project's folder, or make one with `tenon init`"
+            )
         )
     name = f"tenon_project_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, file)
@@ -222,14 +231,19 @@ def load(folder: Path) -> Project:
         raise ConfigError(f"{error} ({file}:{_line(error, file)})") from error
     except (MissingError, SyntaxError):
         raise
-    except Exception as error:  # noqa: BLE001 - the edge to the user's own code: say where it broke
+    except Exception as error:  # the edge to the user's own code: say where it broke
         raise ConfigError(
             sentence("a project.py that runs", f"{type(error).__name__}: {error}", at=f"{file}:{_line(error, file)}")
         ) from error
     found = [value for value in vars(module).values() if isinstance(value, Project)]
     if len(found) != 1:
         raise ConfigError(
-            sentence("one Project", f"{len(found)}", at=str(file), hint='end the file with: project = Project("name", models=[...])')
+            sentence(
+                "one Project",
+                f"{len(found)}",
+                at=str(file),
+                hint='end the file with: project = Project("name", models=[...])',
+            )
         )
     (project,) = found
     object.__setattr__(project, "root", folder.resolve())
