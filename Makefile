@@ -1,0 +1,47 @@
+# Two commands: `make demo` and `make test`. Each makes its own environment in .venv and needs nothing but Python 3.11+
+# with venv, and make. `make check` is what must hold before a change lands.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test check format bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/tenon run examples/flights
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check src tests bench examples
+	$(BIN)/ruff check src tests bench examples
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q
+	$(BIN)/python -O -m pytest -q tests/promises
+	$(BIN)/python bench/lines.py
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format src tests bench examples
+	$(BIN)/ruff check --fix src tests bench examples
+
+bench: $(VENV)/.dev
+	PATH=$(BIN):$$PATH sh -e -c 'for script in bench/*.py; do case $$script in *measure.py|*mess.py|*lines.py) ;; *) python $$script ;; esac; done'
+
+# What the demo runs with: the package with its trainers, and the flights.
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --quiet --editable '.[train,examples]'
+	touch $@
+
+# What the tests run with: everything the demo needs, the tools, and a client for each server the store can use.
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --quiet --editable '.[train,examples,postgres,s3,ray,dev]'
+	touch $@ $(VENV)/.demo
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("tenon needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist examples/*/.tenon examples/*/reports

@@ -1,0 +1,221 @@
+"""From raw files to a dataset: ingest each source, derive its columns, hold it to its contract.
+
+Two stages a source. `ingest` depends on the bytes of the files and on the columns that are read; `dataset` on what was
+ingested, on the derived columns, the rules, and on the datasets it looks things up in. A mended rule therefore reads no
+raw file again. Rows that break the contract go to the dataset's own quarantine with the rules they broke, so that rows
+in = rows good + rows quarantined, which is checked here before anything is committed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tenon import contract, ingest, sketch
+from tenon.contract.column import Source
+from tenon.errors import ConfigError, ContractError, InputError, sentence
+from tenon.flow.work import Stage, Work, file_digest, once
+
+# Raise when a stage's code would come to another result from the same input.
+INGEST = 1
+DATASET = 1
+
+
+def files_of(work: Work, source: Source) -> list[Path]:
+    """Find the source's raw files, sorted; none is an error that says where it looked."""
+    path = Path(source.path)
+    place = path if path.is_absolute() else work.project.root / path
+    if place.is_dir():
+        found = sorted(file for file in place.rglob("*") if file.is_file() and not file.name.startswith("."))
+    else:
+        anchor = Path(place.anchor)
+        found = sorted(file for file in anchor.glob(str(place.relative_to(anchor))) if file.is_file())
+    if not found:
+        raise InputError(
+            sentence(f"files of source '{source.name}'", "none", at=str(place), hint="check the path in project.py")
+        )
+    return found
+
+
+def order(sources: Mapping[str, Source]) -> list[str]:
+    """Order sources so that each comes after those it looks things up in; a circle is an error."""
+    done: list[str] = []
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        if name in trail:
+            circle = " -> ".join((*trail[trail.index(name) :], name))
+            raise ConfigError(sentence("lookups without a circle", circle, at=f"source '{name}'"))
+        if name in done:
+            return
+        for column in sources[name].columns:
+            if column.of and column.of != name:
+                visit(column.of, (*trail, name))
+        done.append(name)
+
+    for name in sources:
+        visit(name, ())
+    return done
+
+
+def datasets(work: Work) -> dict[str, tuple[Stage, Stage]]:
+    """Bring every source of the project to a dataset; return the ingest and dataset stages by source."""
+    sources = work.project.source_map()
+    found: dict[str, tuple[Stage, Stage]] = {}
+    names = order(sources)
+    for number, name in enumerate(names):
+        work.progress(number, len(names), "reading raw files")
+        read = ingested(work, sources[name])
+        lookups = {column.of: found[column.of][1] for column in sources[name].columns if column.of}
+        found[name] = (read, dataset(work, sources[name], read, lookups))
+    work.progress(len(names), len(names), "reading raw files")
+    return found
+
+
+def frame(work: Work, record: Mapping[str, Any]) -> pl.DataFrame:
+    """Return the rows of a dataset, verified against the digests that name its files."""
+    return pl.concat([parquet(work, digest) for digest in record["files"]])
+
+
+def parquet(work: Work, digest: str) -> pl.DataFrame:
+    """Return the frame kept under a digest; CorruptError when the bytes are not the ones that were put there."""
+    return pl.read_parquet(work.store.blobs.read(digest))
+
+
+# ── raw files -> typed columns ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def ingested(work: Work, source: Source) -> Stage:
+    """Read the source's raw files into typed Parquet, once for these bytes and these columns."""
+    files = files_of(work, source)
+    read = [asdict(column) for column in source.columns if not column.derive]
+    made_of = {
+        "code": INGEST,
+        "files": [[file.name, file_digest(work, file)] for file in files],
+        "columns": [{key: column[key] for key in ("name", "type", "nullable")} for column in read],
+        "null": source.null,
+        "strict": source.strict,
+    }
+
+    def make(_: str) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(prefix="tenon-") as folder:
+            done = ingest.ingest(
+                ingest.Job(
+                    paths=tuple(files), out=Path(folder), name=source.name, source=source, limits=work.config.limits.ingest
+                ),
+                progress=work.progress,
+            )
+            return {
+                "source": source.name,
+                "paths": [str(file) for file in files],
+                "files": [work.store.blobs.put(file) for file in done.files],
+                "quarantine": work.store.blobs.put(done.quarantine) if done.quarantine else "",
+                "rows": done.rows,
+                "bytes": done.bytes,
+                "quarantined": done.quarantined,
+                "repaired": done.repaired,
+                "balance": _plain(done.balance),
+                "findings": [finding.to_dict() for finding in done.findings],
+            }
+
+    return once(work, "ingest", source.name, made_of, make)
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else value.to_dict()
+
+
+# ── typed columns -> dataset under contract ──────────────────────────────────────────────────────────────────────────
+
+
+def dataset(work: Work, source: Source, read: Stage, lookups: Mapping[str, Stage]) -> Stage:
+    """Derive the source's columns, split its rows by its contract, and profile what is good."""
+    made_of = {
+        "code": DATASET,
+        "ingest": read.id,
+        "lookups": {name: stage.id for name, stage in sorted(lookups.items())},
+        "columns": [asdict(column) for column in source.columns],
+        "key": source.key,
+        "times": [source.time, source.known],
+        "rules": source.rules,
+    }
+
+    def make(_: str) -> dict[str, Any]:
+        rows = frame(work, read.body)
+        missing = [column.name for column in source.columns if not column.derive and column.name not in rows.columns]
+        if missing:
+            raise ContractError(
+                sentence(
+                    f"column '{missing[0]}'",
+                    f"columns {', '.join(rows.columns)}",
+                    at=read.body["paths"][0],
+                    hint="declare what the file has, or mend the file",
+                )
+            )
+        keys = {name: work.project.source(name).key for name in lookups}
+        tables = {name: frame(work, stage.body) for name, stage in lookups.items()}
+        whole = contract.derive(rows, source.columns, tables, keys)
+        agreed = contract.Contract.of(source)
+        verdict = contract.check(whole, agreed)
+        assert verdict.good.height + verdict.bad.height == rows.height, (verdict.good.height, verdict.bad.height)
+        broken = [finding for finding in verdict.findings if finding.severity == "error"]
+        if not verdict.good.height:
+            raise ContractError(
+                sentence(
+                    f"rows of '{source.name}' that keep its contract",
+                    f"none of {rows.height:,}",
+                    at=read.body["paths"][0],
+                    hint=broken[0].said if broken else "read the file and the contract side by side",
+                )
+            )
+        profile = sketch.profile(verdict.good)
+        return {
+            "source": source.name,
+            "paths": read.body["paths"],
+            "ingest": read.id,
+            "lookups": made_of["lookups"],
+            "files": [_put(work, verdict.good)],
+            "rows": verdict.good.height,
+            "bytes": read.body["bytes"],
+            "quarantined": read.body["quarantined"] + verdict.bad.height,
+            "quarantine": read.body["quarantine"],
+            "bad": _put(work, verdict.bad) if verdict.bad.height else "",
+            "repaired": read.body["repaired"],
+            "balance": read.body["balance"],
+            "contract": work.store.blobs.put(agreed.to_odcs().encode()),
+            "profile": work.store.blobs.put(profile.to_bytes()),
+            "columns": _columns(source, verdict.good),
+            "findings": [*read.body["findings"], *(finding.to_dict() for finding in verdict.findings)],
+        }
+
+    return once(work, "dataset", source.name, made_of, make)
+
+
+def _put(work: Work, rows: pl.DataFrame) -> str:
+    with tempfile.TemporaryDirectory(prefix="tenon-") as folder:
+        file = Path(folder) / "rows.parquet"
+        rows.write_parquet(file, compression="zstd", compression_level=1)
+        return work.store.blobs.put(file)
+
+
+def _columns(source: Source, rows: pl.DataFrame) -> list[dict[str, Any]]:
+    nulls = rows.null_count().row(0, named=True)
+    found = []
+    for name, kind in rows.schema.items():
+        declared = source.column(name)
+        found.append(
+            {
+                "name": name,
+                "type": declared.type if declared else str(kind),
+                "unit": declared.unit if declared else "",
+                "derived": bool(declared and declared.derive),
+                "declared": declared is not None,
+                "late": bool(declared and declared.late),
+                "null_pct": round(100 * nulls[name] / rows.height, 3),
+            }
+        )
+    return found

@@ -1,0 +1,157 @@
+"""What every stage works with, and the memory of stages: a stage is done once for what it is made of.
+
+A stage is named by the hash of everything that decides its result: its inputs' names, the declarations it reads, the
+version of its own code. `once` looks that name up; when the stage is there with all its blobs, it is not done again.
+Otherwise the stage runs, its blobs are in the store before its record is, and record, stage and cost are committed
+together: killed at any instant, the store holds the stage or it does not. A process that dies leaves no lock behind;
+two that do the same stage at once write the same bytes under the same name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tenon import config as configuration
+from tenon.config import Config
+from tenon.errors import MissingError, sentence
+from tenon.ledger import Meter
+from tenon.project import Model, Project, load
+from tenon.store import Store
+
+Progress = Callable[[float, float, str], None]
+
+
+def quiet(_done: float, _total: float, _said: str) -> None:
+    """Show no progress."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """A project with the store, configuration, clock and progress that its stages work with."""
+
+    project: Project
+    store: Store
+    config: Config
+    progress: Progress = quiet
+    clock: Callable[[], float] = time.time
+    again: bool = False
+
+    @staticmethod
+    def open(
+        folder: Path, environ: Mapping[str, str], *, progress: Progress = quiet, again: bool = False, read_only: bool = False
+    ) -> Work:
+        """Load the project and open its store; the caller closes `work.store`."""
+        project = load(folder)
+        config = configuration.load(folder, environ)
+        store = Store.open(folder, config.store, config.limits.store, read_only=read_only)
+        return Work(project=project, store=store, config=config, progress=progress, again=again)
+
+    def model(self, name: str = "") -> Model:
+        """Return the model of that name, or the only one."""
+        return self.project.model(name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One stage as it went: what it is named, whether it was done now or found, and what it took."""
+
+    name: str
+    subject: str
+    id: str
+    done: bool
+    seconds: float
+    usd: float
+    body: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the stage as plain data, without its record."""
+        return {
+            "name": self.name,
+            "subject": self.subject,
+            "id": self.id,
+            "done": self.done,
+            "seconds": round(self.seconds, 3),
+            "usd": self.usd,
+        }
+
+
+def digest(made_of: Any) -> str:
+    """Name a thing by what made it: SHA-256 of its plain data in a fixed order."""
+    return hashlib.sha256(msgspec.json.encode(made_of, order="sorted")).hexdigest()
+
+
+def once(
+    work: Work, name: str, subject: str, made_of: Mapping[str, Any], make: Callable[[str], Mapping[str, Any]]
+) -> Stage:
+    """Return the stage named by `made_of`: found when it was done before, else made by `make(id)` and committed.
+
+    `make` puts its blobs into the store and returns the record's body; it must not write records of its own. `name` is
+    the record's kind. With `work.again` the stage is made anew and must come to the same name.
+    """
+    key = digest({"stage": name, "subject": subject, **made_of})
+    short = key[:12]
+    if not work.again:
+        stage, body = work.store.get("stage", key), work.store.get(name, short)
+        if stage is not None and body is not None and all(work.store.blobs.has(blob) for blob in stage["blobs"]):
+            return Stage(
+                name=name, subject=subject, id=short, done=False, seconds=stage["seconds"], usd=stage["usd"], body=body
+            )
+    started = time.perf_counter()
+    with Meter(subject=f"{name}/{subject}", prices=work.config.prices, clock=work.clock) as meter:
+        body = {**make(short), "id": short, "at": work.clock()}
+    seconds = time.perf_counter() - started
+    cost = sum(entry.usd for entry in meter.entries)
+    body = {"seconds": seconds, **body, "usd": cost}
+    with work.store.atomic():
+        work.store.put(name, short, body)
+        record = {"id": key, "name": name, "subject": subject, "outputs": {name: short}, "blobs": sorted(blobs_of(body))}
+        work.store.put("stage", key, {**record, "seconds": seconds, "usd": cost, "at": work.clock()})
+        for entry in meter.entries:
+            work.store.charge(entry)
+    return Stage(name=name, subject=subject, id=short, done=True, seconds=seconds, usd=cost, body=body)
+
+
+def blobs_of(body: Any) -> set[str]:
+    """Return every blob digest a record refers to, however deep."""
+    if isinstance(body, str):
+        return {body} if len(body) == 64 and all(letter in "0123456789abcdef" for letter in body) else set()
+    if isinstance(body, Mapping):
+        return set().union(*(blobs_of(value) for value in body.values()))
+    if isinstance(body, (list, tuple)):
+        return set().union(*(blobs_of(value) for value in body))
+    return set()
+
+
+def file_digest(work: Work, path: Path) -> str:
+    """Return the SHA-256 of a file, remembered by its path, size and time of change so that a second look is free."""
+    stat = path.stat()
+    name = digest([str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
+    known = work.store.get("file", name)
+    if known is not None:
+        return str(known["sha256"])
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    after = path.stat()
+    if (after.st_size, after.st_mtime_ns) == (stat.st_size, stat.st_mtime_ns):
+        work.store.put("file", name, {"path": str(path), "sha256": sha256, "bytes": stat.st_size})
+    return sha256
+
+
+def newest(work: Work, kind: str, what: str, **equals: Any) -> dict[str, Any]:
+    """Return the newest record of a kind, or say in words that there is none yet."""
+    found = work.store.find(kind, limit=1, **equals)
+    if not found:
+        raise MissingError(sentence(what, "none yet", at=str(work.store.root), hint="run `tenon run` first"))
+    return found[0]
+
+
+def quieter(work: Work) -> Work:
+    """Return the same work without progress, for stages inside a stage."""
+    return replace(work, progress=quiet)
