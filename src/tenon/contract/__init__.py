@@ -1,0 +1,29 @@
+"""A contract is what a stream of rows may be, as data: its columns, keys and row rules, and who is told when they break.
+
+`column` holds the words (Column, Source), `sql` the language of derived columns and rules, `contract` the Contract value,
+`check` the one pass that parts good rows from bad, `infer` a first draft of a contract from a frame, `odcs` and
+`frictionless` its open file formats, `derive` the derived columns and `request` the plain rows of a service. Names are
+resolved on first use: declaring a Source imports no Polars.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tenon.contract.column import Column, Source
+
+if TYPE_CHECKING:
+    from tenon.contract.frame import normal, types_of
+
+_HOMES = {
+    "normal": "frame",
+    "types_of": "frame",
+}
+__all__ = ["Column", "Source", "normal", "types_of"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tenon.contract' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"tenon.contract.{_HOMES[name]}"), name)
