@@ -16,7 +16,19 @@ from typing import Any, Literal
 Severity = Literal["info", "warning", "error"]
 
 # code -> what it says when nothing more is known. Keep sorted; docs/findings/<code with / as ->.md explains it.
-CODES: dict[str, str] = {}
+CODES: dict[str, str] = {
+    "ingest/ambiguous-date": "Day and month cannot be told apart in a column of dates.",
+    "ingest/dialect": "How a file is laid out had to be guessed against close rivals.",
+    "ingest/empty": "A file has no rows.",
+    "ingest/encoding": "A file holds bytes that are not UTF-8.",
+    "ingest/mixed-types": "A column holds values of more than one type.",
+    "ingest/null-words": "Words were read as missing values; review them.",
+    "ingest/quarantined": "Rows could not be read with certainty and wait in quarantine.",
+    "ingest/repaired": "Cells were repaired because the repair fits their columns; each is flagged.",
+    "ingest/schema-change": "Files or records of one source do not have the same columns.",
+    "ingest/skipped": "Bytes that are no rows were skipped under a name.",
+    "ingest/truncated": "A file ends in the middle of a row or of its compression.",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,26 @@
+"""Messy files in, typed columns out, every byte accounted for. See `job` for the words and `ingest` for the way through."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tenon.ingest.read import ingest
+    from tenon.ingest.job import Balance, ColumnFacts, Ingested, Job
+
+_HOME = {
+    "Balance": "tenon.ingest.job",
+    "ColumnFacts": "tenon.ingest.job",
+    "Ingested": "tenon.ingest.job",
+    "Job": "tenon.ingest.job",
+    "ingest": "tenon.ingest.read",
+}
+
+__all__ = ["Balance", "ColumnFacts", "Ingested", "Job", "ingest"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'tenon.ingest' has no attribute '{name}'")
