@@ -1,9 +1,9 @@
-"""A contract is what a stream of rows may be, as data: its columns, keys and row rules, and who is told when they break.
+"""A contract is what a stream of rows may be, as data: its columns, its key, its row rules, and what a breach means.
 
-`column` holds the words (Column, Source), `sql` the language of derived columns and rules, `contract` the Contract value,
-`check` the one pass that parts good rows from bad, `infer` a first draft of a contract from a frame, `odcs` and
-`frictionless` its open file formats, `derive` the derived columns and `request` the plain rows of a service. Names are
-resolved on first use: declaring a Source imports no Polars.
+`column` holds the words (Column, Source), `sql` the language of derived columns and rules, `contract` the Contract
+value, `check` the one pass that parts good rows from bad, `infer` a first draft of a contract from a frame, `odcs`
+and `frictionless` its open file formats, `derive` the derived columns and `request` the plain rows of a service.
+Names are resolved on first use: declaring a Source imports no Polars.
 """
 
 from __future__ import annotations

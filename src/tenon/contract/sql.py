@@ -3,16 +3,18 @@
 `parse` turns text into an `Expr`, checked and typed; `to_polars` runs it over a frame and `to_function` over one row of
 plain values, with equal results to the last bit (a property test holds it). Semantics, where engines differ:
 
-- Null in, null out, but for IS NULL, AND, OR, CASE, coalesce, least, greatest (they pass nulls over) and concat (it leaves
-  them out; `||` does not). A rule that is null is neither met nor broken: unknown.
-- `/` is always float division. `//` and `div` round down, `%` and `mod` have the sign of the divisor. Whole numbers are 64
-  bits and wrap. Division by zero, the root or logarithm of a negative number and a cast that cannot be made are null.
+- Null in, null out, but for IS NULL, AND, OR, CASE, coalesce, least, greatest (they pass nulls over) and concat (it
+  leaves them out; `||` does not). A rule that is null is neither met nor broken: unknown.
+- `/` is always float division. `//` and `div` round down, `%` and `mod` have the sign of the divisor. Whole numbers
+  are 64 bits and wrap. Division by zero, the root or logarithm of a negative number and a cast that cannot be made
+  are null.
 - NaN equals NaN and is larger than every number. round() rounds halves away from zero. true counts as 1 in arithmetic.
 - cast to int cuts off the fraction; text is read strictly (`12`, `-1.5e3`, `true`/`yes`/`1`, ISO dates); else null.
-- Timestamps have no zone (UTC) and microseconds, years 1 to 9999; a date counts as its midnight. dayofweek and isodow both
-  count Monday 1 to Sunday 7; week is the ISO week. date_trunc('week', t) is its Monday. date_diff(unit, a, b) counts the
-  borders of the unit between a and b (as DuckDB does); epoch(b) - epoch(a) are the exact seconds. Intervals have a fixed
-  length (microsecond to week): `t + interval '90 minutes'`, `t - n * interval '1 day'`, `interval n minute`.
+- Timestamps have no zone (UTC) and microseconds, years 1 to 9999; a date counts as its midnight. dayofweek and isodow
+  both count Monday 1 to Sunday 7; week is the ISO week. date_trunc('week', t) is its Monday. date_diff(unit, a, b)
+  counts the borders of the unit between a and b (as DuckDB does); epoch(b) - epoch(a) are the exact seconds.
+  Intervals have a fixed length (microsecond to week): `t + interval '90 minutes'`, `t - n * interval '1 day'`,
+  `interval n minute`.
 - substr counts from 1. trim cuts blanks, tabs and line ends. LIKE knows % and _, and is sensitive to case.
 - Nothing depends on the moment of asking: there is no now() and no random().
 """
@@ -24,7 +26,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tenon.contract import sql_rows
-from tenon.contract.sql_tree import Node, parse_node
+from tenon.contract.sql_parse import parse_node
+from tenon.contract.sql_tree import Node
 from tenon.errors import ConfigError, sentence
 
 if TYPE_CHECKING:
@@ -62,7 +65,8 @@ def columns(expr: Expr) -> set[str]:
 def to_polars(expr: Expr) -> pl.Expr:
     """Return the expression for Polars, lazily evaluated and streaming; ConfigError if it holds an aggregate.
 
-    The frame's columns must have the types of `frame.DTYPES` (Int64, Float64, ..., Datetime("us")); `frame.normal` makes them so.
+    The frame's columns must have the types of `frame.DTYPES` (Int64, Float64, ..., Datetime("us")); `frame.normal`
+    makes them so.
     """
     from tenon.contract import sql_columns
 
@@ -93,7 +97,8 @@ def aggregate_of(expr: Expr) -> tuple[str, Expr | None, bool] | None:
 def split(expr: Expr) -> tuple[Expr, dict[str, tuple[str, Expr | None, bool]]]:
     """Return the expression with each aggregate replaced by a column ``_agg0``, ``_agg1``, ..., and what each one is.
 
-    ``avg(x) / max(y)`` becomes ``_agg0 / _agg1`` with both aggregates as `aggregate_of` gives them; equal ones are shared.
+    ``avg(x) / max(y)`` becomes ``_agg0 / _agg1`` with both aggregates as `aggregate_of` gives them; equal ones are
+    shared.
     """
     found: dict[Node, str] = {}
 

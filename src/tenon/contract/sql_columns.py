@@ -11,29 +11,26 @@ expression runs, once per batch. That is exact and only slightly slower.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 import polars as pl
 
-from tenon.contract.sql_tree import FLOAT_PATTERN, INT_PATTERN, TIMESTAMP_PATTERN, UNITS_US, Node
+from tenon.contract.frame import DTYPES as COLUMN_DTYPES
+from tenon.contract.frame import type_of
+from tenon.contract.sql_tree import (
+    FIRST_US,
+    FLOAT_PATTERN,
+    INT_PATTERN,
+    LAST_US,
+    TIMESTAMP_PATTERN,
+    UNITS_US,
+    WORDS,
+    Node,
+    like_regex,
+)
 
-DTYPES: dict[str, Any] = {
-    "int": pl.Int64(),
-    "float": pl.Float64(),
-    "text": pl.String(),
-    "bool": pl.Boolean(),
-    "date": pl.Date(),
-    "timestamp": pl.Datetime("us"),
-    "duration": pl.Duration("us"),
-}
-FIRST_US = -62_135_596_800_000_000  # 0001-01-01
-LAST_US = 253_402_300_799_999_999  # 9999-12-31 23:59:59.999999
-WORDS = {
-    **dict.fromkeys(("true", "t", "yes", "y", "1", "on"), True),
-    **dict.fromkeys(("false", "f", "no", "n", "0", "off"), False),
-}
+DTYPES: dict[str, Any] = {**COLUMN_DTYPES, "duration": pl.Duration("us")}
 _EVERY = {"second": "1s", "minute": "1m", "hour": "1h", "day": "1d", "week": "1w", "month": "1mo", "quarter": "1q"}
 
 
@@ -124,20 +121,12 @@ def _like(node: Node, a: pl.Expr) -> pl.Expr:
     pattern: str = node.value
     inner = pattern.strip("%")
     if "_" in pattern or "%" in inner:
-        return a.str.contains(like_regex(pattern))
+        return a.str.contains(like_regex(pattern) + "$")
     if "%" not in pattern:
         return a == pl.lit(pattern)
     if pattern.startswith("%") and pattern.endswith("%"):
         return a.str.contains(inner, literal=True)
     return a.str.starts_with(inner) if pattern.endswith("%") else a.str.ends_with(inner)
-
-
-def like_regex(pattern: str) -> str:
-    """Write a LIKE pattern as a regular expression that Python and Rust read alike."""
-    told = {"%": ".*", "_": "."}
-    return (
-        "(?s)^" + "".join(told.get(char) or re.sub(r"([\\.+*?()|\[\]{}^$])", r"\\\1", char) for char in pattern) + "$"
-    )
 
 
 def _case(node: Node, *args: pl.Expr) -> pl.Expr:
@@ -265,22 +254,18 @@ def _cast(node: Node, a: pl.Expr) -> pl.Expr:
     dtype = DTYPES[target]
 
     def choose(series: pl.Series) -> pl.Series:
-        kind = kind_of(series.dtype)
+        kind = _kind_of(series.dtype)
         column = pl.col(series.name)
         return series.to_frame().select(_cast_known(column, kind, target) if kind else pl.lit(None, dtype)).to_series()
 
     return a.map_batches(choose, return_dtype=dtype, is_elementwise=True)
 
 
-def kind_of(dtype: Any) -> str:
-    """Name the contract type of a Polars type; "" when there is none."""
-    if dtype.is_integer():
-        return "int"
-    if dtype.is_float() or dtype.is_decimal():
-        return "float"
-    kinds: dict[Any, str] = {pl.String: "text", pl.Boolean: "bool", pl.Date: "date", pl.Null: "null"}
-    kinds |= {pl.Datetime: "timestamp", pl.Duration: "duration", pl.Categorical: "text", pl.Enum: "text"}
-    return kinds.get(dtype.base_type(), "")
+def _kind_of(dtype: Any) -> str:
+    """Name the type of a Polars type as `Node.type` does; "" when there is none."""
+    if dtype == pl.Duration:
+        return "duration"
+    return "null" if dtype == pl.Null else type_of(dtype) or ""
 
 
 def _cast_known(a: pl.Expr, source: str, target: str) -> pl.Expr:

@@ -5,9 +5,9 @@ features of a request are computed here. `build` nests closures, one for each no
 (a literal operand is bound, an operand of known type skips the checks it cannot need), so nothing is looked up by name
 while a row is computed. There is no generated source and no eval.
 
-Every operation gives what `sql_columns` gives: null in, null out unless the operation says otherwise; whole numbers wrap
-at 64 bits; NaN equals NaN and is larger than every number; a division by zero, a root of a negative number and a cast
-that cannot be made are null.
+Every operation gives what `sql_columns` gives: null in, null out unless the operation says otherwise; whole numbers
+wrap at 64 bits; NaN equals NaN and is larger than every number; a division by zero, a root of a negative number and a
+cast that cannot be made are null.
 """
 
 from __future__ import annotations
@@ -19,8 +19,18 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tenon.contract.sql_columns import FIRST_US, LAST_US, WORDS, like_regex
-from tenon.contract.sql_tree import FLOAT_PATTERN, INT_PATTERN, UNITS_US, Node, read_date, read_timestamp
+from tenon.contract.sql_tree import (
+    FIRST_US,
+    FLOAT_PATTERN,
+    INT_PATTERN,
+    LAST_US,
+    UNITS_US,
+    WORDS,
+    Node,
+    like_regex,
+    read_date,
+    read_timestamp,
+)
 
 Row = Mapping[str, Any]
 Function = Callable[[Row], Any]
@@ -261,7 +271,7 @@ def _in(node: Node) -> Callable[[Any], Any]:
 
 
 def _like(node: Node) -> Callable[[Any], Any]:
-    match = re.compile(like_regex(node.value)[:-1]).fullmatch
+    match = re.compile(like_regex(node.value)).fullmatch
     return lambda value: match(value) is not None
 
 
@@ -371,7 +381,7 @@ def _date_trunc(node: Node) -> Callable[[Any], Any]:
     reset = {name: 1 if name in ("month", "day") else 0 for name in keep[keep.index(unit) + 1 :]} | {"microsecond": 0}
 
     def run(value: Any) -> Any:
-        moment = _timestamp(value).replace(**reset)
+        moment = _timestamp(value).replace(**reset)  # type: ignore[arg-type]
         if node.value == "quarter":
             return moment.replace(month=(moment.month - 1) // 3 * 3 + 1)
         return moment - dt.timedelta(days=moment.weekday()) if node.value == "week" else moment
@@ -412,7 +422,8 @@ def _make_timestamp(node: Node, *parts: Function) -> Function:
             return None
         second, micro = divmod(int(micros), 1_000_000)
         try:
-            return dt.datetime(*values[:5], second, micro)
+            year, month, day, hour, minute = values[:5]
+            return dt.datetime(year, month, day, hour, minute, second, micro)
         except (ValueError, OverflowError):
             return None
 
