@@ -35,7 +35,7 @@ class Output:
     json: bool = False
     _started: float = field(default_factory=time.monotonic)
     _bar: Any = None
-    _tasks: dict[str, Any] = field(default_factory=dict)
+    _said: str = ""
 
     def emit(self, data: Any, text: str | Callable[[], str] = "") -> None:
         """Write the command's result to stdout: `data` as JSON with --json, else `text`."""
@@ -48,11 +48,9 @@ class Output:
             click.echo(text() if callable(text) else text)
 
     def say(self, text: str, *, colour: str | None = None) -> None:
-        """Talk to the person on stderr, above any progress that is being drawn."""
-        if self._bar is not None:
-            self._bar.console.print(harmless(text), style=colour, markup=False, highlight=False)
-        else:
-            click.secho(harmless(text), err=True, fg=colour)
+        """Talk to the person on stderr, after ending any progress that is being drawn."""
+        self.end()
+        click.secho(harmless(text), err=True, fg=colour)
 
     def findings(self, findings: Sequence[Mapping[str, Any]]) -> None:
         """Say findings, gravest first, each with its place, code and next step."""
@@ -67,37 +65,21 @@ class Output:
         """Draw progress of the work named `said`, once it has gone on for two seconds and somebody is looking."""
         if self.json or not sys.stderr.isatty() or time.monotonic() - self._started < QUIET_S:
             return
-        if self._bar is None:
-            self._bar = _bar()
-            self._bar.start()
-        if said not in self._tasks:
-            for task in self._tasks.values():
-                self._bar.update(task, visible=False)
-            self._tasks[said] = self._bar.add_task(harmless(said), total=total or None)
-        self._bar.update(self._tasks[said], completed=done, total=total or None)
+        if said != self._said:
+            self.end()
+            self._said = said
+            self._bar = click.progressbar(
+                length=max(int(total), 1), label=f"{harmless(said):<24}", file=sys.stderr, width=30
+            )
+            self._bar.__enter__()
+        if self._bar is not None:
+            self._bar.update(int(done) - self._bar.pos)
 
     def end(self) -> None:
         """Stop drawing, so that a result or an error starts on a clean line."""
         if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-            self._tasks.clear()
-
-
-def _bar() -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=30),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
+            self._bar.__exit__(None, None, None)
+            self._bar, self._said = None, ""
 
 
 def _plain(value: Any) -> Any:
@@ -114,7 +96,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = 
     """Lay out a table in plain text: figures to the right, words to the left, cut at 60 characters a cell."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max([len(name), *(len(row[i]) for row in cells)]) for i, name in enumerate(header)]
-    right = [bool(rows) and all(isinstance(row[i], (int, float)) or row[i] is None for row in rows) for i in range(len(header))]
+    right = [
+        bool(rows) and all(isinstance(row[i], (int, float)) or row[i] is None for row in rows)
+        for i in range(len(header))
+    ]
 
     def line(values: Sequence[str]) -> str:
         return "  ".join(

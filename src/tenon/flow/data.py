@@ -105,7 +105,11 @@ def ingested(work: Work, source: Source) -> Stage:
         with tempfile.TemporaryDirectory(prefix="tenon-") as folder:
             done = ingest.ingest(
                 ingest.Job(
-                    paths=tuple(files), out=Path(folder), name=source.name, source=source, limits=work.config.limits.ingest
+                    paths=tuple(files),
+                    out=Path(folder),
+                    name=source.name,
+                    source=source,
+                    limits=work.config.limits.ingest,
                 ),
                 progress=work.progress,
             )

@@ -99,7 +99,11 @@ def data_of(declared: Model, matrix: pl.DataFrame, names: list[str], kinds: Mapp
     }
     for side, rows in sides.items():
         if not rows.height:
-            reach = f"labelled rows from {labelled['_time'].min()} to {labelled['_time'].max()}" if labelled.height else "no labelled rows"
+            reach = (
+                f"labelled rows from {labelled['_time'].min()} to {labelled['_time'].max()}"
+                if labelled.height
+                else "no labelled rows"
+            )
             raise InputError(
                 sentence(
                     f"labelled rows for {side}",

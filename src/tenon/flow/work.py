@@ -45,7 +45,12 @@ class Work:
 
     @staticmethod
     def open(
-        folder: Path, environ: Mapping[str, str], *, progress: Progress = quiet, again: bool = False, read_only: bool = False
+        folder: Path,
+        environ: Mapping[str, str],
+        *,
+        progress: Progress = quiet,
+        again: bool = False,
+        read_only: bool = False,
     ) -> Work:
         """Load the project and open its store; the caller closes `work.store`."""
         project = load(folder)
@@ -111,7 +116,13 @@ def once(
     body = {"seconds": seconds, **body, "usd": cost}
     with work.store.atomic():
         work.store.put(name, short, body)
-        record = {"id": key, "name": name, "subject": subject, "outputs": {name: short}, "blobs": sorted(blobs_of(body))}
+        record = {
+            "id": key,
+            "name": name,
+            "subject": subject,
+            "outputs": {name: short},
+            "blobs": sorted(blobs_of(body)),
+        }
         work.store.put("stage", key, {**record, "seconds": seconds, "usd": cost, "at": work.clock()})
         for entry in meter.entries:
             work.store.charge(entry)

@@ -1,0 +1,120 @@
+"""`tenon ingest`, `tenon check` and `tenon quarantine`: files in, typed columns or verdicts out; no project needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tenon.cli.output import Output, seconds, table
+from tenon.cli.shared import json_flag
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out", "-o", type=click.Path(file_okay=False, path_type=Path), help="Folder to write to (default: here)."
+)
+@click.option("--name", default="", help="Base name of what is written (default: the first file's).")
+@click.option("--text", is_flag=True, help="Keep every column as text, spelt as in the source.")
+@click.option("--csv", "csv", type=click.Path(dir_okay=False, path_type=Path), help="Write clean CSV here instead.")
+@click.option(
+    "--policy",
+    type=click.Choice(["row", "cell"]),
+    default="row",
+    help="A value that does not fit its column quarantines its row, or only its cell (flagged).",
+)
+@json_flag
+def ingest(
+    paths: tuple[Path, ...], out: Path | None, name: str, text: bool, csv: Path | None, policy: str, as_json: bool
+) -> None:
+    """Read messy PATHS (files, folders, globs) into typed Parquet; nothing is lost."""
+    from tenon.flow import single
+
+    output = Output(as_json)
+    read = single.read(
+        single.Read(paths=paths, out=out or Path(), name=name, text=text, csv=csv, policy=policy), output.progress
+    )
+    output.findings([finding.to_dict() for finding in read.findings])
+    columns = [
+        [column["name"], column["type"], column.get("null_pct"), column.get("repaired", 0), column.get("examples", "")]
+        for column in read.columns
+    ]
+    balance = "every byte is accounted for" if read.balance["closes"] else "THE BALANCE DOES NOT CLOSE"
+    lines = [
+        table(["column", "type", "null %", "repaired", "examples"], columns),
+        f"\n{read.rows:,} rows, {read.quarantined:,} quarantined, {read.repaired:,} repaired, "
+        f"{read.bytes / 1e6:,.1f} MB in {seconds(read.seconds)}; {balance}",
+        *(f"wrote {path}" for path in read.written),
+    ]
+    output.emit(read.to_dict(), "\n".join(lines))
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "--contract",
+    "-c",
+    "file",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The contract, YAML.",
+)
+@click.option("--good", type=click.Path(dir_okay=False, path_type=Path), help="Write the good rows here, as Parquet.")
+@click.option(
+    "--bad", type=click.Path(dir_okay=False, path_type=Path), help="Write the bad rows here, with their rules."
+)
+@click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), help="Write JUnit XML for CI here.")
+@json_flag
+def check(data: Path, file: Path, good: Path | None, bad: Path | None, junit: Path | None, as_json: bool) -> None:
+    """Check DATA (any file ingest reads, or Parquet) against a contract; exit 1 when a threshold is passed."""
+    from tenon.flow import single
+
+    output = Output(as_json)
+    checked = single.check(data, file, good=good, bad=bad, junit=junit, progress=output.progress)
+    output.findings([finding.to_dict() for finding in checked.findings])
+    rows = [[rule["rule"], rule["bad"], rule["pct"], rule["threshold_pct"], rule["passed"]] for rule in checked.rules]
+    verdict = "keeps" if checked.passed else "breaks"
+    output.emit(
+        checked.to_dict(),
+        lambda: "\n".join(
+            [
+                *([table(["rule", "bad rows", "%", "allowed %", "passed"], rows)] if rows else []),
+                f"\n{data} {verdict} its contract: {checked.good:,} good rows, {checked.bad:,} bad",
+            ]
+        ),
+    )
+    if not checked.passed:
+        raise SystemExit(1)
+
+
+@click.group()
+def quarantine() -> None:
+    """Show what was quarantined and why."""
+
+
+@quarantine.command("show")
+@click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
+@click.option("--limit", default=20, show_default=True, help="How many records.")
+@json_flag
+def quarantine_show(file: Path, limit: int, as_json: bool) -> None:
+    """Show the records of a quarantine FILE: where each came from, why, and what would have mended it."""
+    from tenon.flow import single
+
+    output = Output(as_json)
+    rows = single.quarantine(file, limit)
+    names = list(rows[0]) if rows else []
+    output.emit(rows, lambda: table(names, [list(row.values()) for row in rows]) if rows else "nothing is quarantined")
+
+
+@quarantine.command("summary")
+@click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
+@json_flag
+def quarantine_summary(file: Path, as_json: bool) -> None:
+    """Count the records of a quarantine FILE by reason and column, with an example of each."""
+    from tenon.flow import single
+
+    output = Output(as_json)
+    rows = single.quarantine_summary(file)
+    names = list(rows[0]) if rows else []
+    output.emit(rows, lambda: table(names, [list(row.values()) for row in rows]) if rows else "nothing is quarantined")

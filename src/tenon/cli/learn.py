@@ -1,0 +1,244 @@
+"""`tenon train`, `tenon runs` and `tenon models`: training, its history, and which version may answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tenon.cli.begin import told
+from tenon.cli.output import Output, seconds, table, usd, when
+from tenon.cli.shared import json_flag, model_option, opened, project_argument
+
+
+@click.command()
+@project_argument
+@model_option
+@click.option("--again", is_flag=True, help="Train anew though nothing changed.")
+@json_flag
+def train(project: Path, model: str, again: bool, as_json: bool) -> None:
+    """Train PROJECT's model, simplest first, and put it before its gate."""
+    from tenon import flow
+
+    output = Output(as_json)
+    with opened(project, output, again=again) as work:
+        outcome = flow.run(work, model=model, upto="version")
+    output.findings(outcome.findings)
+    output.emit(outcome.to_dict(), lambda: told(outcome, project))
+
+
+# ── runs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@click.group()
+def runs() -> None:
+    """List, show and compare training runs."""
+
+
+def _estimate(estimate: Mapping[str, float] | None) -> str:
+    if not estimate:
+        return "–"
+    return f"{estimate['value']:.4f} ({estimate['low']:.4f} to {estimate['high']:.4f})"
+
+
+@runs.command("list")
+@project_argument
+@model_option
+@click.option("--limit", default=20, show_default=True, help="How many, newest first.")
+@json_flag
+def runs_list(project: Path, model: str, limit: int, as_json: bool) -> None:
+    """List runs, newest first."""
+    output = Output(as_json)
+    with opened(project, output, read_only=True) as work:
+        found = work.store.find("run", limit=limit, **({"model": model} if model else {}))
+    rows = []
+    for run in found:
+        first = next(iter(run.get("metrics", {}).get("test", {}).items()), None)
+        score = f"{first[0]} {first[1]['value']:.4f}" if first else "–"
+        rows.append(
+            [
+                run["id"],
+                run["model"],
+                run["trainer"],
+                run["status"],
+                score,
+                run.get("seconds"),
+                usd(run.get("usd", 0)),
+                when(run["at"]),
+            ]
+        )
+    output.emit(
+        found, lambda: table(["run", "model", "trainer", "status", "test", "seconds", "cost", "when (UTC)"], rows)
+    )
+
+
+@runs.command("show")
+@click.argument("run")
+@project_argument
+@json_flag
+def runs_show(run: str, project: Path, as_json: bool) -> None:
+    """Show one RUN: split, metrics with intervals beside the baselines, what mattered, and its learning curves."""
+    from tenon.flow import look
+
+    output = Output(as_json)
+    with opened(project, output, read_only=True) as work:
+        shown = look.run(work, run)
+    record = shown["run"]
+    lines = [
+        f"run {record['id']} of '{record['model']}': {record['trainer']}, {record['status']}, "
+        f"{seconds(record.get('seconds', 0))}, {usd(record.get('usd', 0))}, {when(record['at'])} UTC"
+    ]
+    split = [
+        [side, part["from"], part["to"], part["rows"], part["rate"]] for side, part in record.get("split", {}).items()
+    ]
+    if split:
+        lines += ["", table(["split", "from", "to", "rows", "mean label"], split)]
+    tests = {record["trainer"]: record.get("metrics", {}).get("test", {}), **record.get("baselines", {})}
+    names = list(next(iter(tests.values()), {}))
+    if names:
+        body = [[name, *(_estimate(scores.get(metric)) for metric in names)] for name, scores in tests.items()]
+        lines += ["", table(["on test", *names], body)]
+    if record.get("importance"):
+        lines += ["", table(["feature", "gain"], [[row["name"], row["gain"]] for row in record["importance"][:12]])]
+    for name, curve in shown["curves"].items():
+        lines += [
+            "",
+            f"{name}  {look.sparkline(curve['values'])}  {curve['values'][0]:.4g} → {curve['values'][-1]:.4g}",
+        ]
+    output.emit(shown, "\n".join(lines))
+    output.findings(record.get("findings", []))
+
+
+@runs.command("compare")
+@click.argument("first")
+@click.argument("second")
+@project_argument
+@json_flag
+def runs_compare(first: str, second: str, project: Path, as_json: bool) -> None:
+    """Compare two runs: their scores, and everything that differs between them, down to a package's version."""
+    from tenon.flow import look
+
+    output = Output(as_json)
+    with opened(project, output, read_only=True) as work:
+        compared = look.compare(work, first, second)
+    scores = [
+        [row["metric"], _estimate(row["first"]), _estimate(row["second"]), row["delta"]] for row in compared["metrics"]
+    ]
+    changes = [[row["what"], row["first"], row["second"]] for row in compared["changes"]]
+    lines = [table(["on test", first, second, "change"], scores), ""]
+    lines.append(table(["differs", first, second], changes) if changes else "nothing else differs")
+    output.emit(compared, "\n".join(lines))
+
+
+# ── models ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@click.group()
+def models() -> None:
+    """List, promote and roll back model versions; audit what served when."""
+
+
+@models.command("list")
+@project_argument
+@model_option
+@json_flag
+def models_list(project: Path, model: str, as_json: bool) -> None:
+    """List versions, newest first, with their gate's verdict and alias."""
+    from tenon.flow import promote
+
+    output = Output(as_json)
+    with opened(project, output, read_only=True) as work:
+        found = promote.versions(work, model)
+    rows = [
+        [
+            row["model"],
+            row["number"],
+            row["id"],
+            ", ".join(row["aliases"]) or "–",
+            "allowed" if row["gate"]["allowed"] else "refused",
+            row["score"],
+            row["latency"].get("p99_ms"),
+            when(row["at"]),
+        ]
+        for row in found
+    ]
+    header = ["model", "no.", "version", "alias", "gate", "test", "p99 ms", "when (UTC)"]
+    output.emit(found, lambda: table(header, rows))
+
+
+@models.command("show")
+@click.argument("version")
+@project_argument
+@json_flag
+def models_show(version: str, project: Path, as_json: bool) -> None:
+    """Show one VERSION (id, number or alias): its lineage and every check of its gate."""
+    from tenon.flow import promote
+
+    output = Output(as_json)
+    with opened(project, output, read_only=True) as work:
+        record = promote.version(work, "", version)
+    checks = [["✓" if check["passed"] else "✗", check["name"], check["said"]] for check in record["gate"]["checks"]]
+    lines = [
+        f"version {record['number']} ({record['id']}) of '{record['model']}', {when(record['at'])} UTC",
+        f"  run {record['run']}, features {record['features']}, "
+        f"datasets {', '.join(f'{name} {id}' for name, id in record['datasets'].items())}",
+        "",
+        table(["", "check", "said"], checks),
+    ]
+    output.emit(record, "\n".join(lines))
+
+
+@models.command("promote")
+@click.argument("version")
+@project_argument
+@model_option
+@click.option("--alias", default="production", show_default=True, help="The alias to move.")
+@click.option("--reason", default="", help="Why, for the audit.")
+@click.option("--despite-gate", is_flag=True, help="Promote a version its gate refused; the audit records it.")
+@json_flag
+def models_promote(
+    version: str, project: Path, model: str, alias: str, reason: str, despite_gate: bool, as_json: bool
+) -> None:
+    """Give VERSION (id or number) an alias, when its gate allows."""
+    from tenon.flow import promote
+
+    output = Output(as_json)
+    with opened(project, output) as work:
+        move = promote.Move(model=model, version=version, alias=alias, reason=reason, despite_gate=despite_gate)
+        moved = promote.promote(work, move)
+    output.emit(
+        moved, f"{moved['model']}/{moved['alias']} is now {moved['version']} (was {moved['previous'] or 'nothing'})"
+    )
+
+
+@models.command("rollback")
+@project_argument
+@model_option
+@click.option("--alias", default="production", show_default=True, help="The alias to move back.")
+@click.option("--reason", default="", help="Why, for the audit.")
+@json_flag
+def models_rollback(project: Path, model: str, alias: str, reason: str, as_json: bool) -> None:
+    """Give the alias back to the version that had it before."""
+    from tenon.flow import promote
+
+    output = Output(as_json)
+    with opened(project, output) as work:
+        moved = promote.rollback(work, promote.Move(model=model, alias=alias, reason=reason))
+    output.emit(moved, f"{moved['model']}/{moved['alias']} is back at {moved['version']} (was {moved['previous']})")
+
+
+@models.command("audit")
+@project_argument
+@model_option
+@json_flag
+def models_audit(project: Path, model: str, as_json: bool) -> None:
+    """Tell what served when: every move of an alias, and every start, swap and stop of a service."""
+    from tenon.flow import promote
+
+    output = Output(as_json)
+    with opened(project, output, read_only=True) as work:
+        trail: list[dict[str, Any]] = promote.audit(work, model)
+    rows = [[when(row["at"]), row["kind"], row["model"], row["what"], row["version"], row["why"]] for row in trail]
+    output.emit(trail, lambda: table(["when (UTC)", "kind", "model", "what", "version", "why"], rows))

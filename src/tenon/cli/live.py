@@ -1,0 +1,95 @@
+"""`tenon predict`, `tenon serve`, `tenon replay` and `tenon labels`: the model at work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tenon.cli.output import Output, seconds, table
+from tenon.cli.shared import json_flag, model_option, opened, project_argument
+
+
+@click.command()
+@click.argument("rows", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--project", "-p", type=click.Path(file_okay=False, path_type=Path), default=".", help="The project's folder."
+)
+@model_option
+@click.option("--version", "version", default="production", show_default=True, help="Version id, number or alias.")
+@json_flag
+def predict(rows: Path, out: Path, project: Path, model: str, version: str, as_json: bool) -> None:
+    """Score the file ROWS into the file OUT (.parquet, .csv or .jsonl): each row with its score and decision."""
+    from tenon.flow import live
+
+    output = Output(as_json)
+    with opened(project, output, read_only=True) as work:
+        done = live.predict(work, live.Prediction(rows=rows, out=out, model=model, version=version))
+    output.findings([finding.to_dict() for finding in done.findings])
+    output.emit(
+        done.to_dict(),
+        f"scored {done.rows:,} rows with {done.model}/{done.version} in {seconds(done.seconds)}, "
+        f"{done.refused:,} refused; wrote {out}",
+    )
+
+
+@click.command()
+@project_argument
+@model_option
+@click.option("--host", default="", help="Address to listen on (default: tenon.toml, else 127.0.0.1).")
+@click.option("--port", type=int, default=0, help="Port to listen on (default: tenon.toml, else 8321).")
+@click.option("--version", "version", default="production", show_default=True, help="Version id, number or alias.")
+@click.option("--as-of", "as_of", default="", help="Know only what was known by this moment, for an honest replay.")
+@json_flag
+def serve(project: Path, model: str, host: str, port: int, version: str, as_of: str, as_json: bool) -> None:
+    """Serve PROJECT's model over HTTP: plain JSON rows and the Open Inference Protocol v2."""
+    from tenon.flow import live
+
+    output = Output(as_json)
+    with opened(project, output) as work:
+        live.serve(work, live.Serving(model=model, host=host, port=port, version=version, as_of=as_of), output.say)
+    output.emit({"served": True}, "stopped; every observation is kept")
+
+
+@click.command()
+@project_argument
+@model_option
+@click.option("--url", default="", help="The service (default: the project's own address).")
+@click.option("--from", "start", default="", help="First moment (default: the test period's first).")
+@click.option("--to", "end", default="", help="Moment to stop at (default: the end of the data).")
+@click.option("--tick", default="15m", show_default=True, help="How often facts that became known are sent.")
+@click.option("--speed", type=float, default=0.0, help="Simulated seconds a second (default: as fast as it answers).")
+@json_flag
+def replay(project: Path, model: str, url: str, start: str, end: str, tick: str, speed: float, as_json: bool) -> None:
+    """Play PROJECT's recorded rows against the running service as live traffic; true outcomes arrive late, as they did."""
+    from tenon.flow import live
+
+    output = Output(as_json)
+    with opened(project, output, read_only=True) as work:
+        asked = live.Replay(model=model, url=url, start=start, end=end, tick=tick, speed=speed)
+        done = live.replay(work, asked)
+    output.emit(
+        done.to_dict(),
+        f"{done.predictions:,} predictions and {done.facts:,} facts in {seconds(done.seconds)} "
+        f"({done.predictions / max(done.seconds, 1e-9):,.0f} predictions/s), {done.errors:,} errors, "
+        f"p50 {done.p50_ms:.1f} ms, p99 {done.p99_ms:.1f} ms\nnext: tenon watch {project}",
+    )
+    if done.errors:
+        raise SystemExit(1)
+
+
+@click.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@project_argument
+@model_option
+@json_flag
+def labels(file: Path, project: Path, model: str, as_json: bool) -> None:
+    """Record true outcomes from FILE: columns `id` and `label` (and `known`), or the model's own source's rows."""
+    from tenon.flow import live
+
+    output = Output(as_json)
+    with opened(project, output) as work:
+        done = live.labels(work, file, model)
+    rows = [[done["labels"], done["matched"], done["without"], done["kind"]]]
+    output.emit(done, table(["labels kept", "meet an observation", "meet none yet", "as"], rows))
