@@ -28,6 +28,22 @@ CODES: dict[str, str] = {
     "ingest/schema-change": "Files or records of one source do not have the same columns.",
     "ingest/skipped": "Bytes that are no rows were skipped under a name.",
     "ingest/truncated": "A file ends in the middle of a row or of its compression.",
+    "model/parity": "The compiled model answers differently from the one that was trained.",
+    "model/refused": "The gate refuses a version, with the checks that failed.",
+    "store/blob-corrupt": "Bytes in the store differ from the digest that names them.",
+    "store/blob-missing": "A record names bytes that are not in the store.",
+    "store/catalog-damaged": "The catalog file is damaged.",
+    "store/unreferenced": "The store holds bytes that no record names.",
+    "track/dropped": "Metric points were dropped because a bound was reached.",
+    "track/interrupted": "A run's process ended without saying how the run went.",
+    "training/budget-spent": "A run was stopped because its budget is spent.",
+    "training/diverged": "A run was stopped because its loss ran away.",
+    "training/does-not-fit": "A run was refused because it would not fit into memory or budget.",
+    "training/flat": "A run was stopped because nothing more is to be gained.",
+    "training/label-constant": "The label never varies, so nothing can be learnt or judged.",
+    "training/loss-not-finite": "A loss or gradient is no number.",
+    "training/not-better": "A model does not beat its best baseline beyond noise.",
+    "training/suspicious": "A score or a feature is too good to be true.",
 }
 
 

@@ -1,0 +1,54 @@
+"""A trained model becomes a version: compiled to ONNX, proven equal, measured, and held against its gate."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tenon.model.build import Compiled, compile
+    from tenon.model.gate import Check, Decision, Gate, decide
+    from tenon.model.predict import Predictor
+    from tenon.model.proof import Latency, Parity, latency, parity
+    from tenon.model.version import Version
+
+# public name -> the module that defines it
+_HOME = {
+    "Check": "tenon.model.gate",
+    "Compiled": "tenon.model.build",
+    "Decision": "tenon.model.gate",
+    "Gate": "tenon.model.gate",
+    "Latency": "tenon.model.proof",
+    "Parity": "tenon.model.proof",
+    "Predictor": "tenon.model.predict",
+    "Version": "tenon.model.version",
+    "compile": "tenon.model.build",
+    "decide": "tenon.model.gate",
+    "latency": "tenon.model.proof",
+    "parity": "tenon.model.proof",
+}
+
+__all__ = [
+    "Check",
+    "Compiled",
+    "Decision",
+    "Gate",
+    "Latency",
+    "Parity",
+    "Predictor",
+    "Version",
+    "compile",
+    "decide",
+    "latency",
+    "parity",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'tenon.model' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,213 @@
+"""A Guard is an object a training loop calls once a step, so that no run burns money in silence.
+
+    guard = Guard(budget=Budget(usd=2), run=run)
+    for step in range(10_000):
+        loss = ...
+        if not guard.step(step, loss=loss):      # before the optimiser step
+            break                                # stop, and keep what you have
+
+`step` answers True (go on) or False (stop: the budget is spent, or nothing more is to be gained); it raises
+TrainingError when what was trained is not to be kept: a loss that is no number, or one that runs away. A loop that does
+not listen to False is stopped by a BudgetError or TrainingError at its next step. Every stop is a Finding with its
+numbers, in `guard.findings` and in the run.
+
+A stop needs evidence against the noise of the loss. Noise is measured from successive differences (von Neumann, Annals
+of Mathematical Statistics 12, 1941), which a trend hardly touches, and taken as a median, which a spike hardly touches.
+*Running away*: the last NEAR losses are all, by their median, SIGMAS of noise above the best stretch so far and above
+where the run began. *Flat*: a straight line through the second half of the run promises, at the upper end of its 95 %
+interval, less than `least_gain` of what the run has gained in all. History is bounded: when it is full, neighbours are
+averaged and every point then stands for twice as many steps.
+
+A step costs about 2 microseconds, and one step in CHECK_STEPS some 60; what has been spent is read twice a second.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tenon import ledger
+from tenon.config import Prices
+from tenon.errors import BudgetError, TrainingError, sentence
+from tenon.finding import Finding
+from tenon.ledger import Budget, Spent
+
+Floats = NDArray[np.float64]
+POINTS = 256  # kept of the history
+NEAR = 5  # losses that must agree
+CHECK_STEPS = 10
+SPENT_S = 0.5  # between readings of what has been spent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What stops a run: each rule can be turned off; `least_gain` is the share of all gain so far worth another half."""
+
+    diverged: bool = True
+    flat: bool = True
+    sigmas: float = 6.0
+    least_steps: int = 60
+    least_gain: float = 0.005
+
+
+class Guard:
+    """Watches one run; see the module's docstring. Not shared between runs or threads."""
+
+    __slots__ = ("_clock", "_cpu", "_every", "_losses", "_next", "_part", "_read", "_start", "_stopped", "budget", "findings", "prices", "rules", "run", "spent")
+
+    def __init__(
+        self,
+        *,
+        budget: Budget | None = None,
+        rules: Rules = Rules(),
+        prices: Prices = Prices(),
+        run: Any = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.budget = budget or Budget()
+        self.rules = rules
+        self.prices = prices
+        self.run = run
+        self.findings: list[Finding] = []
+        self.spent = Spent()
+        self._clock = clock
+        self._start = clock()
+        self._cpu = ledger.cpu_seconds()
+        self._read = self._start
+        self._losses: list[float] = []
+        self._part: list[float] = []  # losses waiting to become one point
+        self._every = 1  # steps that one point stands for
+        self._next = rules.least_steps
+        self._stopped: Finding | None = None
+
+    @property
+    def stopped(self) -> Finding | None:
+        """Return why the run was told to stop, or None while it may go on."""
+        return self._stopped
+
+    def step(self, step: int, *, loss: float | None = None, grad_norm: float | None = None) -> bool:
+        """Say whether to go on; call it with this step's loss (and gradient norm) before the optimiser's step.
+
+        Raises TrainingError for a loss or gradient that is no number and for one that runs away.
+        """
+        if self._stopped is not None:
+            kind = BudgetError if self._stopped.code == "training/budget-spent" else TrainingError
+            raise kind(f"{self._stopped.said} The loop was told to stop and went on, at step {step}")
+        for name, value in (("loss", loss), ("gradient norm", grad_norm)):
+            if value is not None and not math.isfinite(value):
+                self._not_finite(step, name, float(value))
+        now = self._clock()
+        if now - self._read >= SPENT_S and not self._affordable(step, now):
+            return False
+        if loss is not None:
+            self._part.append(float(loss))
+            if len(self._part) == self._every:
+                self._keep()
+                return self._examine(step)
+        return True
+
+    # ── what has been spent ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _affordable(self, step: int, now: float) -> bool:
+        """Read what has been spent and compare it with the budget."""
+        self._read = now
+        core_s = ledger.cpu_seconds() - self._cpu
+        usage = ledger.Usage(wall_s=now - self._start, cpu_s=max(core_s, 0.0), peak_bytes=ledger.resident_bytes())
+        self.spent = usage.spent(self.prices)
+        admission = self.budget.admit(self.spent, what="the run")
+        if admission:
+            return True
+        numbers = {"usd": self.spent.usd, "hours": self.spent.hours, "kwh": self.spent.kwh, "step": float(step)}
+        said = f"The budget is spent at step {step}: {admission.reason}."
+        self._stop("training/budget-spent", "warning", step, said, "What was trained so far is kept.", numbers)
+        return False
+
+    # ── what the loss says ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def _not_finite(self, step: int, name: str, value: float) -> None:
+        hint = "lower the learning rate, clip gradients, or look for a missing value in this step's rows"
+        said = sentence(f"a finite {name}", f"{value}", at=self._place(step), hint=hint)
+        self._stop("training/loss-not-finite", "error", step, said, hint, {"step": float(step)})
+        raise TrainingError(said)
+
+    def _keep(self) -> None:
+        """Turn waiting losses into a point; when the history is full, average neighbours."""
+        self._losses.append(sum(self._part) / len(self._part))
+        self._part.clear()
+        if len(self._losses) > POINTS:
+            pairs = np.asarray(self._losses[:POINTS]).reshape(-1, 2).mean(axis=1)
+            self._losses = [*pairs.tolist(), *self._losses[POINTS:]]
+            self._every *= 2
+
+    def _examine(self, step: int) -> bool:
+        """Look for a loss that runs away or lies flat, every CHECK_STEPS steps."""
+        if step < self._next or len(self._losses) < 4 * NEAR:
+            return True
+        self._next = step + CHECK_STEPS * self._every
+        losses = np.asarray(self._losses)
+        noise = _noise(losses)
+        if self.rules.diverged:
+            self._diverging(step, losses, noise)
+        return not (self.rules.flat and self._lies_flat(step, losses))
+
+    def _diverging(self, step: int, losses: Floats, noise: float) -> None:
+        """Raise TrainingError when the latest losses lie beyond noise above the best stretch and above the start."""
+        medians = np.median(np.lib.stride_tricks.sliding_window_view(losses, NEAR), axis=1)
+        best, first, latest = float(medians.min()), float(medians[0]), float(medians[-1])
+        margin = self.rules.sigmas * noise + 0.01 * abs(best)
+        if losses[-NEAR:].min() <= best + margin or latest <= first + margin:
+            return
+        hint = "lower the learning rate, warm it up, or clip gradients; the last good checkpoint is the one to keep"
+        said = sentence(
+            f"a loss near its best, {best:.4g}, or at least below its start, {first:.4g}",
+            f"{latest:.4g}, {(latest - best) / max(noise, 1e-12):.0f} times the noise above the best",
+            at=self._place(step),
+            hint=hint,
+        )
+        numbers = {"step": float(step), "loss": latest, "best": best, "first": first, "noise": noise}
+        self._stop("training/diverged", "error", step, said, hint, numbers)
+        raise TrainingError(said)
+
+    def _lies_flat(self, step: int, losses: Floats) -> bool:
+        """Say whether the second half of the run promises too little for another stretch as long."""
+        half = losses[len(losses) // 2 :]
+        x = np.arange(len(half)) - (len(half) - 1) / 2
+        slope = float(x @ half / (x @ x))
+        left = half - half.mean() - slope * x
+        error = math.sqrt(float(left @ left) / max(len(half) - 2, 1) / float(x @ x))
+        promised = (2 * error - slope) * len(half)
+        gained = float(losses[:NEAR].mean() - losses.min())
+        least = self.rules.least_gain * max(gained, 1e-3 * abs(float(losses[0])))
+        if promised >= least:
+            return False
+        said = (
+            f"The loss lies flat at {half.mean():.5g}: the last {len(half) * self._every} steps promise at most"
+            f" {max(promised, 0.0):.2g} more in as many again, of {gained:.3g} gained in all."
+        )
+        numbers = {"step": float(step), "loss": float(half.mean()), "promised": promised, "gained": gained}
+        hint = "Keep this model, or change the learning rate or the model to gain more."
+        self._stop("training/flat", "info", step, said, hint, numbers)
+        return True
+
+    # ── saying it ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _place(self, step: int) -> str:
+        return f"{getattr(self.run, 'id', None) or 'run'}/{step}"
+
+    def _stop(self, code: str, severity: Any, step: int, said: str, hint: str, numbers: dict[str, float]) -> None:
+        finding = Finding(code=code, severity=severity, place=self._place(step), said=said, hint=hint, numbers=numbers)
+        self._stopped = finding
+        self.findings.append(finding)
+        if self.run is not None:
+            self.run.finding(finding)
+
+
+def _noise(losses: Floats) -> float:
+    """Estimate the standard deviation of a loss around its trend from successive differences."""
+    return float(np.median(np.abs(np.diff(losses)))) / 0.6745 / math.sqrt(2)

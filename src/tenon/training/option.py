@@ -1,0 +1,18 @@
+"""What an experiment tells its trainers beside the data: seed, threads, bounds, and the guard that watches them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tenon.training.guard import Guard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to train: the same options and data give the same model, whatever the number of threads is."""
+
+    guard: Guard
+    seed: int = 0
+    threads: int = 2
+    rounds: int = 1_000
+    patience: int = 50

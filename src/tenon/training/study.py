@@ -1,0 +1,279 @@
+"""Simplest first: an experiment trains the baselines, then the model, and says whether the model is worth its price.
+
+Order of work: check the data in words, predict memory and time, train a constant, then a linear model on the same
+features, then what was asked for. All are measured on the validation and the test part with the same resampled rows.
+The best baseline is chosen on validation, never on test; the lift of the model over it is measured on test, paired (see
+`tenon.metric`). A lift whose interval reaches down to zero is `training/not-better`. A score or a single feature that is
+too good to be true is `training/suspicious`: in practice it is nearly always a leak, something that is only known later.
+
+The decision threshold is chosen on validation, so that as many rows are flagged as are truly positive there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tenon import metric
+from tenon.errors import ConfigError, TrainingError, nearest, sentence
+from tenon.finding import Finding
+from tenon.ledger import Budget
+from tenon.metric import Estimate
+from tenon.training.admit import fit
+from tenon.training.boost import lightgbm
+from tenon.training.data import Data
+from tenon.training.fitted import Fitted, settle
+from tenon.training.guard import Guard, Rules
+from tenon.training.linear import constant, linear, logistic
+from tenon.training.option import Options
+
+Floats = NDArray[np.float64]
+Trainer = Callable[..., Any]
+Estimates = Mapping[str, Estimate]
+
+TRAINERS: dict[str, Callable[[Data, Any, Options], Fitted]] = {
+    "constant": constant,
+    "lightgbm": lightgbm,
+    "linear": linear,
+    "logistic": logistic,
+}
+TASKS = {"linear": "regression", "logistic": "binary"}  # trainers for one task only
+BASELINES = {"binary": ("constant", "logistic"), "regression": ("constant", "linear")}
+SUSPICIOUS = {"roc_auc": 0.99, "r2": 0.995}  # scores that real problems do not give
+LEAK_ROWS = 50_000  # rows on which single features are ranked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What an experiment found: the fitted model, its scores beside the baselines', and what a person should know."""
+
+    fitted: Fitted
+    trainer: str
+    seed: int
+    split: Mapping[str, Mapping[str, Any]]
+    metrics: Mapping[str, Estimates]  # side -> metric -> estimate
+    baselines: Mapping[str, Estimates]  # name -> metric -> estimate, on test
+    baseline: str  # the best one, chosen on validation; "" when there is none
+    lift: Estimates  # metric -> by how much better than that baseline, paired, on test
+    calibration: Sequence[Mapping[str, float]]
+    importance: Sequence[Mapping[str, Any]]
+    findings: Sequence[Finding]
+    seconds: float
+    stopped: bool = False
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all but the model as plain data, in the fields of a `run` record."""
+        return {
+            "status": "stopped" if self.stopped else "done",
+            "trainer": self.trainer,
+            "seed": self.seed,
+            "params": dict(self.params),
+            "split": {side: dict(body) for side, body in self.split.items()},
+            "metrics": {side: _plain(found) for side, found in self.metrics.items()},
+            "baselines": {name: _plain(found) for name, found in self.baselines.items()},
+            "baseline": self.baseline,
+            "lift": _plain(self.lift),
+            "calibration": [dict(group) for group in self.calibration],
+            "importance": [dict(one) for one in self.importance],
+            "findings": [finding.to_dict() for finding in self.findings],
+            "seconds": self.seconds,
+        }
+
+
+def experiment(
+    data: Data,
+    trainer: str | Trainer,
+    run: Any,
+    *,
+    baselines: Sequence[str] | None = None,
+    seed: int = 0,
+    budget: Budget | None = None,
+    guard: Guard | None = None,
+) -> Outcome:
+    """Train the baselines and then the model, simplest first, and measure them side by side.
+
+    `trainer` names a built-in of TRAINERS or is a function ``train(data, run) -> fitted``, which finds its guard as
+    ``run.guard``. A `guard` given here brings its own budget. Raises TrainingError for data that cannot be trained on,
+    for a model that cannot fit into memory and for a run that fails; a run that its guard stops keeps what it has.
+    """
+    start = time.perf_counter()
+    guard = guard or Guard(budget=budget, rules=Rules(), run=run)
+    study = _Study(data=data, run=run, guard=guard, seed=seed)
+    study.check()
+    name = trainer if isinstance(trainer, str) else getattr(trainer, "__name__", "trainer")
+    against = _against(data.task, trainer, baselines)
+    found = {one: study.train(one) for one in against}
+    model = study.train(trainer)
+    primary = metric.METRICS[data.task][0]
+    best = max(found, key=lambda one: _signed(primary, found[one].metrics["valid"]), default="")
+    lift = study.lift(model.scores, found[best].scores) if best else {}
+    study.judge(name, model, best, lift)
+    return Outcome(
+        fitted=replace(model.fitted, threshold=_threshold(data, model.scores["valid"])),
+        trainer=name,
+        seed=seed,
+        split={side: part.to_dict() for side, part in data.parts().items()},
+        metrics=model.metrics,
+        baselines={one: each.metrics["test"] for one, each in found.items()},
+        baseline=best,
+        lift=lift,
+        calibration=metric.calibration(data.test.y, model.scores["test"], task=data.task),
+        importance=[
+            {"name": one, "gain": gain} for one, gain in sorted(model.fitted.gain.items(), key=lambda pair: -pair[1])
+        ],
+        findings=tuple(study.findings),
+        seconds=time.perf_counter() - start,
+        stopped=guard.stopped is not None and guard.stopped.code == "training/budget-spent",
+        params=model.fitted.notes,
+    )
+
+
+def resolve(trainer: str, task: str) -> Callable[[Data, Any, Options], Fitted]:
+    """Return the built-in trainer of that name, or say which there are for this task."""
+    allowed = [name for name in TRAINERS if TASKS.get(name, task) == task]
+    if trainer not in allowed:
+        raise ConfigError(sentence(f"a trainer for a {task} task", f"'{trainer}'", hint=nearest(trainer, allowed)))
+    return TRAINERS[trainer]
+
+
+# ── one experiment ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trained:
+    """One model of the experiment with its scores and what they are worth."""
+
+    fitted: Fitted
+    scores: Mapping[str, Floats]
+    metrics: Mapping[str, Estimates]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Study:
+    """The data, the run and the guard of one experiment, and the findings so far."""
+
+    data: Data
+    run: Any
+    guard: Guard
+    seed: int
+    findings: list[Finding] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Refuse data that cannot be trained on; a label that never varies is also kept as a finding of the run."""
+        try:
+            self.data.check()
+        except TrainingError as error:
+            if "label that varies" in str(error):
+                self.say("training/label-constant", "error", "label", str(error), "Check the label's SQL and the split.", {})
+            raise
+
+    def train(self, trainer: str | Trainer) -> _Trained:
+        """Train one model and measure it on validation and test."""
+        if isinstance(trainer, str):
+            body = resolve(trainer, self.data.task)
+            fitted = body(self.data, self.run, self.options(trainer))
+        else:
+            fitted = settle(trainer(self.data, self.run), self.data, getattr(trainer, "__name__", "trainer"))
+        scores = {side: fitted.predict(getattr(self.data, side).x) for side in ("valid", "test")}
+        metrics = {
+            side: metric.evaluate(self.data.task, getattr(self.data, side).y, scores[side], seed=self.seed)
+            for side in scores
+        }
+        return _Trained(fitted=fitted, scores=scores, metrics=metrics)
+
+    def options(self, trainer: str) -> Options:
+        return Options(guard=self.guard, seed=self.seed, threads=2)
+
+    def lift(self, scores: Mapping[str, Floats], base: Mapping[str, Floats]) -> dict[str, Estimate]:
+        """Measure by how much the model is better than the baseline on the same test rows."""
+        return metric.compare(self.data.task, self.data.test.y, scores["test"], base["test"], seed=self.seed)
+
+    # ── judgement ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def judge(self, name: str, model: _Trained, best: str, lift: Estimates) -> None:
+        """Say when the model is not better than the baseline beyond noise, and when it is too good to be true."""
+        primary = metric.METRICS[self.data.task][0]
+        if best and lift[primary].low <= 0:
+            self._not_better(name, best, primary, lift[primary])
+        for measure, limit in SUSPICIOUS.items():
+            found = model.metrics["test"].get(measure)
+            if found is not None and found.value >= limit:
+                said = f"{name} reaches {measure} {found.value:.4f} on test; real problems seldom allow {limit}."
+                self._suspicious("score", said, {measure: found.value})
+        self._leaks()
+
+    def _not_better(self, name: str, best: str, primary: str, lift: Estimate) -> None:
+        said = (
+            f"{name} is not better than the {best} baseline beyond noise: its lift in {primary} on test is"
+            f" {lift.value:+.4f}, 95 % between {lift.low:+.4f} and {lift.high:+.4f}."
+        )
+        hint = f"Keep {best}, which is cheaper, or give the model features or rows that the baseline cannot use."
+        self.say("training/not-better", "warning", primary, said, hint, lift.to_dict())
+
+    def _leaks(self) -> None:
+        """Rank the labels by each feature alone: one that orders them nearly perfectly is known too late."""
+        part = self.data.train
+        step = max(1, len(part) // LEAK_ROWS)
+        x, y = part.x.gather_every(step), part.y[::step]
+        if y.min() == y.max():
+            return
+        matrix = self.data.encoding().matrix(x.to_dict())
+        for i, name in enumerate(self.data.names):
+            strength, what = _alone(self.data.task, y, matrix[:, i])
+            if strength >= 0.98:
+                said = f"The feature '{name}' alone gives {what} {strength:.4f} with the label: it may be known only afterwards."
+                self._suspicious(name, said, {what.replace(" ", "_"): strength})
+
+    def _suspicious(self, place: str, said: str, numbers: Mapping[str, float]) -> None:
+        hint = "Look for what is known only after the moment of prediction; mark such columns late=True."
+        self.say("training/suspicious", "warning", place, said, hint, numbers)
+
+    def say(self, code: str, severity: Any, place: str, said: str, hint: str, numbers: Mapping[str, float]) -> None:
+        """Keep a finding here and in the run."""
+        where = f"{getattr(self.run, 'id', None) or 'run'}/{place}"
+        finding = Finding(code=code, severity=severity, place=where, said=said, hint=hint, numbers=numbers)
+        self.findings.append(finding)
+        self.run.finding(finding)
+
+
+def _against(task: str, trainer: str | Trainer, baselines: Sequence[str] | None) -> list[str]:
+    """Return the baselines to train, simplest first: those asked for, without the model itself."""
+    names = list(BASELINES[task] if baselines is None else baselines)
+    for name in names:
+        resolve(name, task)
+    kept = [name for name in dict.fromkeys(names) if name != trainer]
+    return [] if trainer == "constant" else kept
+
+
+def _threshold(data: Data, scores: Floats) -> float | None:
+    """Return the probability above which as many validation rows lie as are positive."""
+    if data.task != "binary":
+        return None
+    return float(np.quantile(scores, 1 - float(data.valid.y.mean()), method="higher"))
+
+
+def _alone(task: str, y: Floats, values: NDArray[np.float32]) -> tuple[float, str]:
+    """Return how well one encoded feature orders the labels, and the name of that measure; missing ranks lowest."""
+    low = float(np.nanmin(values)) if np.isfinite(values).any() else 0.0
+    filled = np.clip(np.nan_to_num(values.astype(np.float64), nan=low - 1), -1e300, 1e300)
+    if filled.min() == filled.max():
+        return 0.0, "ROC AUC"
+    if task == "binary":
+        auc = metric.rank_auc(y, filled)
+        return max(auc, 1 - auc), "ROC AUC"
+    ranks_x, ranks_y = np.argsort(np.argsort(filled)), np.argsort(np.argsort(y))
+    return abs(float(np.corrcoef(ranks_x, ranks_y)[0, 1])), "rank correlation"
+
+
+def _signed(name: str, found: Estimates) -> float:
+    return found[name].value if metric.HIGHER_IS_BETTER[name] else -found[name].value
+
+
+def _plain(found: Estimates) -> dict[str, dict[str, float]]:
+    return {name: estimate.to_dict() for name, estimate in found.items()}
