@@ -79,6 +79,16 @@ class StoreLimits:
     busy_s: float = 30.0
     free_bytes: int = 64 * MIB  # refuse to write when less than this would be left
     batch_bytes: int = 32 * MIB
+    cache_bytes: int = 10 * 1024 * MIB  # blobs fetched from an object store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """Bounds of work spread over processes or machines."""
+
+    retries: int = 2  # how often a job is tried again after its worker died
+    ahead: int = 4  # jobs per worker begun before the oldest result is taken
+    message_bytes: int = 256 * MIB  # one job or one result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,4 +113,5 @@ class Limits:
     track: TrackLimits = TrackLimits()
     serving: ServingLimits = ServingLimits()
     store: StoreLimits = StoreLimits()
+    engine: EngineLimits = EngineLimits()
     watch: WatchLimits = WatchLimits()
