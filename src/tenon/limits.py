@@ -38,12 +38,12 @@ class Admission:
 class IngestLimits:
     """Bounds of reading raw files."""
 
-    memory_bytes: int = 512 * MIB
-    chunk_bytes: int = 16 * MIB
-    row_bytes: int = 4 * MIB
-    columns: int = 10_000
-    sample_bytes: int = 1 * MIB
-    examples_per_finding: int = 5
+    memory_bytes: int = 512 * MIB  # what one ingest may hold, whatever the size of the file
+    chunk_bytes: int = 16 * MIB  # bytes read and split at once
+    row_bytes: int = 4 * MIB  # a longer row is quarantined
+    columns: int = 10_000  # a wider file is refused
+    sample_bytes: int = 1 * MIB  # what is read to find the dialect
+    examples_per_finding: int = 5  # examples kept with a finding
     decompressed_ratio: int = 1_000  # a zip that grows more than this is a bomb
 
 
@@ -51,34 +51,34 @@ class IngestLimits:
 class TrackLimits:
     """Bounds of metric logging."""
 
-    buffered_points: int = 2_000_000
-    flush_s: float = 0.2
-    metric_names: int = 10_000
+    buffered_points: int = 2_000_000  # points waiting to be written; more are dropped and counted
+    flush_s: float = 0.2  # points reach the disk at least this often
+    metric_names: int = 10_000  # different names in one run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingLimits:
     """Bounds of one serving process."""
 
-    body_bytes: int = 4 * MIB
-    rows_per_request: int = 10_000
-    queue_rows: int = 20_000
-    batch_rows: int = 256
-    request_s: float = 10.0
-    header_bytes: int = 32 * KIB
-    connections: int = 2_048
-    tap_rows: int = 100_000
-    drain_s: float = 15.0
-    json_depth: int = 32
+    body_bytes: int = 4 * MIB  # a larger body gets 413
+    rows_per_request: int = 10_000  # more rows get 413
+    queue_rows: int = 20_000  # rows waiting to be scored; more get 503 with Retry-After
+    batch_rows: int = 256  # rows scored together
+    request_s: float = 10.0  # a request older than this gets 503
+    header_bytes: int = 32 * KIB  # larger headers get 431
+    connections: int = 2_048  # open connections; more get 503
+    tap_rows: int = 100_000  # observations waiting for a slow consumer; more are dropped and counted
+    drain_s: float = 15.0  # the longest a stopping service waits for its requests
+    json_depth: int = 32  # deeper nesting gets 400
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreLimits:
     """Bounds of the store."""
 
-    busy_s: float = 30.0
+    busy_s: float = 30.0  # the longest a writer waits for another
     free_bytes: int = 64 * MIB  # refuse to write when less than this would be left
-    batch_bytes: int = 32 * MIB
+    batch_bytes: int = 32 * MIB  # the largest batch of a stream
     cache_bytes: int = 10 * 1024 * MIB  # blobs fetched from an object store
 
 
@@ -96,10 +96,10 @@ class WatchLimits:
     """Bounds of collecting observations and of examining them."""
 
     buffer_rows: int = 100_000  # not yet durable; more are dropped and counted
-    flush_s: float = 1.0
+    flush_s: float = 1.0  # observations reach the disk at least this often
     retry_s: float = 30.0  # the longest wait between two tries of a store that fails
-    close_s: float = 15.0
-    windows: int = 520
+    close_s: float = 15.0  # the longest a closing collector waits for the store
+    windows: int = 520  # windows looked at in one examination
     chunk_rows: int = 200_000  # rows held at once while a profile is built
     scored_rows: int = 200_000  # rows of one window that performance is computed on; more are sampled
     samples: int = 200  # bootstrap samples of one window's performance

@@ -38,7 +38,8 @@ def store_gc(project: Path, as_json: bool) -> None:
     output = Output(as_json)
     with opened(project, output) as work:
         freed = work.store.gc()
-    output.emit(freed.to_dict(), f"deleted {freed.blobs:,} blobs, {freed.bytes / 1e6:,.1f} MB")
+    data = {"blobs": freed.blobs, "bytes": freed.size_bytes, "leftovers": freed.leftovers}
+    output.emit(data, f"deleted {freed.blobs:,} blobs ({freed.size_bytes / 1e6:,.1f} MB), {freed.leftovers:,} leftovers")
 
 
 @click.command()

@@ -118,19 +118,16 @@ def ingested(work: Work, source: Source) -> Stage:
                 "paths": [str(file) for file in files],
                 "files": [work.store.blobs.put(file) for file in done.files],
                 "quarantine": work.store.blobs.put(done.quarantine) if done.quarantine else "",
+                "repairs": work.store.blobs.put(done.repairs) if done.repairs else "",
                 "rows": done.rows,
                 "bytes": done.bytes,
                 "quarantined": done.quarantined,
                 "repaired": done.repaired,
-                "balance": _plain(done.balance),
+                "balance": done.balance.to_dict(),
                 "findings": [finding.to_dict() for finding in done.findings],
             }
 
     return once(work, "ingest", source.name, made_of, make)
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    return dict(value) if isinstance(value, Mapping) else value.to_dict()
 
 
 # ── typed columns -> dataset under contract ──────────────────────────────────────────────────────────────────────────

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import msgspec
 from tenon import config as configuration
 from tenon.config import Config
 from tenon.errors import MissingError, sentence
-from tenon.ledger import Meter
+from tenon.ledger import Meter, total
 from tenon.project import Model, Project, load
 from tenon.store import Store
 
@@ -109,10 +109,11 @@ def once(
                 name=name, subject=subject, id=short, done=False, seconds=stage["seconds"], usd=stage["usd"], body=body
             )
     started = time.perf_counter()
-    with Meter(subject=f"{name}/{subject}", prices=work.config.prices, clock=work.clock) as meter:
+    with Meter() as meter:
         body = {**make(short), "id": short, "at": work.clock()}
     seconds = time.perf_counter() - started
-    cost = sum(entry.usd for entry in meter.entries)
+    entries = meter.usage().entries(f"{name}/{subject}", work.config.prices, at=work.clock(), note=short)
+    cost = total(entries)
     body = {"seconds": seconds, **body, "usd": cost}
     with work.store.atomic():
         work.store.put(name, short, body)
@@ -124,8 +125,7 @@ def once(
             "blobs": sorted(blobs_of(body)),
         }
         work.store.put("stage", key, {**record, "seconds": seconds, "usd": cost, "at": work.clock()})
-        for entry in meter.entries:
-            work.store.charge(entry)
+        work.store.charge(*entries)
     return Stage(name=name, subject=subject, id=short, done=True, seconds=seconds, usd=cost, body=body)
 
 
@@ -161,8 +161,3 @@ def newest(work: Work, kind: str, what: str, **equals: Any) -> dict[str, Any]:
     if not found:
         raise MissingError(sentence(what, "none yet", at=str(work.store.root), hint="run `tenon run` first"))
     return found[0]
-
-
-def quieter(work: Work) -> Work:
-    """Return the same work without progress, for stages inside a stage."""
-    return replace(work, progress=quiet)
