@@ -44,6 +44,21 @@ CODES: dict[str, str] = {
     "training/loss-not-finite": "A loss or gradient is no number.",
     "training/not-better": "A model does not beat its best baseline beyond noise.",
     "training/suspicious": "A score or a feature is too good to be true.",
+    "watch/calibration": "Predictions were off on average, beyond noise and more than in the test.",
+    "watch/cost": "An answer costs much more than it used to.",
+    "watch/drift": "Features look unlike the training data, beyond noise and season.",
+    "watch/dropped": "Answers were given but not recorded.",
+    "watch/errors": "More requests failed than allowed.",
+    "watch/few-rows": "No window has rows enough to be judged.",
+    "watch/label-rate": "What is predicted happens more or less often than in training.",
+    "watch/labels-late": "Labels that should be there by now are missing.",
+    "watch/latency": "Answers take longer than the limit.",
+    "watch/missing": "Values are missing that training had.",
+    "watch/performance": "The model is worse in use than in the test that promoted it.",
+    "watch/score-drift": "Scores are spread differently than at training, though no feature drifted.",
+    "watch/silence": "Traffic stopped, or fell far below what it was.",
+    "watch/train-serve-skew": "A feature had another value when served than the same row has offline.",
+    "watch/unseen": "A category appears that training never saw.",
 }
 
 
