@@ -31,12 +31,12 @@ class Prices:
     A team sets its own: machines on a desk cost electricity and depreciation, not nothing.
     """
 
-    usd_per_core_hour: float = 0.04
-    usd_per_gb_memory_hour: float = 0.005
-    usd_per_gpu_hour: float = 2.5
-    usd_per_gb_month: float = 0.023
-    usd_per_kwh: float = 0.25
-    watts_per_core: float = 10.0
+    usd_per_core_hour: float = 0.04  # one processor core for an hour
+    usd_per_gb_memory_hour: float = 0.005  # one GB of memory held for an hour
+    usd_per_gpu_hour: float = 2.5  # one GPU for an hour
+    usd_per_gb_month: float = 0.023  # one GB kept for a month
+    usd_per_kwh: float = 0.25  # one kWh; priced only where cores are free (a rented core already pays for its power)
+    watts_per_core: float = 10.0  # what a busy core draws
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,40 +45,40 @@ class StoreConfig:
 
     catalog: str = ""  # "" = .tenon/tenon.db; or postgresql://user@host/db
     blobs: str = ""  # "" = .tenon/blobs; or s3://bucket/prefix
-    s3_endpoint: str = ""
-    s3_region: str = ""
+    s3_endpoint: str = ""  # for an object store that is not the default one
+    s3_region: str = ""  # its region
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """Where heavy work runs: `local` processes or a `ray` cluster."""
 
-    kind: str = "local"
+    kind: str = "local"  # `local` or `ray`
     workers: int = 0  # 0 = as many as the cores this process may use
-    ray_address: str = ""
+    ray_address: str = ""  # the address of a running cluster; "" starts one here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig:
     """How the service listens."""
 
-    host: str = "127.0.0.1"
-    port: int = 8321
+    host: str = "127.0.0.1"  # address to listen on
+    port: int = 8321  # port to listen on
     token: str = ""  # when set, every request must carry `Authorization: Bearer <token>`
-    batch_wait_ms: float = 1.0
+    batch_wait_ms: float = 1.0  # the longest a request may wait for company
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchConfig:
     """When watching speaks up."""
 
-    window: str = "7d"
-    psi_warning: float = 0.1
-    psi_error: float = 0.25
-    min_rows: int = 500
-    latency_p99_ms: float = 50.0
-    error_pct: float = 1.0
-    keep_days: int = 400
+    window: str = "7d"  # length of a window
+    psi_warning: float = 0.1  # PSI from which drift is a warning
+    psi_error: float = 0.25  # PSI from which drift is an error
+    min_rows: int = 500  # windows with fewer rows are told, not judged
+    latency_p99_ms: float = 50.0  # p99 latency from which a finding is made
+    error_pct: float = 1.0  # share of failed requests from which a finding is made
+    keep_days: int = 400  # how long observations are kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ class Config:
 
 
 def load(root: Path, environ: Mapping[str, str]) -> Config:
-    """Read `tenon.toml` under `root` and `TENON_*` from `environ` into a Config; raise ConfigError on the first fault."""
+    """Read `tenon.toml` under `root` and `TENON_*` from `environ` into a Config; ConfigError on the first fault."""
     file = root / FILE
     tree: dict[str, Any] = {}
     if file.is_file():
