@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tenon import engine, ledger
+from tenon import ledger
 from tenon.config import Prices
 from tenon.encoding import LEVELS
 from tenon.errors import TrainingError, sentence
@@ -33,6 +33,9 @@ from tenon.training.option import Options
 BUILT_IN: dict[str, Callable[[Data, Any, Options], Any]] = {"lightgbm": lightgbm, "linear": linear, "logistic": logistic}
 SAMPLES = (10_000, 40_000)  # training rows of the two samples
 SAMPLE_ROUNDS = 8
+STEPS = 8  # Newton steps that a logistic regression takes
+LEAST = 0.05  # share of the rounds below which a model is not worth beginning
+TEXT_BYTES = 80
 MARGIN = 1.25  # on the measured slope: what small samples do not show
 BASE_BYTES = 64 * MIB  # libraries and pools, whatever the rows
 
@@ -83,23 +86,177 @@ def fit(
     `memory_bytes` is what the process may use in all (default: `engine.memory_bytes()`), `free_bytes` what is free of
     it now. Takes about a second on large data, because it trains two samples; below the smaller sample it only counts.
     """
+    from tenon import engine
+
     total = engine.memory_bytes() if memory_bytes is None else memory_bytes
-    held = ledger.resident_bytes()
-    free = max(total - held, 0) if free_bytes is None else free_bytes
+    room = max(total - ledger.resident_bytes(), 0)  # what this process may still take
+    free = room if free_bytes is None else min(free_bytes, room)
     rows = len(data.train)
-    known = _known_bytes(data, trainer)
-    slope, seconds, measured = known / max(rows, 1), 0.0, False
-    if isinstance(trainer, str) and trainer in BUILT_IN and rows > SAMPLES[0]:
-        slope, seconds = _measure(data, trainer, rounds, slope)
-        measured = True
-    peak = int(slope * rows + BASE_BYTES)
-    fits = int(max(min(total - held, total) - BASE_BYTES, 0) / slope) if slope else rows
+    per_row, sample = _known_bytes(data, trainer), _Sample()
+    if isinstance(trainer, str) and trainer in BUILT_IN and rows > SAMPLES[1]:
+        sample = _measure(data, trainer)
+        per_row = max(per_row, sample.bytes_per_row * MARGIN)
+    peak = int(per_row * rows) + BASE_BYTES
+    fits = int(max(room - BASE_BYTES, 0) / per_row)
+    turns = rounds if trainer == "lightgbm" else STEPS
+    seconds = (sample.fixed_s + sample.round_s * turns) * rows / SAMPLES[1]
     return Fit(
-        admission=_admit(peak, free, total - held, fits, seconds, rows, budget, prices),
+        admission=_admit(_Need(peak, seconds, rows, fits, turns), free, room, budget or Budget(), prices),
         peak_bytes=peak,
         free_bytes=free,
         total_bytes=total,
         seconds=seconds,
-        measured=measured,
+        measured=sample.round_s > 0,
         rows_that_fit=fits,
     )
+
+
+# ── what is needed ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class _Need:
+    """What all rows need, and how many rows there is room for."""
+
+    peak_bytes: int
+    seconds: float
+    rows: int
+    rows_that_fit: int
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """What training the samples showed, the times for SAMPLES[1] rows."""
+
+    bytes_per_row: float = 0.0
+    fixed_s: float = 0.0
+    round_s: float = 0.0
+
+
+def _known_bytes(data: Data, trainer: Any) -> float:
+    """Count the bytes for each training row that matrices, LightGBM's tables and lists of texts take at the least."""
+    kinds = data.kind_of.values()
+    texts = sum(kind == "category" for kind in kinds)
+    listed = TEXT_BYTES if texts else 0  # one column of texts is a list of Python strings while it is encoded
+    others = (len(data.valid) + len(data.test)) / max(len(data.train), 1)
+    if trainer in ("linear", "logistic"):
+        # The matrix once while it is filled and once when its spare column is cut off.
+        width = len(data.names) * 2 - texts + sum(_levels(data, name) for name, kind in data.kind_of.items() if kind == "category")
+        return 8.0 * width + listed
+    if trainer == "lightgbm":
+        return (4.0 + 1.0) * len(data.names) * (1 + others) + 32.0 + listed
+    return 4.0 * len(data.names) * (1 + others) + listed
+
+
+def _levels(data: Data, name: str) -> int:
+    return min(LEVELS + 1, int(data.train.x[name].head(SAMPLES[0]).n_unique()))
+
+
+def _measure(data: Data, trainer: str) -> _Sample:
+    """Train two samples for a few rounds while memory is read; time is taken on the larger."""
+    peaks, clock = [], _Clock()
+    for rows in SAMPLES:
+        clock = _Clock()
+        options = Options(guard=Guard(), rounds=SAMPLE_ROUNDS, patience=SAMPLE_ROUNDS)
+        part = _every(data.train, rows)
+        small = replace(data, train=part, valid=_every(data.valid, max(rows // 4, 100)), test=_every(data.test, 100))
+        gc.collect()
+        with _Watch() as watch:
+            BUILT_IN[trainer](small, clock, options)
+        peaks.append(watch.grown_bytes)
+    slope = (peaks[1] - peaks[0]) / (SAMPLES[1] - SAMPLES[0])
+    return _Sample(bytes_per_row=max(slope, 0.0), fixed_s=clock.first_s, round_s=clock.round_s)
+
+
+def _every(part: Part, rows: int) -> Part:
+    """Take about `rows` rows spread over all of a part, so that rare labels are met in it as they are in all."""
+    step = max(1, len(part) // rows)
+    return Part(part.x.gather_every(step), part.y[::step])
+
+
+class _Clock:
+    """Stands in for a run: notes when each round was logged."""
+
+    __slots__ = ("at",)
+
+    def __init__(self) -> None:
+        self.at = [time.perf_counter()]
+
+    def log(self, step: int, **metrics: float) -> None:
+        self.at.append(time.perf_counter())
+
+    @property
+    def first_s(self) -> float:
+        """Return the time until the first round, or of everything when no round was logged."""
+        return (self.at[1] if len(self.at) > 1 else time.perf_counter()) - self.at[0]
+
+    @property
+    def round_s(self) -> float:
+        steps = sorted(after - before for before, after in zip(self.at[1:], self.at[2:], strict=False))
+        return steps[len(steps) // 2] if steps else 1e-6
+
+
+class _Watch:
+    """Reads the memory of this process every 2 ms while a block runs."""
+
+    __slots__ = ("_start", "_stop", "_thread", "highest")
+
+    def __init__(self) -> None:
+        self._start = self.highest = ledger.resident_bytes()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="tenon-fit", daemon=True)
+
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        while not self._stop.wait(0.002):
+            self.highest = max(self.highest, ledger.resident_bytes())
+
+    @property
+    def grown_bytes(self) -> int:
+        return max(self.highest - self._start, 0)
+
+
+# ── the answer ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _admit(need: _Need, free: int, room: int, budget: Budget, prices: Prices) -> Admission:
+    """Answer from memory first, then from the budget, always with the numbers."""
+    said = f"{_gb(need.peak_bytes)} predicted for {need.rows:,} rows"
+    if need.peak_bytes > room:
+        share = need.rows_that_fit / max(need.rows, 1)
+        hint = (
+            f"train on the latest {need.rows_that_fit:,} rows ({share:.0%}), use fewer features,"
+            f" or a machine with {_gb(need.peak_bytes - room)} more"
+        )
+        return Admission(answer=Answer.NEVER, reason=sentence(f"a training that fits into {_gb(room)}", said, hint=hint))
+    if need.peak_bytes > free:
+        hint = "wait for what else runs here to end, or stop it"
+        reason = sentence(f"a training that fits into the {_gb(free)} free now", said, hint=hint)
+        return Admission(answer=Answer.LATER, reason=reason, retry_after_s=30.0)
+    return _afford(need, said, budget, prices)
+
+
+def _afford(need: _Need, said: str, budget: Budget, prices: Prices) -> Admission:
+    """Answer from the budget: NEVER when it would not last for the least useful share of the rounds."""
+    usage = ledger.Usage(wall_s=need.seconds, cpu_s=need.seconds * 2, peak_bytes=need.peak_bytes)
+    spent = usage.spent(prices)
+    if budget.admit(spent):
+        return Admission(answer=Answer.OK, reason=f"{said}, at most {need.seconds:.0f} s and {spent.usd:.4f} USD")
+    least = Spent(usd=spent.usd * LEAST, hours=spent.hours * LEAST, kwh=spent.kwh * LEAST)
+    admission = budget.admit(least, what=f"{LEAST:.0%} of the rounds")
+    if not admission:
+        return admission
+    reason = f"{said}; the budget may stop it before all {need.rounds:,} rounds, which take at most {need.seconds:.0f} s"
+    return Admission(answer=Answer.OK, reason=reason)
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"

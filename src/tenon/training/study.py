@@ -24,7 +24,6 @@ from tenon.errors import ConfigError, TrainingError, nearest, sentence
 from tenon.finding import Finding
 from tenon.ledger import Budget
 from tenon.metric import Estimate
-from tenon.training.admit import fit
 from tenon.training.boost import lightgbm
 from tenon.training.data import Data
 from tenon.training.fitted import Fitted, settle
@@ -252,10 +251,16 @@ def _against(task: str, trainer: str | Trainer, baselines: Sequence[str] | None)
 
 
 def _threshold(data: Data, scores: Floats) -> float | None:
-    """Return the probability above which as many validation rows lie as are positive."""
+    """Return the probability above which as many validation rows lie as are positive.
+
+    It lies halfway between two rows' scores, so that rounding in the compiled model changes no decision.
+    """
     if data.task != "binary":
         return None
-    return float(np.quantile(scores, 1 - float(data.valid.y.mean()), method="higher"))
+    ranked = np.unique(scores)
+    last = float(np.sort(scores)[len(scores) - max(1, round(float(data.valid.y.sum())))])
+    below = ranked[ranked < last]
+    return (last + float(below[-1])) / 2 if len(below) else last / 2
 
 
 def _alone(task: str, y: Floats, values: NDArray[np.float32]) -> tuple[float, str]:

@@ -1,0 +1,60 @@
+"""Training: the simplest model first, watched by a guard, tracked as a run, with intervals on every score."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tenon.training.admit import Fit, fit
+    from tenon.training.data import Data, Matrices, Part
+    from tenon.training.fitted import Fitted, Linear
+    from tenon.training.guard import Guard, Rules
+    from tenon.training.option import Options
+    from tenon.training.study import TRAINERS, Outcome, experiment
+    from tenon.training.track import Run
+
+# public name -> the module that defines it
+_HOME = {
+    "Data": "tenon.training.data",
+    "Fit": "tenon.training.admit",
+    "Fitted": "tenon.training.fitted",
+    "Guard": "tenon.training.guard",
+    "Linear": "tenon.training.fitted",
+    "Matrices": "tenon.training.data",
+    "Options": "tenon.training.option",
+    "Outcome": "tenon.training.study",
+    "Part": "tenon.training.data",
+    "Rules": "tenon.training.guard",
+    "Run": "tenon.training.track",
+    "TRAINERS": "tenon.training.study",
+    "experiment": "tenon.training.study",
+    "fit": "tenon.training.admit",
+}
+
+__all__ = [
+    "TRAINERS",
+    "Data",
+    "Fit",
+    "Fitted",
+    "Guard",
+    "Linear",
+    "Matrices",
+    "Options",
+    "Outcome",
+    "Part",
+    "Rules",
+    "Run",
+    "experiment",
+    "fit",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'tenon.training' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
