@@ -1,0 +1,63 @@
+"""Serving: the gateway that answers requests with a model's scores, and takes in facts and labels.
+
+    service = Service(name="late", version=..., predictor=..., online=..., inputs={"hour": "int", ...}, threshold=0.5)
+    run(build_app([service], seams=Seams(store=store, sources=sources, tap=collector.offer)))
+
+`app` finds the door of a request; `rows` checks it, `lane` batches and scores, `live` and `oip` speak JSON and the Open
+Inference Protocol, `posting` and `keeping` take facts and labels durably, `tap` and `meter` let others watch,
+`server` listens.
+`replay` and `client` are the other side of the wire. Starting it imports neither torch nor ingest nor training.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tenon.serving.app import App, build_app
+    from tenon.serving.client import Client
+    from tenon.serving.keeping import restore
+    from tenon.serving.replay import Pace, Replayed, Tick, replay
+    from tenon.serving.server import listen, run, running
+    from tenon.serving.service import Seams, Service, Settings
+
+_HOMES = {
+    "App": "app",
+    "Client": "client",
+    "Pace": "replay",
+    "Replayed": "replay",
+    "Seams": "service",
+    "Service": "service",
+    "Settings": "service",
+    "Tick": "replay",
+    "build_app": "app",
+    "listen": "server",
+    "replay": "replay",
+    "restore": "keeping",
+    "run": "server",
+    "running": "server",
+}
+__all__ = [
+    "App",
+    "Client",
+    "Pace",
+    "Replayed",
+    "Seams",
+    "Service",
+    "Settings",
+    "Tick",
+    "build_app",
+    "listen",
+    "replay",
+    "restore",
+    "run",
+    "running",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module when it is first asked for."""
+    if name in _HOMES:
+        return getattr(import_module(f"tenon.serving.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'tenon.serving' has no attribute '{name}'")

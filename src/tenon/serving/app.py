@@ -1,0 +1,325 @@
+"""App is the service as one ASGI callable: it finds the door of a request, holds its limits, and hands out the answer.
+
+Every request takes one way: path, token, method, body within its limit, the door's own work, answer, count. Doors are
+found by one dictionary look-up on the whole path: a framework's routing and request objects cost more than scoring does.
+Model and source names are keys of that dictionary and nothing else; no path, header or name reaches the file system.
+
+What changes while serving is here: which version each model serves. `swap` exchanges it between two batches and drops no
+request: what waits is answered by the version that checked it, and facts that arrive meanwhile reach the new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import os
+import re
+import secrets
+import signal
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from time import perf_counter
+from typing import Any
+
+from tenon.errors import ConfigError, MissingError, TenonError, nearest, quoted, sentence
+from tenon.serving import oip, pages
+from tenon.serving.door import JSON, Asked, Door, Page, Result
+from tenon.serving.keeping import Keeper, restore
+from tenon.serving.live import Live
+from tenon.serving.meter import Meter
+from tenon.serving.posting import Posting
+from tenon.serving.refusal import Refused
+from tenon.serving.service import Seams, Service, Settings
+
+log = logging.getLogger("tenon.serving")
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+WANTED = frozenset(
+    (b"content-length", b"traceparent", b"authorization", b"origin", b"host", b"inference-header-content-length")
+)
+TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]{1,200})?")
+RETRY_LOAD_S = 30.0
+
+
+def build_app(services: Iterable[Service], *, seams: Seams | None = None, settings: Settings | None = None) -> App:
+    """Build the ASGI app that serves these models; nothing runs until a server starts it."""
+    return App(tuple(services), seams or Seams(), settings or Settings())
+
+
+class App:
+    """The ASGI callable, the doors it has, and the versions it serves."""
+
+    def __init__(self, services: tuple[Service, ...], seams: Seams, settings: Settings) -> None:
+        names = [service.name for service in services]
+        if len(set(names)) != len(names):
+            raise ConfigError(sentence("each model once", quoted(names), at="build_app", hint="remove one"))
+        self.seams = seams
+        self.settings = settings
+        self.address: tuple[str, int] = ("", 0)
+        self.ready = False
+        self.in_flight = 0
+        self.meter = Meter(self._gauges, seams.registry)
+        self.keeper = Keeper(seams.store, settings.limits.queue_rows) if seams.store is not None else None
+        ids = secrets.token_hex(4)
+        self.lives = {s.name: Live(s, seams, settings, self.meter, f"{ids}{n:x}") for n, s in enumerate(services)}
+        self._token = settings.serve.token.encode()
+        self._refused_loads: dict[tuple[str, str], float] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._look = asyncio.Event()
+        self._doors: dict[str, Door] = {}
+        self._build_doors()
+
+    # ── one request ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; the ASGI entry point."""
+        if scope["type"] != "http":
+            await self._lifespan(scope, receive, send)
+            return
+        arrived = perf_counter()
+        headers = {name: value for name, value in scope["headers"] if name in WANTED}
+        door = self._doors.get(scope["path"])
+        self.in_flight += 1
+        try:
+            result = await self._result(door, scope, headers, receive, arrived)
+        finally:
+            self.in_flight -= 1
+        if result is None:
+            return  # the caller has left
+        if result.__class__ is bytes:
+            status, kind, body, more = 200, JSON, result, ()
+        else:
+            page = result if isinstance(result, Page) else _written(result, door)
+            status, kind, body, more = page.status, page.kind, page.body, page.headers
+        answer = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), *more]
+        trace = headers.get(b"traceparent")
+        if trace is not None and TRACEPARENT.fullmatch(trace):
+            answer.append((b"traceparent", trace))
+        await send({"type": "http.response.start", "status": status, "headers": answer})
+        await send({"type": "http.response.body", "body": body})
+        self.meter.request(door.name if door is not None else "none", status)
+
+    async def _result(
+        self, door: Door | None, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, arrived: float
+    ) -> Result | None:
+        """Return what the door answers, or why it stays shut; None when the caller left before the body came."""
+        if self._token and not (door is not None and door.free):
+            given = headers.get(b"authorization", b"")
+            if not hmac.compare_digest(given, b"Bearer " + self._token):
+                return Refused(
+                    status=401, said="expected 'Authorization: Bearer TOKEN' with this service's token", close=True
+                )
+        if door is None:
+            return self._missing(scope["path"])
+        method = scope["method"]
+        act = door.acts.get(method) or (door.acts.get("GET") if method == "HEAD" else None)
+        if act is None:
+            allowed = ", ".join(sorted(door.acts))
+            body = Refused(status=405, said=f"expected {allowed}, got {method}").body()
+            return Page(body=body, status=405, headers=((b"allow", allowed.encode()), (b"connection", b"close")))
+        if method == "POST" and b"origin" in headers and not _same_site(headers):
+            return Refused(
+                status=403, said="expected a request of this site's own pages, got one of another site", close=True
+            )
+        body = await self._body(headers, receive) if method == "POST" else b""
+        if not isinstance(body, bytes):
+            return body
+        try:
+            return await act(Asked(headers, body, arrived, self.seams.clock()))
+        except Exception:
+            log.exception("%s %s failed", method, door.name)
+            return Refused(status=500, said="this request failed inside the service; its log says why")
+
+    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes | Refused | None:
+        """Read the body within its limit; a length that is announced too large is refused before it is sent."""
+        limit = self.settings.limits.body_bytes
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > limit:
+            return _too_large(limit)
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        body: bytes = message.get("body", b"")
+        if not message.get("more_body"):
+            return body if len(body) <= limit else _too_large(limit)
+        parts, size = [body], len(body)
+        while message.get("more_body"):
+            if size > limit:
+                return _too_large(limit)
+            message = await receive()
+            if message["type"] != "http.request":
+                return None
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+        return b"".join(parts) if size <= limit else _too_large(limit)
+
+    def _missing(self, path: str) -> Refused:
+        doors = sorted(
+            name for name, door in self._doors.items() if door.name in ("predict", "facts", "labels", "infer")
+        )
+        return Refused(status=404, said=f"nothing is at {path[:200]!r}; {nearest(path[:200], doors)}")
+
+    # ── what is served ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _build_doors(self) -> None:
+        """Build the table of paths from what is served now."""
+        posting = Posting(self.keeper, self.seams, self.settings.limits, self.meter, self.lives)
+        doors = {
+            **pages.doors(self.lives, self.seams.sources, self.meter, self._is_ready),
+            **oip.doors(self.lives, self._is_ready),
+        }
+        for name, live in self.lives.items():
+            doors[f"/predict/{name}"] = Door(name="predict", acts={"POST": live.predict})
+            doors[f"/labels/{name}"] = Door(name="labels", acts={"POST": posting.labels(name)})
+            self.meter.versions[name] = live.service.version
+        for name, source in self.seams.sources.items():
+            doors[f"/facts/{name}"] = Door(name="facts", acts={"POST": posting.facts(source)})
+        self._doors = doors
+
+    async def swap(self, service: Service) -> None:
+        """Serve this version of its model from now on; no request is dropped and no fact is missed."""
+        live = self.lives.get(service.name)
+        if live is None:
+            raise MissingError(
+                sentence("a model served here", f"'{service.name}'", at="swap", hint=nearest(service.name, self.lives))
+            )
+        previous = live.service.version
+        if self.keeper is not None:
+            try:
+                await self.keeper.catch_up(service.online, self.seams.sources, service.facts_seq)
+                self._take(live, service)
+            finally:
+                self.keeper.resume()
+        else:
+            self._take(live, service)
+        self._record("swap", service, previous=previous)
+
+    def _take(self, live: Live, service: Service) -> None:
+        live.take(service)
+        self._build_doors()
+
+    def look(self) -> None:
+        """Look now whether another version should be serving (what SIGHUP does)."""
+        self._look.set()
+
+    async def _follow(self) -> None:
+        """Every `poll_s`, or when told to look, ask which version each model should serve, and swap when it changed."""
+        while True:
+            try:
+                async with asyncio.timeout(self.settings.poll_s):
+                    await self._look.wait()
+            except TimeoutError:
+                pass
+            self._look.clear()
+            for name, live in self.lives.items():
+                try:
+                    await self._follow_one(name, live)
+                except Exception:
+                    log.exception("'%s' keeps serving version %s", name, live.service.version)
+
+    async def _follow_one(self, name: str, live: Live) -> None:
+        current, load = self.seams.current, self.seams.load
+        if current is None or load is None:
+            return
+        version = await asyncio.to_thread(current, name)
+        if not version or version == live.service.version:
+            return
+        if perf_counter() < self._refused_loads.get((name, version), 0.0):
+            return
+        try:
+            await self.swap(await asyncio.to_thread(load, name, version))
+        except BaseException:
+            self._refused_loads = {(name, version): perf_counter() + RETRY_LOAD_S}
+            raise
+
+    # ── beginning and end ────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "lifespan":
+            return
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                try:
+                    await self.start()
+                except TenonError as error:
+                    await send({"type": "lifespan.startup.failed", "message": str(error)})
+                    return
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await self.stop()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def start(self) -> None:
+        """Apply the facts kept since the snapshots, begin to follow the alias, and be ready."""
+        if self.seams.store is not None:
+            for live in self.lives.values():
+                service = live.service
+                await asyncio.to_thread(
+                    restore, service.online, self.seams.store, self.seams.sources, service.facts_seq
+                )
+        if self.seams.current is not None and self.seams.load is not None:
+            self._tasks.append(asyncio.create_task(self._follow()))
+            if threading.current_thread() is threading.main_thread():
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.look)
+        self.ready = True
+        for live in self.lives.values():
+            self._record("start", live.service)
+
+    async def stop(self) -> None:
+        """Offer what monitoring has not seen, finish what is being written, and let the threads go."""
+        self.ready = False
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        for live in self.lives.values():
+            live.close()
+            self._record("stop", live.service)
+        if self.keeper is not None:
+            await asyncio.to_thread(self.keeper.close)
+
+    def _is_ready(self) -> bool:
+        return self.ready
+
+    def _record(self, state: str, service: Service, **more: Any) -> None:
+        host, port = self.address
+        body = {"state": state, "version": service.version, "pid": os.getpid(), "host": host, "port": port, **more}
+        try:
+            self.seams.record("serving", service.name, body)
+        except TenonError:
+            log.exception("the event '%s' of '%s' could not be recorded", state, service.name)
+
+    def _gauges(self) -> dict[str, tuple[str, float]]:
+        waiting = sum(live.lane.waiting_rows for live in self.lives.values())
+        return {
+            "tenon_requests_in_flight": ("Requests being answered.", self.in_flight),
+            "tenon_queue_rows": ("Rows waiting for their batch.", waiting),
+            "tenon_ready": ("1 when requests are welcome.", float(self.ready)),
+        }
+
+
+def _written(refusal: Any, door: Door | None) -> Page:
+    assert isinstance(refusal, Refused), refusal
+    if door is not None and door.wrong is not None:
+        return door.wrong(refusal)
+    return Page(body=refusal.body(), status=refusal.status, headers=refusal.headers())
+
+
+def _too_large(limit: int) -> Refused:
+    return Refused(
+        status=413, said=f"expected a body of at most {limit:,} bytes, got more; send it in parts", close=True
+    )
+
+
+def _same_site(headers: Mapping[bytes, bytes]) -> bool:
+    """Say whether the page that asks is one of this service: browsers tell in `Origin`, other clients send none."""
+    return headers[b"origin"].partition(b"://")[2] == headers.get(b"host", b"")

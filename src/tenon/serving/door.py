@@ -1,0 +1,51 @@
+"""A Door is what stands at a path: for each method, the coroutine that turns what was asked into an answer.
+
+A coroutine returns bytes (JSON, status 200), a Page (anything else that went well) or a Refused. Doors are found by the
+whole path in one dictionary, built from the names of what is served; there are no patterns to match.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tenon.serving.refusal import Refused
+
+HTML = b"text/html; charset=utf-8"
+JSON = b"application/json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """An answer that is not plain JSON with status 200."""
+
+    body: bytes
+    kind: bytes = JSON
+    status: int = 200
+    headers: Sequence[tuple[bytes, bytes]] = ()
+
+
+class Asked:
+    """One request: the headers that doors may look at, the body, and when it came (perf_counter and Unix seconds)."""
+
+    __slots__ = ("arrived", "at", "body", "headers")
+
+    def __init__(self, headers: Mapping[bytes, bytes], body: bytes, arrived: float, at: float) -> None:
+        self.headers = headers
+        self.body = body
+        self.arrived = arrived
+        self.at = at
+
+
+Result = bytes | Page | Refused
+Act = Callable[[Asked], Awaitable[Result]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """What stands at a path: its name in the counts, what each method does, and whether it opens without a token."""
+
+    name: str
+    acts: Mapping[str, Act]
+    free: bool = False
+    wrong: Callable[[Refused], Page] | None = field(default=None)  # how refusals are written here, if not as ours

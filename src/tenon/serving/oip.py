@@ -1,0 +1,301 @@
+"""The Open Inference Protocol, version 2, over HTTP: what existing clients of model servers speak.
+
+A model has one input tensor for each request column (shape ``[n]`` or ``[n, 1]``) and up to three outputs: `score` FP64, `decision`
+BOOL when there is a threshold, and `id` BYTES, by which a label is posted later. Numbers are read as JSON or in the binary
+tensor extension (little-endian bytes after the JSON, whose length is in the header `Inference-Header-Content-Length`; texts
+are each preceded by their length in four bytes). NaN stands for a missing number. Instants and dates are BYTES in ISO 8601.
+
+The specification: https://github.com/open-inference/open-inference-protocol and Triton's extension_binary_data.md.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from tenon.errors import quoted
+from tenon.serving.door import Act, Asked, Door, Page, Result
+from tenon.serving.live import Live
+from tenon.serving.refusal import Refused, reply, shown
+from tenon.serving.rows import Rows, decode
+
+DATATYPES = {"int": "INT64", "float": "FP64", "text": "BYTES", "bool": "BOOL", "date": "BYTES", "timestamp": "BYTES"}
+NUMBERS = {
+    "BOOL": "?",
+    "INT8": "i1",
+    "INT16": "<i2",
+    "INT32": "<i4",
+    "INT64": "<i8",
+    "UINT8": "u1",
+    "UINT16": "<u2",
+    "UINT32": "<u4",
+    "UINT64": "<u8",
+    "FP16": "<f2",
+    "FP32": "<f4",
+    "FP64": "<f8",
+}
+PATH = re.compile(r"\$\.rows\[(\d+)\]\.(.*)", re.DOTALL)
+EXTENSIONS = ["binary_tensor_data"]
+
+
+def doors(lives: Mapping[str, Live], ready: Callable[[], bool]) -> dict[str, Door]:
+    """Return the doors of the protocol for the models served."""
+
+    async def server(_: Asked) -> Result:
+        return reply({"name": "tenon", "version": _version(), "extensions": EXTENSIONS})
+
+    async def live_now(_: Asked) -> Result:
+        return Page(body=b"")
+
+    async def ready_now(_: Asked) -> Result:
+        return Page(body=b"") if ready() else Refused(status=503, said="not ready", retry_after_s=1.0)
+
+    async def index(_: Asked) -> Result:
+        found = [
+            {"name": name, "version": live.service.version, "state": "READY", "reason": ""}
+            for name, live in lives.items()
+        ]
+        return msgspec.json.encode(found)
+
+    found = {
+        "/v2": _door("v2", GET=server),
+        "/v2/health/live": _door("v2", GET=live_now),
+        "/v2/health/ready": _door("v2", GET=ready_now),
+        "/v2/repository/index": _door("v2", POST=index),
+    }
+    for name, live in lives.items():
+        for path in (f"/v2/models/{name}", f"/v2/models/{name}/versions/{live.service.version}"):
+            found[path] = _door("v2", GET=_metadata(live))
+            found[f"{path}/ready"] = _door("v2", GET=ready_now)
+            found[f"{path}/infer"] = _door("infer", POST=_infer(live))
+    return found
+
+
+def _door(name: str, **acts: Act) -> Door:
+    return Door(name=name, acts=acts, wrong=_wrong)
+
+
+def _wrong(refusal: Refused) -> Page:
+    """Write a refusal as the protocol wants it: one text under `error`."""
+    return Page(body=reply({"error": refusal.words()}), status=refusal.status, headers=refusal.headers())
+
+
+def _version() -> str:
+    try:
+        return version("tenon")
+    except PackageNotFoundError:
+        return "0"
+
+
+def _metadata(live: Live) -> Act:
+    async def metadata(_: Asked) -> Result:
+        service = live.service
+        outputs = [{"name": "score", "datatype": "FP64", "shape": [-1]}]
+        if service.threshold is not None:
+            outputs.append({"name": "decision", "datatype": "BOOL", "shape": [-1]})
+        outputs.append({"name": "id", "datatype": "BYTES", "shape": [-1]})
+        inputs = [
+            {"name": column.name, "datatype": DATATYPES[column.type], "shape": [-1]} for column in live.reader.columns
+        ]
+        return reply(
+            {
+                "name": service.name,
+                "versions": [service.version],
+                "platform": "tenon",
+                "inputs": inputs,
+                "outputs": outputs,
+            }
+        )
+
+    return metadata
+
+
+# ── infer ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _infer(live: Live) -> Act:
+    async def infer(asked: Asked) -> Result:
+        service = live.service
+        head, blob = _split(asked)
+        if isinstance(head, Refused):
+            return live.refuse(head, asked)
+        names = ("score", "id") if service.threshold is None else ("score", "decision", "id")
+        wanted = _wanted(head, names)
+        if isinstance(wanted, Refused):
+            return live.refuse(wanted, asked)
+        rows = _rows(head, blob, live.limits.rows_per_request)
+        checked = rows if isinstance(rows, Refused) else live.reader.convert(rows)
+        if isinstance(checked, Refused):
+            faults = [replace(fault, path=PATH.sub(r"inputs[\2][\1]", fault.path)) for fault in checked.faults]
+            checked = replace(checked, faults=faults)
+        scores = await live.answer(checked, asked)
+        if isinstance(scores, Refused):
+            return scores
+        assert isinstance(checked, Rows)
+        tensors: dict[str, tuple[str, Sequence[Any]]] = {"score": ("FP64", scores)}
+        if service.threshold is not None:
+            tensors["decision"] = ("BOOL", [score >= service.threshold for score in scores])
+        tensors["id"] = ("BYTES", checked.ids)
+        answer = {"model_name": service.name, "model_version": service.version}
+        if isinstance(head.get("id"), str):
+            answer["id"] = head["id"]
+        return _outputs(wanted, answer, tensors)
+
+    return infer
+
+
+def _split(asked: Asked) -> tuple[Any, bytes]:
+    """Return the JSON part of the request, decoded and an object, and the binary part after it."""
+    body = asked.body
+    length = asked.headers.get(b"inference-header-content-length")
+    size = len(body)
+    if length is not None:
+        if not length.isdigit() or len(length) > 12 or int(length) > len(body):
+            said = f"expected Inference-Header-Content-Length within the body of {len(body)} bytes, got {shown(length.decode('latin-1'))}"
+            return Refused(status=400, said=said), b""
+        size = int(length)
+    head = decode(body[:size], 8)
+    if isinstance(head, dict):
+        return head, body[size:]
+    return head if isinstance(head, Refused) else Refused(
+        status=400, said=f"expected an object, got {shown(head)}"
+    ), b""
+
+
+def _rows(head: Mapping[str, Any], blob: bytes, limit: int) -> list[dict[str, Any]] | Refused:
+    """Turn the input tensors into rows; each input must have as many values as the first."""
+    inputs = head.get("inputs")
+    if not isinstance(inputs, list) or not inputs or not all(isinstance(tensor, dict) for tensor in inputs):
+        return Refused(status=400, said=f"expected a list of input tensors under inputs, got {shown(inputs)}")
+    columns: dict[str, list[Any]] = {}
+    offset, count = 0, -1
+    for tensor in inputs:
+        name, parameters = tensor.get("name"), tensor.get("parameters")
+        if not isinstance(name, str) or name in columns:
+            return Refused(status=400, said=f"expected each input to have a name of its own, got {shown(name)}")
+        size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+        if size is not None and (type(size) is not int or not 0 <= size <= len(blob) - offset):
+            return _bad(name, f"binary_data_size within the {len(blob) - offset} bytes that are left", size)
+        shape = tensor.get("shape")
+        rows = _height(shape)
+        if rows is None or (count >= 0 and rows != count):
+            return _bad(name, f"shape [{count if count >= 0 else 'n'}] or [{count if count >= 0 else 'n'}, 1]", shape)
+        if rows > limit:
+            return Refused(status=413, said=f"expected at most {limit:,} rows in a request, got {rows:,}")
+        count = rows
+        values = _values(tensor, rows) if size is None else _binary(tensor, blob[offset : offset + size], rows)
+        if isinstance(values, Refused):
+            return values
+        columns[name] = values
+        offset += size or 0
+    if offset != len(blob):
+        return Refused(status=400, said=f"expected {offset} bytes of binary tensors, got {len(blob)}")
+    names = list(columns)
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _height(shape: Any) -> int | None:
+    """Return n of a shape [n] or [n, 1]; None for any other."""
+    whole = isinstance(shape, list) and len(shape) in (1, 2) and all(type(size) is int for size in shape)
+    return shape[0] if whole and shape[0] > 0 and shape[1:] in ([], [1]) else None
+
+
+def _values(tensor: Mapping[str, Any], rows: int) -> list[Any] | Refused:
+    """Return the values of a tensor written as JSON."""
+    data, name = tensor.get("data"), tensor["name"]
+    if not isinstance(data, list):
+        return _bad(name, "data as a list, or binary_data_size", data)
+    if tensor.get("datatype") not in NUMBERS and tensor.get("datatype") != "BYTES":
+        return _bad(name, f"a datatype among {quoted([*NUMBERS, 'BYTES'])}", tensor.get("datatype"))
+    if len(data) == rows and all(isinstance(value, list) and len(value) == 1 for value in data):
+        data = [value[0] for value in data]
+    return data if len(data) == rows else _bad(name, f"{rows} values", f"{len(data)} values")
+
+
+def _binary(tensor: Mapping[str, Any], blob: bytes, rows: int) -> list[Any] | Refused:
+    """Return the values of a tensor written as bytes."""
+    name, datatype = tensor["name"], tensor.get("datatype")
+    if datatype == "BYTES":
+        return _texts(name, blob, rows)
+    if datatype not in NUMBERS:
+        return _bad(name, f"a datatype among {quoted([*NUMBERS, 'BYTES'])}", datatype)
+    dtype = np.dtype(NUMBERS[datatype])
+    if len(blob) != rows * dtype.itemsize:
+        return _bad(name, f"{rows * dtype.itemsize} bytes", f"{len(blob)} bytes")
+    values: list[Any] = np.frombuffer(blob, dtype).tolist()
+    return [None if value != value else value for value in values] if dtype.kind == "f" else values
+
+
+def _texts(name: str, blob: bytes, rows: int) -> list[Any] | Refused:
+    values: list[str] = []
+    offset = 0
+    while offset + 4 <= len(blob) and len(values) < rows:
+        (size,) = struct.unpack_from("<I", blob, offset)
+        offset += 4
+        if size > len(blob) - offset:
+            return _bad(name, "texts each preceded by their length in 4 bytes", f"a length of {size}")
+        try:
+            values.append(blob[offset : offset + size].decode("utf-8"))
+        except UnicodeDecodeError:
+            return _bad(name, "text in UTF-8", "other bytes")
+        offset += size
+    if len(values) != rows or offset != len(blob):
+        return _bad(name, f"{rows} texts", f"{len(values)} and {len(blob) - offset} bytes more")
+    return values
+
+
+def _bad(name: str, expected: str, got: Any) -> Refused:
+    return Refused(status=400, said=f"expected {expected}, got {shown(got)} - at inputs[{name[:80]}]")
+
+
+def _outputs(
+    wanted: Mapping[str, bool], answer: dict[str, Any], tensors: Mapping[str, tuple[str, Sequence[Any]]]
+) -> Result:
+    """Write the outputs that were asked for, each as JSON or as bytes."""
+    blobs: list[bytes] = []
+    outputs = []
+    for name, binary in wanted.items():
+        datatype, values = tensors[name]
+        output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": [len(values)]}
+        if binary:
+            blobs.append(_to_bytes(datatype, values))
+            output["parameters"] = {"binary_data_size": len(blobs[-1])}
+        else:
+            output["data"] = list(values)
+        outputs.append(output)
+    body = msgspec.json.encode({**answer, "outputs": outputs})
+    if not blobs:
+        return body
+    headers = ((b"inference-header-content-length", str(len(body)).encode()),)
+    return Page(body=body + b"".join(blobs), kind=b"application/octet-stream", headers=headers)
+
+
+def _wanted(head: Mapping[str, Any], names: Sequence[str]) -> dict[str, bool] | Refused:
+    """Return the names of the outputs to write, in order, and whether each is wanted as bytes."""
+    outputs, parameters = head.get("outputs"), head.get("parameters")
+    every = isinstance(parameters, dict) and parameters.get("binary_data_output") is True
+    if not outputs:
+        return dict.fromkeys(names, every)
+    wanted: dict[str, bool] = {}
+    for output in outputs if isinstance(outputs, list) else [outputs]:
+        name = output.get("name") if isinstance(output, dict) else output
+        if not isinstance(name, str) or name not in names:
+            return Refused(status=400, said=f"expected outputs among {quoted(names)}, got {shown(name)}")
+        own = output.get("parameters")
+        binary = own.get("binary_data") if isinstance(own, dict) else None
+        wanted[name] = binary if isinstance(binary, bool) else every
+    return wanted
+
+
+def _to_bytes(datatype: str, values: Sequence[Any]) -> bytes:
+    if datatype == "BYTES":
+        texts = [str(value).encode() for value in values]
+        return b"".join(struct.pack("<I", len(text)) + text for text in texts)
+    return np.asarray(values, NUMBERS[datatype]).tobytes()

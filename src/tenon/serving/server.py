@@ -1,0 +1,254 @@
+"""Running the app: a port, one process, one event loop, and a protocol that holds the limits no app can hold.
+
+uvicorn with httptools does the HTTP. What it leaves open is closed here, in a subclass of its protocol: the size of a head
+before it is complete, how long a head, a body or the reading of an answer may take (a client that sends a byte a minute
+would otherwise keep a connection for ever), and how many connections there may be. One sweep a second looks at the
+connections, so that a request pays nothing for it. SIGTERM and SIGINT stop listening, let requests in flight finish
+within `drain_s`, then offer and write what is left, and `run` returns.
+
+A port in use is an error in words before anything heavy starts: who holds it, and which port is free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import math
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from tenon.errors import UsageError, sentence
+from tenon.limits import ServingLimits
+from tenon.serving.app import App
+from tenon.serving.refusal import Refused
+
+PORTS_TRIED = 20
+REASONS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large", 503: b"Service Unavailable"}
+
+
+def run(app: App, host: str = "", port: int | None = None, *, started: Callable[[str], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and return; `started` is called with the URL when it listens.
+
+    Host and port default to those of the app's settings; port 0 takes any that is free.
+    """
+    serve = app.settings.serve
+    sock = listen(host or serve.host, serve.port if port is None else port)
+    server = _server(app, sock, started)
+    before = {number: signal.signal(number, _settled) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        server.run(sockets=[sock])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        sock.close()
+
+
+@contextmanager
+def running(app: App, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+    """Serve from a thread of this process while the block runs; yields the URL. For tests, notebooks and examples."""
+    sock = listen(host, port)
+    began = threading.Event()
+    failed: list[BaseException] = []
+    urls: list[str] = []
+
+    def started(url: str) -> None:
+        urls.append(url)
+        began.set()
+
+    def work() -> None:
+        try:
+            asyncio.run(server.serve(sockets=[sock]))
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
+            failed.append(error)
+        finally:
+            began.set()
+
+    server = _server(app, sock, started)
+    thread = threading.Thread(target=work, name="tenon-serving", daemon=True)
+    thread.start()
+    began.wait()
+    if not urls:
+        raise UsageError(sentence("a service that starts", repr(failed[0]) if failed else "one that stopped", at=host))
+    try:
+        yield urls[0]
+    finally:
+        server.should_exit = True
+        thread.join()
+        sock.close()
+
+
+def _settled(number: int, frame: Any) -> None:
+    """Do nothing: uvicorn has drained, and raises the signal again for whoever was there before."""
+
+
+def _server(app: App, sock: socket.socket, started: Callable[[str], None] | None) -> uvicorn.Server:
+    limits = app.settings.limits
+    host, port = sock.getsockname()[:2]
+    app.address = (host, port)
+    state: dict[str, Any] = {"said": started is None}
+
+    async def notify() -> None:
+        """Be called each second by uvicorn: sweep the connections; the first call says that it listens."""
+        if not state["said"]:
+            state["said"] = True
+            assert started is not None
+            started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        now = asyncio.get_running_loop().time()
+        for connection in tuple(server.server_state.connections):
+            assert isinstance(connection, Guarded)
+            connection.sweep(now, limits.request_s)
+
+    config = uvicorn.Config(
+        app,
+        http=_guarded(limits),
+        loop="asyncio",
+        ws="none",
+        lifespan="on",
+        interface="asgi3",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=math.ceil(limits.idle_s),
+        timeout_graceful_shutdown=math.ceil(limits.drain_s),
+        callback_notify=notify,
+        timeout_notify=1,
+    )
+    server = uvicorn.Server(config)
+    return server
+
+
+# ── the protocol ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Guarded(HttpToolsProtocol):
+    """uvicorn's HTTP protocol with bounds on the head, on slowness and on the number of connections."""
+
+    limits = ServingLimits()
+    head_bytes = 0
+    waiting_since = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection, or say at once that there are too many."""
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.connections:
+            said = f"expected at most {self.limits.connections} connections, got another; come back"
+            self._turn_away(Refused(status=503, said=said, retry_after_s=1.0))
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; a head that grows past its limit is refused before it is complete."""
+        super().data_received(data)
+        scope = self.scope
+        if scope is None or "path" in scope:  # no head is open
+            self.head_bytes = 0
+            if len(data) <= self.limits.header_bytes or scope is None:
+                return
+            size = sum(len(name) + len(value) for name, value in scope["headers"])
+        else:
+            self.head_bytes += len(data)
+            size = self.head_bytes
+        if size > self.limits.header_bytes and not self.transport.is_closing():
+            said = f"expected headers of at most {self.limits.header_bytes:,} bytes, got more"
+            self._turn_away(Refused(status=431, said=said))
+
+    def sweep(self, now: float, patience_s: float) -> None:
+        """Let go of a connection that has kept us waiting too long: for a head, a body, or to read its answer."""
+        transport, scope, cycle = self.transport, self.scope, self.cycle
+        head = scope is None or "path" not in scope
+        body = cycle is not None and cycle.more_body and not cycle.response_complete
+        unread = transport.get_write_buffer_size() > 0
+        if not (head or body or unread):
+            self.waiting_since = 0.0
+        elif not self.waiting_since:
+            self.waiting_since = now
+        elif now - self.waiting_since > patience_s:
+            if unread or transport.is_closing():
+                transport.abort()
+            elif scope is None:
+                transport.close()
+            else:
+                said = f"expected the whole request within {patience_s:g} s, got a part of it"
+                self._turn_away(Refused(status=408, said=said))
+
+    def _turn_away(self, refusal: Refused) -> None:
+        body = refusal.body()
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *refusal.headers()]
+        lines = [b"HTTP/1.1 %d %s" % (refusal.status, REASONS[refusal.status])]
+        lines += [name + b": " + value for name, value in (*headers, (b"connection", b"close"))]
+        self.transport.write(b"\r\n".join((*lines, b"", body)))
+        self.transport.close()
+
+
+def _guarded(limits: ServingLimits) -> type[Guarded]:
+    """Return the protocol with these limits."""
+    return type("Guarded", (Guarded,), {"limits": limits})
+
+
+# ── the port ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a bound socket; a port that is taken, or may not be had, is an error that says who has it and what is free."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise UsageError(sentence("a host to listen on", f"'{host}': {error}", hint="127.0.0.1 or 0.0.0.0")) from error
+    except OverflowError:
+        raise UsageError(sentence("a port from 0 to 65535", str(port), hint="8321 is the default")) from None
+    family, kind, protocol, _, address = found[0]
+    sock = socket.socket(family, kind, protocol)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(address)
+        sock.listen(2048)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            free = _free(family, host, port)
+            hint = f"port {free} is free" if free else "stop it, or give another port"
+            raise UsageError(
+                sentence(f"port {port} of {host} to be free", _holder(port), at="serve.port", hint=hint)
+            ) from error
+        hint = (
+            "ports below 1024 need rights" if error.errno == errno.EACCES else "is the address one of this machine's?"
+        )
+        raise UsageError(sentence(f"to listen on {host}:{port}", str(error), at="serve", hint=hint)) from error
+    return sock
+
+
+def _holder(port: int) -> str:
+    """Say which process listens on the port, as far as this user may see."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if (
+                connection.laddr
+                and connection.laddr.port == port
+                and connection.status == psutil.CONN_LISTEN
+                and connection.pid
+            ):
+                command = " ".join(psutil.Process(connection.pid).cmdline())[:80]
+                return f"it taken by process {connection.pid} ({command})"
+    except (psutil.Error, OSError):
+        pass
+    return "it taken by another process"
+
+
+def _free(family: int, host: str, port: int) -> int:
+    """Return the next port that can be had, or 0."""
+    for other in range(port + 1, min(port + 1 + PORTS_TRIED, 65_536)):
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            try:
+                sock.bind((host, other))
+            except OSError:
+                continue
+            return other
+    return 0
