@@ -1,0 +1,72 @@
+"""Windows over live traffic: drift, performance as labels arrive, health. Values in, findings out.
+
+    collect.py      observations from a service to the store, never making an answer wait
+    observation.py  what one observation is and how a batch of them is kept
+    label.py        labels that arrive late, by two roads
+    tally.py        one window read once and summarised; summaries of closed windows are kept
+    expect.py       what the model promised, and how much windows of its training data vary
+    drift.py        columns of a window against the reference, from sketches
+    judge.py        from windows to findings; noise.py says what chance alone would do
+    examine.py      all of it in order; retain.py lets go of what is old
+
+Names are resolved when first used, so that a service that only collects never loads what examines.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tenon.watch.collect import Collector, Counts
+    from tenon.watch.examine import Alerts, Context, Watched, alerts, examine
+    from tenon.watch.expect import Expected, Usual, usual
+    from tenon.watch.label import LabelSource
+    from tenon.watch.retain import Pruned, compact, prune
+    from tenon.watch.window import Window
+
+_HOME = {
+    "Alerts": "examine",
+    "Collector": "collect",
+    "Context": "examine",
+    "Counts": "collect",
+    "Expected": "expect",
+    "LabelSource": "label",
+    "Pruned": "retain",
+    "Usual": "expect",
+    "Watched": "examine",
+    "Window": "window",
+    "alerts": "examine",
+    "compact": "retain",
+    "examine": "examine",
+    "prune": "retain",
+    "usual": "expect",
+}
+
+__all__ = [
+    "Alerts",
+    "Collector",
+    "Context",
+    "Counts",
+    "Expected",
+    "LabelSource",
+    "Pruned",
+    "Usual",
+    "Watched",
+    "Window",
+    "alerts",
+    "compact",
+    "examine",
+    "prune",
+    "usual",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"tenon.watch.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'tenon.watch' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
