@@ -227,7 +227,7 @@ def _open(config: StoreConfig) -> Any:
     if not config.blobs.startswith("s3://") or not bucket:
         hint = "for example s3://my-bucket/flights, or leave it out to keep blobs in .tenon/blobs"
         raise ConfigError(sentence("s3://bucket/prefix", f"'{config.blobs}'", at="store.blobs", hint=hint))
-    places = {"endpoint": config.s3_endpoint, "region": config.s3_region}
+    places: dict[str, Any] = {"endpoint": config.s3_endpoint, "region": config.s3_region}
     return S3Store(
         bucket,
         prefix=prefix.strip("/") or None,

@@ -1,8 +1,8 @@
-"""The setting of a run: what code, which packages, which machine. Gathered once, in the background, and never failing.
+"""The setting of a run: what code, which packages, which machine. Gathered once, in the background, never failing.
 
-It answers, months later, what a result was made with. Nothing here may stop a run: no git, no repository, a machine that
-does not say what it is, all give less and not an error. `tenon.training.track` calls it from the thread that also writes
-metrics, so it gives way to other threads between packages, of which there may be hundreds.
+It answers, months later, what a result was made with. Nothing here may stop a run: no git, no repository, a machine
+that does not say what it is, all give less and not an error. `tenon.training.track` calls it from the thread that also
+writes metrics, so it gives way to other threads between packages, of which there may be hundreds.
 """
 
 from __future__ import annotations
@@ -92,9 +92,8 @@ def _gpus() -> list[str]:
     found = []
     for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         try:
-            for line in file.read_text("utf-8", errors="replace").splitlines():
-                if line.startswith("Model:"):
-                    found.append(line.partition(":")[2].strip())
+            lines = file.read_text("utf-8", errors="replace").splitlines()
+            found += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
         except OSError:
             continue
     return found

@@ -1,15 +1,14 @@
 """Tracking: a Run remembers what a training did, and never makes it wait.
 
-`run.log` appends to a buffer in memory and returns, in about a microsecond. One background thread takes the buffer every
-`TrackLimits.flush_s`, packs it and appends it to the stream `metrics` in one durable transaction; so a process that is
-killed loses at most the last fraction of a second. When the disk cannot follow and the buffer is full, points are
-dropped, counted, and told as the finding `track/dropped`: never silently, and still without waiting. The thread works
-in small slices and offers the interpreter to others between them, because a long slice would be a wait by other means.
+`run.log` appends to a buffer in memory and returns, in about a microsecond. One background thread takes the buffer
+every `TrackLimits.flush_s`, packs it and appends it to the stream `metrics` in one durable transaction; so a process
+that is killed loses at most the last fraction of a second. When the disk cannot follow and the buffer is full, points
+are dropped, counted, and told as the finding `track/dropped`: never silently, and still without waiting. The thread
+works in small slices and offers the interpreter to others between them, because a long slice would be a wait by other
+means.
 
-A packed batch is msgpack: ``{"v": 1, "tables": [{"names", "steps", "times", "values"}]}``. A table holds the calls that
-gave the same metrics: `steps` (int64), `times` (Unix seconds, float64) and `values` (float64, row by row, one column per
-name), little-endian. NaN and infinity stay what they are. Small batches are folded into large ones every `FOLD` flushes
-and when the run ends, which needs no unpacking: tables of the same names are joined byte by byte.
+Small batches are folded into large ones every `FOLD` flushes and when the run ends, so that a long run reads as quickly
+as a short one (the format is in `packing`).
 
 Values are turned into floats when logged and not later: a tensor that a loop goes on adding to would otherwise be read
 after it has changed. Rejected: a queue (slower than a list under a lock), a process (costs a copy, and gains nothing).
@@ -24,36 +23,39 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from tenon.config import Prices
-from tenon.errors import BudgetError, CorruptError, MissingError, StoreError, TrainingError, UsageError, nearest, sentence
+from tenon.errors import (
+    BudgetError,
+    MissingError,
+    StoreError,
+    TrainingError,
+    UsageError,
+    nearest,
+    sentence,
+)
 from tenon.finding import Finding
 from tenon.ledger import Meter
 from tenon.limits import TrackLimits
 from tenon.store import Batch, Store
+from tenon.training.packing import Call, Floats, Ints, Packed, Table, join, pack, tables, unpack
 from tenon.training.setting import setting
 
 STREAM = "metrics"
-SLICE = 512  # calls packed before other threads are let in
-BATCH_POINTS = 200_000  # points in one batch at most: 5 MB
 FOLD = 2_000  # batches after which they are folded into few
 FOLD_BYTES = 16 * 1024 * 1024
 TRACEBACK_CHARS = 20_000
 STEP_MAX = 2**63 - 1
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 Curves = dict[str, tuple[Ints, Floats]]
 Status = Literal["running", "done", "failed", "stopped"]
-Call = tuple[int, float, dict[str, float]]
 
 
 class Run:
@@ -109,7 +111,9 @@ class Run:
             before = store.get("run", id)
             if before is not None and before.get("status") == "running" and _alive(before):
                 got = f"process {before['process']['pid']} still at work on it"
-                raise TrainingError(sentence("a run that nobody else works on", got, at=f"run/{id}", hint="wait or stop it"))
+                raise TrainingError(
+                    sentence("a run that nobody else works on", got, at=f"run/{id}", hint="wait or stop it")
+                )
             store.trim(STREAM, id, before=float("inf"))
             store.put("run", id, body)
         log = _Log(store, body, limits or TrackLimits(), clock)
@@ -174,7 +178,7 @@ class Run:
     # ── how it ends ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def finish(self, status: Status = "done", **fields: Any) -> dict[str, Any]:
-        """Write all that is left and the final record, and return it. Finishing twice changes nothing the second time."""
+        """Write all that is left and the final record, and return it. A second time it changes nothing."""
         if not self._finalizer.alive:
             return self.body
         self._meter.__exit__(None, None, None)
@@ -216,13 +220,29 @@ class _Log:
     """What a run has been told and not yet written, and the thread that writes it."""
 
     __slots__ = (
-        "_calls", "_columns", "_dirty", "_draining", "_dropped", "_folded", "_held", "_lock", "_names", "_packed", "_pid",
-        "_since_fold", "_stop", "_thread", "_total", "body", "clock", "id", "limits", "store",
-    )  # fmt: skip
+        "_calls",
+        "_columns",
+        "_dirty",
+        "_draining",
+        "_dropped",
+        "_folded",
+        "_held",
+        "_lock",
+        "_names",
+        "_packed",
+        "_pid",
+        "_since_fold",
+        "_stop",
+        "_thread",
+        "_total",
+        "body",
+        "clock",
+        "id",
+        "limits",
+        "store",
+    )
 
-    def __init__(
-        self, store: Store, body: dict[str, Any], limits: TrackLimits, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, store: Store, body: dict[str, Any], limits: TrackLimits, clock: Callable[[], float]) -> None:
         self.store = store
         self.id = str(body["id"])
         self.body = body
@@ -232,7 +252,7 @@ class _Log:
         self._draining = threading.Lock()  # held while writing: one batch after the other
         self._calls: list[Call] = []
         self._columns: list[tuple[str, float, Ints, Floats]] = []
-        self._packed: list[_Packed] = []
+        self._packed: list[Packed] = []
         self._names: set[str] = set()
         self._held = 0  # points not yet durable
         self._total = 0
@@ -288,7 +308,9 @@ class _Log:
 
     def snapshot(self) -> dict[str, Any]:
         with self._lock:
-            return {name: value.copy() if isinstance(value, (dict, list)) else value for name, value in self.body.items()}
+            return {
+                name: value.copy() if isinstance(value, (dict, list)) else value for name, value in self.body.items()
+            }
 
     def close(self) -> None:
         """Stop the thread and write everything; raises StoreError when that cannot be done."""
@@ -303,12 +325,14 @@ class _Log:
         """Write what is buffered. What cannot be written stays, and is tried again by the next drain."""
         if os.getpid() != self._pid:
             got = f"process {os.getpid()}, forked from {self._pid} that began the run"
-            raise UsageError(sentence("the process that began the run", got, at=f"run/{self.id}", hint="log from there"))
+            raise UsageError(
+                sentence("the process that began the run", got, at=f"run/{self.id}", hint="log from there")
+            )
         with self._draining:
             with self._lock:
                 calls, self._calls = self._calls, []
                 columns, self._columns = self._columns, []
-            self._packed.extend(_pack(self._known(calls, columns)))
+            self._packed.extend(pack(self._known(calls, columns)))
             while self._packed:
                 packed = self._packed[0]
                 self.store.append(
@@ -339,11 +363,9 @@ class _Log:
             except StoreError:
                 continue
 
-    def _known(
-        self, calls: list[Call], columns: list[tuple[str, float, Ints, Floats]]
-    ) -> Iterator[_Table]:
+    def _known(self, calls: list[Call], columns: list[tuple[str, float, Ints, Floats]]) -> Iterator[Table]:
         """Turn what was logged into tables, without metrics beyond the bound on names."""
-        for table in _tables(calls):
+        for table in tables(calls):
             names = [name for name in table.names if self._admitted(name)]
             if len(names) == len(table.names):
                 yield table
@@ -354,10 +376,10 @@ class _Log:
                 self._drop("there were too many names", lost, int(table.steps[0]), int(table.steps[-1]))
             if names:
                 keep = [i for i, name in enumerate(table.names) if name in self._names]
-                yield _Table(names, table.steps, table.times, table.values[:, keep])
+                yield Table(names, table.steps, table.times, table.values[:, keep])
         for name, at, steps, values in columns:
             if self._admitted(name):
-                yield _Table([name], steps, np.full(len(steps), at), values.reshape(-1, 1))
+                yield Table([name], steps, np.full(len(steps), at), values.reshape(-1, 1))
             else:
                 with self._lock:
                     self._held -= len(steps)
@@ -397,14 +419,12 @@ class _Log:
 
     def _fold_group(self, group: list[Batch]) -> None:
         if len(group) > 1:
-            self.store.fold(STREAM, self.id, _join([batch.body for batch in group]), over=group)
+            self.store.fold(STREAM, self.id, join([batch.body for batch in group]), over=group)
         if group:
             self._folded = group[-1].seq
 
 
-def _dropped(
-    id: str, why: str, counts: tuple[int, int, int], total: int, limits: TrackLimits
-) -> dict[str, Any]:
+def _dropped(id: str, why: str, counts: tuple[int, int, int], total: int, limits: TrackLimits) -> dict[str, Any]:
     points, first, last = counts
     bound = f"{limits.buffered_points:,} points" if "buffer" in why else f"{limits.metric_names:,} names"
     return Finding(
@@ -412,117 +432,17 @@ def _dropped(
         severity="warning",
         place=f"run/{id}",
         said=f"{points:,} of {total:,} points were dropped between steps {first} and {last}: {why} ({bound}).",
-        hint="Log less often, log whole columns with run.log_many, or raise the bound in tenon.toml under [limits.track].",
-        numbers={"dropped": float(points), "logged": float(total), "first_step": float(first), "last_step": float(last)},
+        hint="Log less often, log whole columns with run.log_many, or raise the bound in [limits.track].",
+        numbers={
+            "dropped": float(points),
+            "logged": float(total),
+            "first_step": float(first),
+            "last_step": float(last),
+        },
     ).to_dict()
 
 
-# ── packing ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class _Table:
-    """Calls that gave the same metrics: steps_N, times_N, values_NK, and the K names."""
-
-    __slots__ = ("names", "steps", "times", "values")
-
-    def __init__(self, names: Sequence[str], steps: Ints, times: Floats, values: Floats) -> None:
-        self.names = list(names)
-        self.steps = steps
-        self.times = times
-        self.values = values
-
-
-class _Packed:
-    """A batch ready to be appended."""
-
-    __slots__ = ("body", "first", "last", "points")
-
-    def __init__(self, tables: Sequence[_Table]) -> None:
-        self.body = msgspec.msgpack.encode({"v": 1, "tables": [_plain(table) for table in tables]})
-        self.first = min(float(table.times.min()) for table in tables)
-        self.last = max(float(table.times.max()) for table in tables)
-        self.points = sum(table.values.size for table in tables)
-
-
-def _plain(table: _Table) -> dict[str, Any]:
-    return {
-        "names": table.names,
-        "steps": table.steps.astype("<i8", copy=False).tobytes(),
-        "times": table.times.astype("<f8", copy=False).tobytes(),
-        "values": table.values.astype("<f8", copy=False).tobytes(),
-    }
-
-
-def _tables(calls: list[Call]) -> Iterator[_Table]:
-    """Group calls by the metrics that they gave, a slice at a time, letting other threads run between slices."""
-    groups: dict[tuple[str, ...], tuple[list[int], list[float], list[float]]] = {}
-    for start in range(0, len(calls), SLICE):
-        for step, at, metrics in calls[start : start + SLICE]:
-            key = tuple(metrics)
-            group = groups.get(key)
-            if group is None:
-                group = groups[key] = ([], [], [])
-            group[0].append(step)
-            group[1].append(at)
-            group[2].extend(metrics.values())
-        time.sleep(0)
-    for names, (steps, times, values) in groups.items():
-        if names:
-            yield _Table(
-                names,
-                np.array(steps, dtype="<i8"),
-                np.array(times, dtype="<f8"),
-                np.array(values, dtype="<f8").reshape(-1, len(names)),
-            )
-
-
-def _pack(tables: Iterable[_Table]) -> Iterator[_Packed]:
-    """Put tables together into batches of a bounded size."""
-    waiting: list[_Table] = []
-    points = 0
-    for table in tables:
-        rows = max(BATCH_POINTS // len(table.names), 1)
-        for start in range(0, len(table.steps), rows):
-            part = _Table(
-                table.names,
-                table.steps[start : start + rows],
-                table.times[start : start + rows],
-                table.values[start : start + rows],
-            )
-            if waiting and points + part.values.size > BATCH_POINTS:
-                yield _Packed(waiting)
-                waiting, points = [], 0
-            waiting.append(part)
-            points += part.values.size
-    if waiting:
-        yield _Packed(waiting)
-
-
-def _unpack(body: bytes, place: str) -> list[dict[str, Any]]:
-    try:
-        found = msgspec.msgpack.decode(body)
-        version, tables = found["v"], found["tables"]
-    except (msgspec.MsgspecError, KeyError, TypeError) as error:
-        raise CorruptError(sentence("a batch of metrics", f"'{error}'", at=place, hint="run `tenon doctor`")) from error
-    if version != 1:
-        raise StoreError(sentence("metrics in format 1", f"format {version}", at=place, hint="install a later tenon"))
-    return list(tables)
-
-
-def _join(bodies: Sequence[bytes]) -> bytes:
-    """Join packed batches: tables of the same names are put end to end."""
-    joined: dict[tuple[str, ...], dict[str, list[bytes]]] = {}
-    for body in bodies:
-        for table in _unpack(body, STREAM):
-            parts = joined.setdefault(tuple(table["names"]), {"steps": [], "times": [], "values": []})
-            for field, pieces in parts.items():
-                pieces.append(table[field])
-        time.sleep(0)
-    tables = [
-        {"names": list(names), **{field: b"".join(pieces) for field, pieces in parts.items()}}
-        for names, parts in joined.items()
-    ]
-    return msgspec.msgpack.encode({"v": 1, "tables": tables})
+# ── values ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _value(value: Any, name: str, id: str) -> float:
@@ -530,7 +450,9 @@ def _value(value: Any, name: str, id: str) -> float:
         return float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         got = f"{type(value).__name__} ('{error}')"
-        raise UsageError(sentence("a number", got, at=f"run/{id}: {name}", hint="run.param keeps other values")) from error
+        raise UsageError(
+            sentence("a number", got, at=f"run/{id}: {name}", hint="run.param keeps other values")
+        ) from error
 
 
 def _step(step: Any, id: str) -> int:
@@ -548,7 +470,9 @@ def _step(step: Any, id: str) -> int:
 
 def runs(store: Store, *, model: str | None = None, limit: int | None = None) -> list[dict[str, Any]]:
     """Return the records of runs, newest first."""
-    return store.find("run", limit=limit, **({} if model is None else {"model": model}))
+    if model is None:
+        return store.find("run", limit=limit)
+    return store.find("run", limit=limit, model=model)
 
 
 def load(store: Store, id: str) -> dict[str, Any]:
@@ -572,7 +496,7 @@ def curves(store: Store, id: str, *, by: Literal["step", "time"] = "step") -> di
     parts: dict[str, tuple[list[NDArray[Any]], list[Floats]]] = {}
     field, kind = ("steps", "<i8") if by == "step" else ("times", "<f8")
     for batch in store.read(STREAM, id):
-        for table in _unpack(batch.body, f"{STREAM}/{id}/{batch.seq}"):
+        for table in unpack(batch.body, f"{STREAM}/{id}/{batch.seq}"):
             names = table["names"]
             axis = np.frombuffer(table[field], dtype=kind)
             values = np.frombuffer(table["values"], dtype="<f8").reshape(-1, len(names))
@@ -607,7 +531,12 @@ def _process() -> dict[str, Any]:
     """Name this process so that another can tell whether it still lives."""
     import psutil
 
-    return {"pid": os.getpid(), "host": socket.gethostname(), "began": psutil.Process().create_time(), "argv": sys.argv[:20]}
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "began": psutil.Process().create_time(),
+        "argv": sys.argv[:20],
+    }
 
 
 def _alive(record: Mapping[str, Any]) -> bool:
@@ -618,6 +547,7 @@ def _alive(record: Mapping[str, Any]) -> bool:
     if process.get("host") != socket.gethostname():
         return True
     try:
-        return abs(psutil.Process(int(process["pid"])).create_time() - float(process["began"])) < 2.0
+        began = psutil.Process(int(process["pid"])).create_time()
+        return bool(abs(began - float(process["began"])) < 2.0)
     except (psutil.Error, KeyError, TypeError, ValueError):
         return False
