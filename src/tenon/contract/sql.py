@@ -54,7 +54,7 @@ def parse(text: str, place: str, types: Mapping[str, str] | None = None) -> Expr
     With `types` (column name -> type) a column that does not exist and a comparison of unlike types are found here.
     Without it columns are of unknown type and the values decide when the expression runs.
     """
-    return Expr(text=text, place=place, tree=parse_node(text, place, types))
+    return Expr(text=text, place=place, tree=_fold(parse_node(text, place, types)))
 
 
 def columns(expr: Expr) -> set[str]:
@@ -115,6 +115,16 @@ def split(expr: Expr) -> tuple[Expr, dict[str, tuple[str, Expr | None, bool]]]:
         assert part is not None, node
         parts[name] = part
     return outer, parts
+
+
+def _fold(node: Node) -> Node:
+    """Compute what depends on no column, once; a constant then has the frame's height wherever Polars meets it."""
+    if not node.args:
+        return node
+    folded = Node(node.op, tuple(_fold(arg) for arg in node.args), node.value, node.type)
+    if node.op == "aggregate" or any(arg.op != "literal" for arg in folded.args):
+        return folded
+    return Node("literal", value=sql_rows.build(folded)({}), type=node.type)
 
 
 def _below(expr: Expr, node: Node) -> Expr:

@@ -11,6 +11,7 @@ expression runs, once per batch. That is exact and only slightly slower.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -54,11 +55,19 @@ def _literal(node: Node) -> pl.Expr:
 
 
 def _add(node: Node, a: pl.Expr, b: pl.Expr) -> pl.Expr:
-    return a + b
+    return _in_years(node, a + b)
 
 
 def _sub(node: Node, a: pl.Expr, b: pl.Expr) -> pl.Expr:
-    return a - b
+    return _in_years(node, a - b)
+
+
+def _in_years(node: Node, result: pl.Expr) -> pl.Expr:
+    """Null for a timestamp before year 1 or after 9999, which no row of plain values could hold."""
+    if node.type != "timestamp":
+        return result
+    first, last = (pl.lit(bound, pl.Int64).cast(pl.Datetime("us")) for bound in (FIRST_US, LAST_US))
+    return pl.when(result.is_between(first, last)).then(result)
 
 
 def _mul(node: Node, a: pl.Expr, b: pl.Expr) -> pl.Expr:
@@ -69,7 +78,14 @@ def _mul(node: Node, a: pl.Expr, b: pl.Expr) -> pl.Expr:
 
 
 def _div(node: Node, a: pl.Expr, b: pl.Expr) -> pl.Expr:
-    return _unless_zero(node, b, a / b)
+    return _unless_zero(node, b, _quotient(a, b, node.args[1].op == "column"))
+
+
+def _quotient(a: pl.Expr, b: pl.Expr | float, divisor_varies: bool = False) -> pl.Expr:
+    """Divide to the nearest float. Polars multiplies by the reciprocal of a scalar divisor (49 / 49 is then not 1), so
+    a divisor that may be one is spread over the column first.
+    """
+    return a / b if divisor_varies else a / (a.is_null().cast(pl.Float64) * 0.0 + b)
 
 
 def _floordiv(node: Node, a: pl.Expr, b: pl.Expr) -> pl.Expr:
@@ -113,6 +129,26 @@ def _pow(node: Node, a: pl.Expr, b: pl.Expr) -> pl.Expr:
 # ── comparison and logic ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
+_COMPARISONS: dict[str, tuple[Callable[[Any, Any], pl.Expr], Callable[[Any, Any], pl.Expr]]] = {
+    "eq": (operator.eq, operator.eq),
+    "ne": (operator.ne, operator.ne),
+    "lt": (operator.lt, operator.gt),
+    "le": (operator.le, operator.ge),
+    "gt": (operator.gt, operator.lt),
+    "ge": (operator.ge, operator.le),
+    "same": (pl.Expr.eq_missing, pl.Expr.eq_missing),
+    "differs": (pl.Expr.ne_missing, pl.Expr.ne_missing),
+}
+
+
+def _compare(node: Node, a: pl.Expr, b: pl.Expr) -> pl.Expr:
+    """Compare with the constant side on the right: on the left it may come back one row long (Polars 2.1, eager)."""
+    plain, mirrored = _COMPARISONS[node.op]
+    if any(each.op == "column" for each in node.args[0].walk()):
+        return plain(a, b)
+    return mirrored(b, a)
+
+
 def _in(node: Node, a: pl.Expr) -> pl.Expr:
     return a.is_in(pl.Series(values=list(node.value), dtype=DTYPES.get(node.args[0].type or "text")).implode())
 
@@ -134,6 +170,14 @@ def _case(node: Node, *args: pl.Expr) -> pl.Expr:
     for at in range(0, len(args) - 1, 2):
         chain = chain.when(args[at]).then(args[at + 1])
     result: pl.Expr = chain.otherwise(args[-1])
+    return result
+
+
+def _coalesce(node: Node, *args: pl.Expr) -> pl.Expr:
+    # not pl.coalesce: with a literal it may come back one row long inside a comparison (Polars 2.1)
+    result = args[-1]
+    for each in reversed(args[:-1]):
+        result = pl.when(each.is_not_null()).then(each).otherwise(result)
     return result
 
 
@@ -207,7 +251,7 @@ def _date_diff(node: Node, a: pl.Expr, b: pl.Expr) -> pl.Expr:
 def _epoch(node: Node, a: pl.Expr) -> pl.Expr:
     kind = node.args[0].type
     micros = a.cast(pl.Int64) if kind in ("timestamp", "duration") else a.cast(pl.Datetime("us")).cast(pl.Int64)
-    return micros / 1e6
+    return _quotient(micros, 1e6)
 
 
 def _to_timestamp(node: Node, a: pl.Expr) -> pl.Expr:
@@ -247,8 +291,6 @@ def _make_timestamp(node: Node, *args: pl.Expr) -> pl.Expr:
 
 def _cast(node: Node, a: pl.Expr) -> pl.Expr:
     source, target = node.args[0].type, node.value
-    if not target:  # nullif of a column of unknown type
-        return pl.lit(None)
     if source:
         return _cast_known(a, source, target)
     dtype = DTYPES[target]
@@ -335,14 +377,7 @@ _OPERATIONS: dict[str, Callable[..., pl.Expr]] = {
     "ln": _ln,
     "exp": lambda node, a: a.exp(),
     "pow": _pow,
-    "eq": lambda node, a, b: a == b,
-    "ne": lambda node, a, b: a != b,
-    "lt": lambda node, a, b: a < b,
-    "le": lambda node, a, b: a <= b,
-    "gt": lambda node, a, b: a > b,
-    "ge": lambda node, a, b: a >= b,
-    "same": lambda node, a, b: a.eq_missing(b),
-    "differs": lambda node, a, b: a.ne_missing(b),
+    **dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge", "same", "differs"), _compare),
     "and": lambda node, a, b: a & b,
     "or": lambda node, a, b: a | b,
     "not": lambda node, a: ~a,
@@ -350,7 +385,7 @@ _OPERATIONS: dict[str, Callable[..., pl.Expr]] = {
     "in": _in,
     "like": _like,
     "case": _case,
-    "coalesce": lambda node, *args: pl.coalesce(*args),
+    "coalesce": _coalesce,
     "least": _least,
     "greatest": _greatest,
     "lower": lambda node, a: a.str.to_lowercase(),

@@ -73,7 +73,8 @@ def _coalesce(t: Meaning, name: str, args: list[Node]) -> Node:
 
 def _nullif(t: Meaning, name: str, args: list[Node]) -> Node:
     test = t.build("eq", *args)
-    return Node("case", (test, Node("cast", (NULL,), args[0].type, args[0].type), args[0]), None, args[0].type)
+    kind = args[0].type
+    return Node("case", (test, t.convert(NULL, kind) if kind else NULL, args[0]), None, kind)
 
 
 def _text(t: Meaning, name: str, args: list[Node]) -> Node:

@@ -495,7 +495,6 @@ _CASTS: dict[str, Callable[[Any], Any]] = {
     "text": _to_text,
     "date": _to_date,
     "timestamp": _to_moment,
-    "": lambda value: None,
 }
 
 # ── the tables: operations that see nulls, then those of one and of two values that are not null ─────────────────────

@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 
 from tenon.contract.sql_tree import (
     CASTABLE,
-    NULL,
     UNITS_US,
     UNKNOWN,
     Node,
@@ -94,13 +93,11 @@ class Meaning:
         args = [self.number(sign, arg) for arg in args]
         kinds = {arg.type for arg in args}
         kind = UNKNOWN if UNKNOWN in kinds else "float" if "float" in kinds else "int"
-        if kinds == {"null"}:
-            return NULL
         if op == "div":
             kind = "float"
             args = [self.convert(arg, "float") if arg.type else arg for arg in args]
-        elif kind == "float":
-            args = [self.convert(arg, "float") for arg in args]
+        elif kind:
+            args = [self.convert(arg, kind) for arg in args]
         return Node(op, tuple(args), None, kind)
 
     def temporal(self, op: str, sign: str, left: Node, right: Node) -> Node:
@@ -126,8 +123,10 @@ class Meaning:
 
     def convert(self, node: Node, target: str) -> Node:
         """Cast, leaving out casts that change nothing."""
-        if node.type in (target, "null"):
-            return node if node.type == target else Node("cast", (node,), target, target)
+        if node.type == target:
+            return node
+        if node.type == "null" or (node.op == "literal" and node.value is None):
+            return Node("literal", value=None, type=target)
         if node.type and node.type not in CASTABLE[target]:
             hint = "use epoch(x) for seconds" if node.type in ("date", "timestamp", "duration") else ""
             self.fail(f"something that can be cast to {target}", self.said(node), hint)
@@ -144,7 +143,7 @@ class Meaning:
             texts = [node for node in nodes if node.type == "text"]
             if any(node.op != "literal" for node in texts):
                 self.fail(f"{NAMES[target]} on both sides of {where}", self.said(texts[0]), f"cast(x AS {target})")
-            if target == "date" and any(read_date(node.value) is None for node in texts):
+            if target == "date" and any(node.value and not read_date(node.value) for node in texts):
                 target = "timestamp"
             done = [self.moment(n, target) if n.type == "text" else self.convert(n, target) for n in nodes]
             return tuple(done), target
@@ -155,9 +154,12 @@ class Meaning:
         if len(kinds) > 1:
             told = " and ".join(dict.fromkeys(self.said(node) for node in nodes if node.type != "null"))
             self.fail(f"the same type on both sides of {where}", told, "cast one of them: cast(x AS int)")
-        return tuple(nodes), kinds.pop() if kinds else "null"
+        kind = kinds.pop() if kinds else "null"
+        return tuple(self.convert(node, kind) for node in nodes), kind
 
     def moment(self, node: Node, target: str) -> Node:
+        if node.value is None:
+            return self.convert(node, target)
         value = read_date(node.value) if target == "date" else read_timestamp(node.value)
         if value is None:
             self.fail(NAMES[target], f"'{node.value}'", "write it as '2013-11-01' or '2013-11-01 05:15:00'")
@@ -170,24 +172,24 @@ class Meaning:
     def condition(self, where: str, node: Node) -> Node:
         if node.type not in ("bool", "null", UNKNOWN):
             self.fail(f"a condition with {where}", self.said(node), "compare it with something: x > 0")
-        return node
+        return self.convert(node, "bool") if node.type == "null" else node
 
     def number(self, where: str, node: Node) -> Node:
         if node.type not in NUMBERS:
             self.fail(f"numbers with {where}", self.said(node), "cast(x AS float) reads text as a number")
-        return self.convert(node, "int") if node.type == "bool" else node
+        return self.convert(node, "int") if node.type in ("bool", "null") else node
 
     def text_arg(self, where: str, node: Node) -> Node:
         if node.type not in ("text", "null", UNKNOWN):
             self.fail(f"text with {where}", self.said(node), "cast(x AS text)")
-        return node
+        return self.convert(node, "text") if node.type == "null" else node
 
     def moment_arg(self, where: str, node: Node) -> Node:
         if node.op == "literal" and node.type == "text":
             return self.moment(node, "timestamp")
         if node.type not in MOMENTS:
             self.fail(f"a date or timestamp with {where}", self.said(node), "cast(x AS timestamp)")
-        return node
+        return self.convert(node, "timestamp") if node.type == "null" else node
 
     def constant(self, name: str, node: Node) -> Any:
         if node.op != "literal" or node.value is None:
