@@ -7,7 +7,8 @@ collector's own takes what has gathered about once a second, turns it into one f
 Memory is bounded in rows, counting those waiting for a store that fails. When the bound is reached a batch is dropped
 whole, and counted; the counts are kept as `collector` events in the store, from which `examine` makes the finding
 `watch/dropped`. While the store fails the encoded batches are kept, oldest first, and tried again after 1, 2, 4 ...
-seconds. Each batch is appended in a transaction of its own with its drop count, so a batch is kept once or not at all.
+seconds. Each batch is appended in a transaction of its own, so it is kept once or not at all. Every 64 batches the
+small ones are folded into large (`stream.compact`).
 
 Rejected: a queue.Queue (its put takes three locks and its size is in batches, not rows); writing from the event loop in
 small pieces (a full disk would then be felt by callers); a file beside the store, read later (a second thing to keep).
@@ -30,10 +31,11 @@ from tenon.limits import WatchLimits
 from tenon.store import Store
 from tenon.watch import observation
 from tenon.watch.observation import Columns
+from tenon.watch.stream import PIECE_ROWS, compact
 
 EVENT = "collector"
 _FIRST_RETRY_S = 1.0
-_PIECE_ROWS = 20_000  # rows made into one stored batch: large enough to pack well, far below the store's bound
+_FOLD_EVERY = 64  # batches written between two foldings of small ones into large
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +87,7 @@ class Collector:
         self._closing = False
         self._total = self._written = self._waiting = self._dropped = self._refused = self._failures = 0
         self._told = (0, 0)
+        self._folded = self._since_folded = 0
         self._why = ""  # the last refusal, in words
         self._thread = threading.Thread(target=self._run, name=f"tenon-watch-{model}", daemon=True)
         self._thread.start()
@@ -210,8 +213,12 @@ class Collector:
                     with self._lock:
                         self._written += batch.rows
                         self._waiting -= batch.rows
+                    self._since_folded += 1
                 del self._ready[0]
             self._tell()
+            if self._since_folded >= _FOLD_EVERY:
+                self._folded = compact(self._store, self._model, after=self._folded)
+                self._since_folded = 0
         except StoreError:
             with self._lock:
                 self._failures += 1
@@ -283,7 +290,7 @@ def _alike(batches: list[Columns]) -> list[list[Columns]]:
     for batch in batches:
         names, rows = tuple(batch), _rows(batch)
         group, held = open_groups.get(names, ([], 0))
-        if not group or held + rows > _PIECE_ROWS:
+        if not group or held + rows > PIECE_ROWS:
             group, held = [], 0
             groups.append(group)
         group.append(batch)

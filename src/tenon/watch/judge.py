@@ -42,5 +42,10 @@ def judge(case: Case) -> list[Finding]:
     found: list[Finding] = []
     for look in LOOKS:
         found.extend(look(case))
+    return gravest_first(found)
+
+
+def gravest_first(findings: list[Finding]) -> list[Finding]:
+    """Sort findings by severity, keeping the order of looks within one."""
     order = {"error": 0, "warning": 1, "info": 2}
-    return sorted(found, key=lambda finding: order[finding.severity])
+    return sorted(findings, key=lambda finding: order[finding.severity])

@@ -26,21 +26,13 @@ import polars as pl
 from tenon.limits import WatchLimits
 from tenon.sketch import Profile, profile
 from tenon.store import Store
-from tenon.watch.observation import FEATURE, KEY, STREAM, decode, moment, settled, stack
+from tenon.watch.observation import FEATURE, KEY, STREAM, decode, moment, seconds, settled, stack
+from tenon.watch.retain import SUMMARY
+from tenon.watch.stream import Span
+from tenon.watch.window import start_of
 
-CACHE = "watch-window"
 FORMAT = 1  # of the summaries: another number makes them anew
 SCORED = ("id", "time", "score", "version", "at")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
-    """Where a stored batch lies: its number, rows, and the first and last time of its rows."""
-
-    seq: int
-    rows: int
-    first: float
-    last: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,16 +73,6 @@ class Cut:
         """Name the summary of this window, by everything that it depends on but the rows."""
         parts = (FORMAT, model, self.start, self.end, self.slow_ms, limits.scored_rows, sorted(self.kinds.items()))
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
-
-
-def spans(store: Store, model: str) -> list[Span]:
-    """List where every stored batch of observations lies, without reading any; oldest first."""
-    rows = store.query(
-        "SELECT seq, row_count, first, last FROM batch WHERE stream = ? AND subject = ? ORDER BY seq", (STREAM, model)
-    )
-    return [
-        Span(seq=row["seq"], rows=row["row_count"], first=float(row["first"]), last=float(row["last"])) for row in rows
-    ]
 
 
 def tally(store: Store, model: str, cut: Cut, held: list[Span], limits: WatchLimits) -> Tally:
@@ -155,12 +137,19 @@ def features_of(frame: pl.DataFrame, kinds: Mapping[str, str]) -> pl.DataFrame:
     return frame.select([*columns, "score"])
 
 
+def starts_in(store: Store, model: str, span: Span, width_s: float, until: float) -> set[float]:
+    """Return where the windows begin that rows of this one batch lie in."""
+    batch = next(iter(store.read(STREAM, model, after=span.seq - 1, until=math.nextafter(span.last, math.inf))))
+    times = decode(batch.body, f"{STREAM}/{model}/{batch.seq}")["time"].drop_nulls().dt.epoch("us").unique()
+    return {start_of(at / 1e6, width_s) for at in times if at / 1e6 <= until}
+
+
 # ── kept summaries ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def kept(store: Store, name: str, seq: int) -> Tally | None:
     """Return the summary kept under this name when it covers batches up to `seq`, else None."""
-    body = store.get(CACHE, name)
+    body = store.get(SUMMARY, name)
     if body is None or int(body["seq"]) < seq or not store.blobs.has(body["profile"]):
         return None
     scored = None
@@ -185,6 +174,7 @@ def keep(store: Store, name: str, model: str, found: Tally, *, at: float) -> Non
     numbers = ("start", "end", "rows", "distinct", "first", "last", "gap_s", "p50_ms", "p99_ms", "slow", "timed")
     values = {key: getattr(found, key) for key in (*numbers, "errors", "usd")}
     body = {
+        "id": name,
         "model": model,
         "seq": found.seq,
         "start": found.start,
@@ -197,7 +187,7 @@ def keep(store: Store, name: str, model: str, found: Tally, *, at: float) -> Non
         },
         "told": dict(found.told),
     }
-    store.put(CACHE, name, body, at=at)
+    store.put(SUMMARY, name, body, at=at)
 
 
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────
