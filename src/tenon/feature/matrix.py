@@ -1,0 +1,233 @@
+"""The feature matrix: what every feature was worth at the time of every row, from whole frames, leaking nothing.
+
+Each source is turned into facts once, each grouping of it laid out once, and each window searched once, however many
+features share them; `history` does the work in NumPy. A column of numbers carries NaN for "no value" inside this module
+and nulls outside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import polars as pl
+
+from tenon.contract import sql
+from tenon.contract.frame import DTYPES
+from tenon.errors import ConfigError, sentence
+from tenon.feature import history as engine
+from tenon.feature.exact import Floats, Ints
+from tenon.feature.facts import finite
+from tenon.feature.plan import FAR_US, History, HistoryFeature, Look, RowFeature, TableFeature
+
+ORDERED = ("asof", "first", "last")
+
+
+def row_feature(feature: RowFeature, rows: pl.DataFrame) -> pl.Series:
+    """Return a feature of the rows themselves: SQL, or the user's function of their columns."""
+    if feature.expr is not None:
+        value = sql.to_polars(feature.expr)
+        shaped = finite(value) if feature.kind == "number" else value.cast(pl.String)
+        return rows.select(pl.repeat(0, pl.len()).alias("_"), shaped.alias(feature.name))[feature.name]
+    return function_feature(feature, [rows[name] for name in feature.columns])
+
+
+def function_feature(feature: RowFeature, columns: Sequence[pl.Series]) -> pl.Series:
+    """Call the user's function with columns and check that a column of the same length and kind comes back."""
+    assert feature.function is not None
+    made = pl.Series(feature.name, feature.function(*columns))
+    if len(made) != len(columns[0]):
+        raise ConfigError(
+            sentence(
+                f"a column of {len(columns[0])} rows",
+                f"{len(made)} rows",
+                at=f"feature '{feature.name}'",
+                hint="return one value for each row",
+            )
+        )
+    if (made.dtype == pl.String) != (feature.kind == "category") and made.dtype != pl.Null:
+        raise ConfigError(
+            sentence(
+                f"a {feature.kind}, as for no rows",
+                str(made.dtype),
+                at=f"feature '{feature.name}'",
+                hint="return one type always",
+            )
+        )
+    frame = made.to_frame()
+    return frame.select(
+        (finite(pl.col(feature.name)) if feature.kind == "number" else pl.col(feature.name).cast(pl.String)).alias(
+            feature.name
+        )
+    ).to_series()
+
+
+def table_feature(feature: TableFeature, table: pl.DataFrame, rows: pl.DataFrame) -> pl.Series:
+    """Return a feature looked up by key; null where there is no such key."""
+    keys = [name for name in table.columns if name.startswith("k_")]
+    asked = rows.select(pl.col(key).alias(name) for key, name in zip(feature.keys, keys, strict=True))
+    found = asked.join(table.select(*keys, feature.argument), on=keys, how="left", maintain_order="left")
+    return found[feature.argument].alias(feature.name)
+
+
+def history_features(
+    history: History, features: Sequence[HistoryFeature], facts: pl.DataFrame, rows: pl.DataFrame, times: Ints
+) -> Iterable[pl.Series]:
+    """Return the features of one source's past, at the time (microseconds) of each row."""
+    facts = facts.filter(pl.col("_known").is_not_null())
+    known = facts["_known"].to_numpy()
+    past = _Past(
+        history=history, facts=facts, known=known, by_time=np.argsort(known), values=_Values(facts=facts, kept={})
+    )
+    rows_by_time = np.argsort(times)
+    for grouping in dict.fromkeys(feature.grouping for feature in features):
+        shared = [feature for feature in features if feature.grouping == grouping]
+        names = [f"k_{name}" for name in grouping.columns]
+        renamed = [pl.col(key).alias(name) for key, name in zip(grouping.keys, names, strict=True)]
+        keys = rows.select(renamed) if renamed else rows
+        ordered = any(look.aggregate in ORDERED for feature in shared for look in feature.looks)
+        groups = engine.groups_of(facts, names) if names else facts
+        runs = past.runs(engine.codes_of(facts, groups, names), ordered=ordered)
+        asked = engine.ask(engine.codes_of(keys, groups, names), times, rows_by_time)
+        looking = _Looking(
+            past=past,
+            runs=runs,
+            asked=asked,
+            until=engine.known_by(runs, asked, asked.instants * 2),
+            laid={},
+            windows={},
+            shared=engine.Shared(prefixes={}, counts={}),
+        )
+        for feature in shared:
+            yield looking.feature(feature)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Values:
+    """The argument columns of the facts as NumPy arrays, made when first asked for."""
+
+    facts: pl.DataFrame
+    kept: dict[str, Floats]
+
+    def __getitem__(self, name: str) -> Floats:
+        if name not in self.kept:
+            column = self.facts[name]
+            if column.dtype != pl.Float64:  # for count(distinct): any numbers that are equal where the values are
+                column = column.rank("dense").cast(pl.Float64)
+            self.kept[name] = column.fill_null(np.nan).to_numpy()
+        return self.kept[name]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Past:
+    """The facts of one source and when each became known."""
+
+    history: History
+    facts: pl.DataFrame
+    known: Ints
+    by_time: Ints
+    values: _Values
+
+    def runs(self, codes: Ints, *, ordered: bool) -> engine.Runs:
+        """Lay the facts out by group and instant; where order matters, ties go by time, then key."""
+        return engine.lay_out(
+            codes, self.known, self.by_time, partial(tie_order, self.history, self.facts, codes) if ordered else None
+        )
+
+
+def tie_order(history: History, facts: pl.DataFrame, codes: Ints, tied: Ints) -> Ints:
+    """Order facts (given by position) that share group and instant: by group, instant, time, then key, nulls first."""
+    by = ["_code", "_known", "_time", *(f"k_{name}" for name in history.source.key)]
+    shown = facts[tied].with_columns(pl.Series("_code", codes[tied])).select(by).with_row_index("_row")
+    places: Ints = shown.sort(by, nulls_last=False)["_row"].to_numpy()
+    return np.take(tied, places)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Looking:
+    """One grouping of one source, looked into from every row: places and running sums are shared by its features."""
+
+    past: _Past
+    runs: engine.Runs
+    asked: engine.Asked
+    until: Ints  # the place after the last fact known by each asked instant
+    laid: dict[str, Floats]
+    windows: dict[int, tuple[Ints, Ints]]
+    shared: engine.Shared
+
+    def feature(self, feature: HistoryFeature) -> pl.Series:
+        looks = [self.look(look) for look in feature.looks]
+        if feature.outer is None:
+            return looks[0].alias(feature.name)
+        parts = pl.DataFrame(
+            [
+                as_type(found, look.type).alias(f"_agg{i}")
+                for i, (found, look) in enumerate(zip(looks, feature.looks, strict=True))
+            ]
+        )
+        outer = sql.to_polars(feature.outer)
+        shaped = finite(outer) if feature.kind == "number" else outer.cast(pl.String)
+        return parts.select(shaped.alias(feature.name)).to_series()
+
+    def look(self, look: Look) -> pl.Series:
+        """Return one aggregate, or one value as of, for each row."""
+        text = bool(look.argument) and self.past.facts.schema[look.argument] == pl.String
+        if look.aggregate in ORDERED:
+            return self.gather(self.place(look, text=text), look.argument, text=text)
+        lo, hi = self.window(look.window_us)
+        if not look.argument:
+            found = (hi - lo).astype(np.float64)
+        else:
+            windows = engine.Windows(lo=lo, hi=hi, shared=self.shared)
+            found = engine.aggregate(windows, look.aggregate, look.argument, self.values(look.argument))
+        return pl.Series(self.asked.scatter(found), nan_to_null=True)
+
+    def values(self, name: str) -> Floats:
+        if name not in self.laid:
+            self.laid[name] = self.past.values[name][self.runs.order]
+        return self.laid[name]
+
+    def window(self, window_us: int) -> tuple[Ints, Ints]:
+        """Return the places [lo, hi) of what became known in the window before each asked row; 0 is without limit."""
+        if window_us not in self.windows:
+            now = self.asked.instants
+            since = 2 * (now - window_us) + 1 if window_us else np.full(len(now), -2 * FAR_US)
+            self.windows[window_us] = (engine.known_by(self.runs, self.asked, since), self.until)
+        return self.windows[window_us]
+
+    def place(self, look: Look, *, text: bool) -> Ints:
+        """Return the place of the fact that as of, first or last takes its value from; -1 for none."""
+        if look.aggregate == "asof":
+            lo, hi = self.window(0)
+            found = np.where(hi > lo, hi - 1, -1)
+            if look.window_us and len(self.runs.order):
+                known = self.past.known[self.runs.order[found]]
+                found = np.where(known >= 2 * (self.asked.instants - look.window_us), found, -1)
+            return found
+        lo, hi = self.window(look.window_us)
+        if text:
+            present = self.past.facts[look.argument].is_not_null().to_numpy()[self.runs.order]
+        else:
+            present = ~np.isnan(self.values(look.argument))
+        return engine.edge(present, lo, hi, last=look.aggregate == "last")
+
+    def gather(self, places: Ints, argument: str, *, text: bool) -> pl.Series:
+        """Return the argument at the given places, for each row; null at -1."""
+        if not len(self.runs.order):
+            return pl.Series(values=[None] * len(places), dtype=pl.String if text else pl.Float64)
+        if not text:
+            found = np.where(places >= 0, self.values(argument)[places], np.nan)
+            return pl.Series(self.asked.scatter(found), nan_to_null=True)
+        positions = np.empty(len(places), dtype=np.int64)
+        positions[self.asked.order] = np.where(places >= 0, self.runs.order[places], -1)
+        chosen = pl.Series(positions).cast(pl.Int64)
+        return self.past.facts[argument].gather(chosen.set(chosen < 0, None))
+
+
+def as_type(found: pl.Series, kind: str) -> pl.Series:
+    """Give an aggregate the type that the SQL around it was checked with."""
+    if kind == "bool":
+        return found != 0.0
+    return found.cast(DTYPES[kind], strict=False)
