@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tenon.serving.app import App, build_app
     from tenon.serving.client import Client
-    from tenon.serving.keeping import restore
+    from tenon.serving.keeping import restore, to_ipc
     from tenon.serving.replay import Pace, Replayed, Tick, replay
     from tenon.serving.server import listen, run, running
     from tenon.serving.service import Seams, Service, Settings
@@ -37,6 +37,7 @@ _HOMES = {
     "restore": "keeping",
     "run": "server",
     "running": "server",
+    "to_ipc": "keeping",
 }
 __all__ = [
     "App",
@@ -53,6 +54,7 @@ __all__ = [
     "restore",
     "run",
     "running",
+    "to_ipc",
 ]
 
 

@@ -1,11 +1,13 @@
-"""App is the service as one ASGI callable: it finds the door of a request, holds its limits, and hands out the answer.
+"""App is the service as one ASGI callable: it finds the door of a request, holds its limits, and hands out the
+answer.
 
 Every request takes one way: path, token, method, body within its limit, the door's own work, answer, count. Doors are
-found by one dictionary look-up on the whole path: a framework's routing and request objects cost more than scoring does.
-Model and source names are keys of that dictionary and nothing else; no path, header or name reaches the file system.
+found by one dictionary look-up on the whole path: a framework's routing and request objects cost more than scoring
+does. Model and source names are keys of that dictionary and nothing else; no path, header or name reaches the file
+system.
 
-What changes while serving is here: which version each model serves. `swap` exchanges it between two batches and drops no
-request: what waits is answered by the version that checked it, and facts that arrive meanwhile reach the new one.
+What changes while serving is here: which version each model serves. `swap` exchanges it between two batches and drops
+no request: what waits is answered by the version that checked it, and facts that arrive meanwhile reach the new one.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import re
 import secrets
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -43,6 +45,8 @@ WANTED = frozenset(
 )
 TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]{1,200})?")
 RETRY_LOAD_S = 30.0
+NOTHING: Mapping[str, Any] = {}
+NO_HEADERS: Sequence[tuple[bytes, bytes]] = ()
 
 
 def build_app(services: Iterable[Service], *, seams: Seams | None = None, settings: Settings | None = None) -> App:
@@ -90,8 +94,8 @@ class App:
             self.in_flight -= 1
         if result is None:
             return  # the caller has left
-        if result.__class__ is bytes:
-            status, kind, body, more = 200, JSON, result, ()
+        if isinstance(result, bytes):
+            status, kind, body, more = 200, JSON, result, NO_HEADERS
         else:
             page = result if isinstance(result, Page) else _written(result, door)
             status, kind, body, more = page.status, page.kind, page.body, page.headers
@@ -99,8 +103,12 @@ class App:
         trace = headers.get(b"traceparent")
         if trace is not None and TRACEPARENT.fullmatch(trace):
             answer.append((b"traceparent", trace))
-        await send({"type": "http.response.start", "status": status, "headers": answer})
-        await send({"type": "http.response.body", "body": body})
+        write = scope.get("extensions", NOTHING).get("tenon.answer")
+        if write is not None:
+            write(status, answer, body)
+        else:
+            await send({"type": "http.response.start", "status": status, "headers": answer})
+            await send({"type": "http.response.body", "body": body})
         self.meter.request(door.name if door is not None else "none", status)
 
     async def _result(
@@ -125,12 +133,12 @@ class App:
             return Refused(
                 status=403, said="expected a request of this site's own pages, got one of another site", close=True
             )
-        body = await self._body(headers, receive) if method == "POST" else b""
-        if not isinstance(body, bytes):
-            return body
+        content = await self._body(headers, receive) if method == "POST" else b""
+        if not isinstance(content, bytes):
+            return content
         try:
-            return await act(Asked(headers, body, arrived, self.seams.clock()))
-        except Exception:
+            return await act(Asked(headers, content, arrived, self.seams.clock()))
+        except Exception:  # the edge of a request: answered as 500, logged with its traceback
             log.exception("%s %s failed", method, door.name)
             return Refused(status=500, said="this request failed inside the service; its log says why")
 
@@ -218,7 +226,7 @@ class App:
             for name, live in self.lives.items():
                 try:
                     await self._follow_one(name, live)
-                except Exception:
+                except Exception:  # the edge of a background loop: the version that serves goes on
                     log.exception("'%s' keeps serving version %s", name, live.service.version)
 
     async def _follow_one(self, name: str, live: Live) -> None:

@@ -1,8 +1,8 @@
 """The other side of the wire: post JSON to a service, over connections that stay open, with errors in words.
 
-`Client` is one connection, for commands and scripts. It speaks HTTP/1.1 by the standard library, follows nothing and retries
-once, only when a connection that was kept open turns out to be closed before anything came back. `replay` has its own
-connections, built for rate.
+`Client` is one connection, for commands and scripts. It speaks HTTP/1.1 by the standard library, follows nothing and
+retries once, only when a connection that was kept open turns out to be closed before anything came back. `replay` has
+its own connections, built for rate.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The Keeper writes facts and labels to the store before anything else happens to them, and plays them back on start.
 
-A fact that was acknowledged is on disk: a process killed in the next instant loses nothing, because `restore` applies what
-the online snapshot has not seen. One thread writes; posts that arrive while it writes share the next transaction, so that
-a hundred clients cost one flush to disk and not a hundred. Batches are kept as Arrow IPC of the rows as they came.
+A fact that was acknowledged is on disk: a process killed in the next instant loses nothing, because `restore` applies
+what the online snapshot has not seen. One thread writes; posts that arrive while it writes share the next
+transaction, so that a hundred clients cost one flush to disk and not a hundred. Batches are kept as Arrow IPC of the
+rows as they came.
 """
 
 from __future__ import annotations
@@ -122,10 +123,11 @@ class Keeper:
 
 
 def restore(online: Features, store: Keeps, sources: Mapping[str, Source], after_seq: int = 0) -> int:
-    """Apply to `online` the facts kept after `after_seq`, in the order they came; return the last sequence number seen.
+    """Apply to `online` the facts kept after `after_seq`, in the order they came; return the last sequence number
+    seen.
 
-    Reads the store batch by batch; applying is idempotent, so that doing it twice is safe. A batch that cannot be applied is
-    logged and left in the store: one bad batch must not keep a service from starting.
+    Reads the store batch by batch; applying is idempotent, so that doing it twice is safe. A batch that cannot be
+    applied is logged and left in the store: one bad batch must not keep a service from starting.
     """
     last = after_seq
 

@@ -1,19 +1,19 @@
 """A Lane scores the rows of one model, one batch at a time; requests that arrive together are scored together.
 
 Nobody is ever made to wait for company. A request that finds the lane idle asks for a turn on the next pass of the
-event loop; whatever else arrived in the same pass joins it, and what arrives while a batch runs makes up the next one.
-Under 32 connections that alone fills batches; with one connection every batch is one row and nothing was waited for. A
-timer that waits for company (`batch_wait_ms` of other servers) was measured and only added latency.
+event loop; whatever else arrived in the same pass joins it, and what arrives while a batch runs makes up the next
+one. Under 32 connections that alone fills batches; with one connection every batch is one row and nothing was waited
+for. A timer that waits for company (`batch_wait_ms` of other servers) was measured and only added latency.
 
 A batch that the learned cost curve says will be quick is scored on the event loop itself: handing it to a thread and
-back costs more than scoring it, and the two would fight for one interpreter lock. A slow one goes to the lane's one worker
-thread, so that health checks and other models still answer. Facts are applied in between batches, so the online features
-are never read and written at once.
+back costs more than scoring it, and the two would fight for one interpreter lock. A slow one goes to the lane's one
+worker thread, so that health checks and other models still answer. Facts are applied in between batches, so the
+online features are never read and written at once.
 
 A request is scored by the version that checked it, also when another one takes over while it waits.
 
-A large request is cut into slices that take turns with the small ones. If a batch fails, its requests are tried one by
-one: a row that cannot be scored fails its own request and nobody else's.
+A large request is cut into slices that take turns with the small ones. If a batch fails, its requests are tried one
+by one: a row that cannot be scored fails its own request and nobody else's.
 """
 
 from __future__ import annotations
@@ -124,11 +124,12 @@ class Lane:
         if rows > limits.rows_per_request:
             reason = f"expected at most {limits.rows_per_request:,} rows in a request, got {rows:,}; send them in parts"
             return Admission(answer=Answer.NEVER, reason=reason)
-        if not self.waiting_rows:
+        waiting = self.waiting_rows
+        if waiting <= limits.batch_rows:
             return OK
         wait_s = self.wait_s()
-        if self.waiting_rows + rows > limits.queue_rows or wait_s > limits.request_s:
-            reason = f"{self.waiting_rows:,} rows are waiting for '{self.service.name}', about {wait_s:.1f} s of work; come back"
+        if waiting + rows > limits.queue_rows or wait_s > limits.request_s:
+            reason = f"{waiting:,} rows are waiting for '{self.service.name}', about {wait_s:.1f} s of work; come back"
             return Admission(answer=Answer.LATER, reason=reason, retry_after_s=max(1.0, wait_s))
         return OK
 
@@ -197,7 +198,7 @@ class Lane:
             answer.set_result(result)
 
     def _take(self) -> tuple[list[Part], int]:
-        """Take the rows of the next batch from the queue, dropping requests whose caller has left or waited too long."""
+        """Take the rows of the next batch from the queue; drop requests whose caller has left or waited too long."""
         parts: list[Part] = []
         room = self.limits.batch_rows
         jobs = self._jobs
@@ -351,7 +352,7 @@ def _score(service: Service, parts: list[Part]) -> Timed:
         if len(scores) != len(rows):
             raise ValueError(f"expected {len(rows)} scores, got {len(scores)}")
         return [(parts, features, scores)], read - start, perf_counter() - read
-    except Exception as error:
+    except Exception as error:  # the edge of a batch: what failed is answered, counted and logged
         if len(parts) == 1 and features is None and isinstance(error, ValueError | OverflowError | InputError):
             return [(parts, {}, Unreadable(str(error)))], perf_counter() - start, 0.0
         if len(parts) == 1:

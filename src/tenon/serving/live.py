@@ -42,7 +42,7 @@ class Live:
         self._head = named[:-1] + b',"predictions":'
 
     async def predict(self, asked: Asked) -> Result:
-        """Answer ``{"rows": [...]}`` or one bare row with a score, and a decision when there is a threshold, for each."""
+        """Answer ``{"rows": [...]}`` or one bare row with a score for each, and a decision if it has a threshold."""
         head, threshold = self._head, self.service.threshold
         checked = self.reader.read(asked.body)
         scores = await self.answer(checked, asked)

@@ -1,9 +1,10 @@
 """The Open Inference Protocol, version 2, over HTTP: what existing clients of model servers speak.
 
-A model has one input tensor for each request column (shape ``[n]`` or ``[n, 1]``) and up to three outputs: `score` FP64, `decision`
-BOOL when there is a threshold, and `id` BYTES, by which a label is posted later. Numbers are read as JSON or in the binary
-tensor extension (little-endian bytes after the JSON, whose length is in the header `Inference-Header-Content-Length`; texts
-are each preceded by their length in four bytes). NaN stands for a missing number. Instants and dates are BYTES in ISO 8601.
+A model has one input tensor for each request column (shape ``[n]`` or ``[n, 1]``) and up to three outputs: `score`
+FP64, `decision` BOOL when there is a threshold, and `id` BYTES, by which a label is posted later. Numbers are read as
+JSON or in the binary tensor extension (little-endian bytes after the JSON, whose length is in the header
+`Inference-Header-Content-Length`; texts are each preceded by their length in four bytes). NaN stands for a missing
+number. Instants and dates are BYTES in ISO 8601.
 
 The specification: https://github.com/open-inference/open-inference-protocol and Triton's extension_binary_data.md.
 """
@@ -158,8 +159,8 @@ def _split(asked: Asked) -> tuple[Any, bytes]:
     size = len(body)
     if length is not None:
         if not length.isdigit() or len(length) > 12 or int(length) > len(body):
-            said = f"expected Inference-Header-Content-Length within the body of {len(body)} bytes, got {shown(length.decode('latin-1'))}"
-            return Refused(status=400, said=said), b""
+            said = f"Inference-Header-Content-Length within the body of {len(body)} bytes"
+            return Refused(status=400, said=f"expected {said}, got {shown(length.decode('latin-1'))}"), b""
         size = int(length)
     head = decode(body[:size], 8)
     if isinstance(head, dict):

@@ -1,7 +1,8 @@
-"""The pages for people and for machines that watch: a page to try a request, the documentation, OpenAPI, metrics, health.
+"""The pages for people and for machines that watch: a page to try a request, the documentation, OpenAPI, metrics,
+health.
 
-Everything is written from what is served now, with nothing fetched from elsewhere: the page works on a machine without
-internet. The example on it is a real row when the glue gives one, else one made from the request columns.
+Everything is written from what is served now, with nothing fetched from elsewhere: the page works on a machine
+without internet. The example on it is a real row when the glue gives one, else one made from the request columns.
 """
 
 from __future__ import annotations
@@ -113,12 +114,13 @@ def docs_page(lives: Mapping[str, Live], sources: Mapping[str, Source]) -> bytes
     parts = []
     for name, live in lives.items():
         row = html.escape(msgspec.json.format(msgspec.json.encode({"rows": [example(live)]}), indent=2).decode())
+        known, version = html.escape(name), html.escape(live.service.version)
+        predicts = f"Predicts <code>{html.escape(live.service.label)}</code>." if live.service.label else ""
         parts.append(
-            f"<h2 id='{html.escape(name)}'>{html.escape(name)}</h2><p>Version <code>{html.escape(live.service.version)}</code>. "
-            f"{html.escape(live.service.label and f'Predicts {live.service.label}.')}</p>"
-            f"<h3>POST /predict/{html.escape(name)}</h3><pre>{row}</pre>{_columns(live.reader.columns)}"
-            f"<p>Also over the Open Inference Protocol: <code>/v2/models/{html.escape(name)}/infer</code>. The truth, when it is "
-            f"known: <code>POST /labels/{html.escape(name)}</code> with rows of <code>id</code>, <code>label</code>, "
+            f"<h2 id='{known}'>{known}</h2><p>Version <code>{version}</code>. {predicts}</p>"
+            f"<h3>POST /predict/{known}</h3><pre>{row}</pre>{_columns(live.reader.columns)}"
+            f"<p>Also over the Open Inference Protocol: <code>/v2/models/{known}/infer</code>. The truth, when it is "
+            f"known: <code>POST /labels/{known}</code> with rows of <code>id</code>, <code>label</code> and "
             f"<code>known</code>.</p>"
         )
     for name, source in sources.items():

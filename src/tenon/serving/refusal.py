@@ -1,8 +1,9 @@
 """A Refused is the one shape of every "no" this service says: a status, a sentence, and the faults with their paths.
 
-It is a value, returned rather than raised, because bad requests are expected traffic. Statuses: 400 not JSON or not an
-object, 401 no token, 403 another site's page asking, 404 no such model or page, 405 another method, 408 too slow, 413 it
-will never fit, 422 JSON that breaks the request columns, 429 and 503 come back later (with Retry-After), 500 our fault.
+It is a value, returned rather than raised, because bad requests are expected traffic. Statuses: 400 not JSON or not
+an object, 401 no token, 403 another site's page asking, 404 no such model or page, 405 another method, 408 too slow,
+413 it will never fit, 422 JSON that breaks the request columns, 429 and 503 come back later (with Retry-After), 500
+our fault.
 """
 
 from __future__ import annotations

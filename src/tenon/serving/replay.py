@@ -1,16 +1,18 @@
-"""Replay plays a recorded stretch of time against a running service: facts, labels and predictions as they would come.
+"""Replay plays a recorded stretch of time against a running service: facts, labels and predictions as they would
+come.
 
-The glue gives ticks in time order. Of each, the facts that became known are posted first, then the labels, and only when
-those are acknowledged the predictions of the tick, over several connections at once: so a prediction sees what was known
-at its time and nothing later. `speed` is simulated seconds for each real one; 0 is as fast as the service answers.
+The glue gives ticks in time order. Of each, the facts that became known are posted first, then the labels, and only
+when those are acknowledged the predictions of the tick, over several connections at once: so a prediction sees what
+was known at its time and nothing later. `speed` is simulated seconds for each real one; 0 is as fast as the service
+answers.
 
-The client is an `asyncio.Protocol` of its own with httptools' parser: a connection that gets its answer sends its next
-request from the same callback, with no task or future in between. Measured against one service, single rows on 2 cores,
-it reaches several times the rate of `http.client` in threads, which fight for one interpreter lock. Latencies go into
-logarithmic buckets 1 % wide, so that memory does not grow with the length of the replay.
+The client is an `asyncio.Protocol` of its own with httptools' parser: a connection that gets its answer sends its
+next request from the same callback, with no task or future in between. Measured against one service, single rows on 2
+cores, it reaches several times the rate of `http.client` in threads, which fight for one interpreter lock. Latencies
+go into logarithmic buckets 1 % wide, so that memory does not grow with the length of the replay.
 
-A service that says 429 or 503 is asked again after the time it names, a few times; any other refusal is counted and the
-first of them are kept in words. A service that cannot be reached, or goes away, is an error in words.
+A service that says 429 or 503 is asked again after the time it names, a few times; any other refusal is counted and
+the first of them are kept in words. A service that cannot be reached, or goes away, is an error in words.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ class Pace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
-    """What a replay did: rows predicted, facts and labels taken, requests refused (the first in words), and how long."""
+    """What a replay did: rows predicted, facts and labels taken, requests refused (the first in words), and how fast."""
 
     predictions: int
     facts: int

@@ -122,8 +122,7 @@ def decode(body: bytes, depth: int) -> Any | Refused:
         found = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return Refused(
-            status=400,
-            said=f"expected JSON in UTF-8, got {shown(error.args[0] if isinstance(error, msgspec.DecodeError) else str(error))}",
+            status=400, said=f"expected JSON in UTF-8, got {shown(body[:80].decode('utf-8', 'replace'))}: {error}"
         )
     except RecursionError:
         return Refused(status=400, said=f"expected JSON nested at most {depth} deep, got deeper")
@@ -255,7 +254,7 @@ def _broken(value: Any, column: Column) -> str:
         low, high = column.between
         if isinstance(low, str) and column.type in ("date", "timestamp"):
             low, high = TYPED[column.type](low), TYPED[column.type](high)
-        if not low <= value <= high:  # type: ignore[operator]
+        if not low <= value <= high:
             return f"{EXPECTED[column.type]} between {column.between[0]} and {column.between[1]}"
     if column.one_of is not None and value not in column.one_of:
         return f"one of {quoted(map(str, column.one_of))}"

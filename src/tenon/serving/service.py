@@ -1,15 +1,17 @@
 """A Service is one served model version: what it reads, what it answers, what a row of it costs.
 
-It is a value. Everything that changes while serving (the queue, the counters, which version is current) lives in `App`
-and `Lane`, so that a new version is swapped in by exchanging one value for another. The predictor and the online
-features are given; serving never knows how they were made, and never imports what made them.
+It is a value. Everything that changes while serving (the queue, the counters, which version is current) lives in
+`App` and `Lane`, so that a new version is swapped in by exchanging one value for another. The predictor and the
+online features are given; serving never knows how they were made, and never imports what made them.
 
 `Seams` are the callables and places that the glue passes in: where facts and labels are kept, who is offered the
-observations, what the alias says now. Each may be left out; a service without a store refuses facts and labels in words.
+observations, what the alias says now. Each may be left out; a service without a store refuses facts and labels in
+words.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,7 +53,8 @@ class Service:
     """One model version, ready to answer.
 
     `inputs` are the request columns, name to type; `columns` the contract of those that have one. `time` names the
-    request column that says when the row happens, `key` those that name what it is about (kept with observations).
+    request column that says when the row happens; where that is derived from others, `moments` says it of rows. `key`
+    names the columns that say what a row is about (kept with observations).
     `threshold` turns a score into a decision; None for a regression. `facts_seq` is the last batch of the stream
     `facts` that `online` has seen; later ones are applied on start.
     """
@@ -67,6 +70,7 @@ class Service:
     usd_per_row: float = 0.0
     key: Sequence[str] = ()
     time: str = ""
+    moments: Callable[[Sequence[Mapping[str, Any]]], Sequence[dt.datetime | None]] | None = None
     example: Mapping[str, Any] = field(default_factory=dict)
     facts_seq: int = 0
 

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tenon.errors import TenonError
 from tenon.serving.meter import ModelMeter
 from tenon.serving.service import Service, Tap
 
@@ -46,18 +47,14 @@ class Observations:
         if self._tap is None:
             return
         count = len(rows)
-        if service.version != self._version or (features and features.keys() != self._names):
+        if service.version != self._version or (features and features.keys() != self._names.keys()):
             self.flush()  # other features make other columns
             self._version = service.version
             self._names = dict.fromkeys(features)
         columns = self._columns
         for name in ("id", "at", "score", "latency_ms", "error"):
             columns.setdefault(name, []).extend(answered[name])
-        moment = service.time
-        if moment:
-            columns.setdefault("time", []).extend([row.get(moment) for row in rows])
-        else:
-            columns.setdefault("time", []).extend([_instant(at) for at in answered["at"]])
+        columns.setdefault("time", []).extend(_moments(service, rows, answered["at"]))
         columns.setdefault("model", []).extend([service.name] * count)
         columns.setdefault("version", []).extend([service.version] * count)
         columns.setdefault("usd", []).extend([service.usd_per_row] * count)
@@ -82,11 +79,23 @@ class Observations:
         self._columns, self._count = {}, 0
         try:
             taken = self._tap(columns)
-        except Exception:
+        except Exception:  # the edge to monitoring, which must never fail an answer
             log.exception("the tap failed; %d observations are lost", count)
             taken = False
         if not taken:
             self._meter.tap_dropped += count
+
+
+def _moments(service: Service, rows: Sequence[Mapping[str, Any]], ats: Sequence[float]) -> list[dt.datetime]:
+    """Return when each row happened; its arrival where it does not say, or could not be read at all."""
+    if service.moments is not None and all(rows):
+        try:
+            found = service.moments(rows)
+        except (TenonError, ValueError, TypeError, KeyError, OverflowError):
+            found = [None] * len(rows)
+    else:
+        found = [row.get(service.time) for row in rows]
+    return [moment or _instant(at) for moment, at in zip(found, ats, strict=True)]
 
 
 def _instant(at: float) -> dt.datetime:
