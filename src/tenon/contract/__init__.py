@@ -14,13 +14,34 @@ from typing import TYPE_CHECKING, Any
 from tenon.contract.column import Column, Source
 
 if TYPE_CHECKING:
+    from tenon.contract.derived import Derivation, derivation, derive, derive_rows
     from tenon.contract.frame import normal, types_of
+    from tenon.contract.request import Checked, check_rows, row_checker
 
 _HOMES = {
+    "Checked": "request",
+    "Derivation": "derived",
+    "check_rows": "request",
+    "derivation": "derived",
+    "derive": "derived",
+    "derive_rows": "derived",
     "normal": "frame",
+    "row_checker": "request",
     "types_of": "frame",
 }
-__all__ = ["Column", "Source", "normal", "types_of"]
+__all__ = [
+    "Checked",
+    "Column",
+    "Derivation",
+    "Source",
+    "check_rows",
+    "derivation",
+    "derive",
+    "derive_rows",
+    "normal",
+    "row_checker",
+    "types_of",
+]
 
 
 def __getattr__(name: str) -> Any:
