@@ -1,12 +1,13 @@
 """How columns of features become the float32 matrix a model reads: learnt once in training, applied everywhere.
 
 Training, the parity check and serving all encode through `Encoding.compile`, so there is one body and no skew. The
-encoding is plain data (`to_dict`) and travels in the model's manifest; it needs NumPy alone, because serving imports it.
+encoding is plain data (`to_dict`) and travels in the model's manifest; it needs only NumPy, because serving imports it.
 
 Two forms. `ordinal` is for trees: a number is itself, a category is its rank when levels are ordered by the mean label
-in training, shrunk towards the overall mean as if SMOOTHING more rows of each level had been seen (Micci-Barreca, SIGKDD
-Explorations 3, 2001; ordering loses nothing for a split on one category: Fisher 1958). `onehot` is for linear models:
-numbers standardised and cut at CLIP deviations, one column for each level with at least RARE rows, one for the rest.
+in training, shrunk towards the overall mean as if SMOOTHING more rows of each level had been seen (Micci-Barreca,
+SIGKDD Explorations 3, 2001; ordering loses nothing for a split on one category: Fisher, JASA 53, 1958). `onehot` is for
+linear models: numbers standardised and cut at CLIP deviations, one column for each level with at least RARE rows (the
+LEVELS most frequent), one for the rest.
 
 Why not a tree library's own categorical splits: they become one ONNX node for each level, so the graph explodes, and an
 unseen level falls wherever a bitset happens to end. A float32 matrix keeps every threshold the same in ONNX.
@@ -71,7 +72,7 @@ class Category:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoding:
-    """The features of a model in order, and how each becomes columns of the matrix. Plain data; compile it to use it."""
+    """The features of a model in order, and how each becomes columns of the matrix; compile it to use it."""
 
     form: str
     features: tuple[Number | Category, ...]
@@ -166,7 +167,9 @@ class Encoding:
             return cls(form=body["form"], features=tuple(_read(feature) for feature in body["features"]))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                sentence("the encoding of a manifest", f"one that cannot be read ({error!r})", hint="compile the model again")
+                sentence(
+                    "the encoding of a manifest", f"one that cannot be read ({error!r})", hint="compile the model again"
+                )
             ) from error
 
 
@@ -204,7 +207,7 @@ def _learn_category(name: str, values: Iterable[str | None], y: Floats, form: st
     levels = sorted(shrunk, key=lambda level: (shrunk[level], level))
     below = sum(shrunk[level] < overall for level in levels)
     return Category(
-        name=name, levels=tuple(levels), unseen=below - 0.5, missing=missing, pooled=len(kept) < len(seen)
+        name=name, levels=tuple(levels), unseen=float(below) - 0.5, missing=missing, pooled=len(kept) < len(seen)
     )
 
 
@@ -319,7 +322,11 @@ def _demand(columns: Mapping[str, Any], names: Iterable[str]) -> None:
     absent = [name for name in names if name not in columns]
     if absent:
         raise InputError(
-            sentence(f"the features {quoted(absent)}", f"columns {quoted(columns) or 'without names'}", hint="give every feature a column")
+            sentence(
+                f"the features {quoted(absent)}",
+                f"columns {quoted(columns) or 'without names'}",
+                hint="give every feature a column",
+            )
         )
 
 
@@ -335,7 +342,9 @@ def _rows(columns: Mapping[str, Any], names: Sequence[str]) -> int:
     if not lengths:  # a model that reads no feature still answers once for each row it is given
         return max((len(values) for values in columns.values()), default=0)
     counts = ", ".join(f"'{name}' {len(columns[name]):,}" for name in names[:5])
-    raise InputError(sentence("columns of one length", f"{counts} rows", hint="give each feature a value for every row"))
+    raise InputError(
+        sentence("columns of one length", f"{counts} rows", hint="give each feature a value for every row")
+    )
 
 
 def _write(out: Matrix, i: int, name: str, values: Any) -> None:
@@ -357,7 +366,12 @@ def _numbers(name: str, values: Any) -> Any:
         return _numbers(name, array.tolist())
     if array.dtype.kind not in "fiub":
         raise InputError(
-            sentence("numbers", f"values of type {array.dtype}", at=f"feature '{name}'", hint="turn them into numbers in the feature's SQL")
+            sentence(
+                "numbers",
+                f"values of type {array.dtype}",
+                at=f"feature '{name}'",
+                hint="turn them into numbers in the feature's SQL",
+            )
         )
     return array.astype(np.float32, copy=False)
 
@@ -368,13 +382,18 @@ def _number(name: str, value: Any) -> float:
         return NAN
     if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
         raise InputError(
-            sentence("a number", repr(value)[:60], at=f"feature '{name}'", hint="send it as a number, or null when it is missing")
+            sentence(
+                "a number",
+                repr(value)[:60],
+                at=f"feature '{name}'",
+                hint="send it as a number, or null when it is missing",
+            )
         )
     return float(value)
 
 
 def _texts(name: str, values: Any) -> Iterable[str | None]:
-    """Return the values as text with None for missing; a category may be any scalar and is known by how it is written."""
+    """Return the values as text with None for missing; any scalar is known by how it is written."""
     if not isinstance(values, list | tuple):
         values = values.to_list() if hasattr(values, "to_list") else np.asarray(values).tolist()
     if _TEXT.issuperset(map(type, values)):
@@ -387,4 +406,6 @@ def _text(value: Any, name: str) -> str | None:
         return None
     if isinstance(value, str | int | float | np.generic):
         return str(value)
-    raise InputError(sentence("text", repr(value)[:60], at=f"feature '{name}'", hint="send it as text, or null when it is missing"))
+    raise InputError(
+        sentence("text", repr(value)[:60], at=f"feature '{name}'", hint="send it as text, or null when it is missing")
+    )

@@ -1,10 +1,10 @@
 """A trained model becomes one ONNX graph and one manifest: what serving needs, and nothing of what trained it.
 
-The graph reads a float32 matrix and gives a score for each row; the manifest (JSON data) holds all around it: the task,
-the features and how they become that matrix, the decision threshold, where the score stands in the output, the digest of
-the graph and the versions that made it. Linear models and LightGBM forests are written here, node by node; scikit-learn
-estimators go through skl2onnx, torch modules through torch's exporter, ONNX bytes pass as they are. A model that has no
-ONNX form is refused in words: nothing is pickled.
+The graph reads a float32 matrix and gives a score for each row; the manifest (JSON data) holds all around it: the
+task, the features and how they become that matrix, the decision threshold, where the score stands in the output, the
+digest of the graph and the versions that made it. Linear models and LightGBM forests are written here, node by node;
+scikit-learn estimators go through skl2onnx, torch modules through torch's exporter, ONNX bytes pass as they are. A model
+that has no ONNX form is refused in words: nothing is pickled.
 
 `compile` is pure. It takes a fitted model (anything with `model`, `encoding`, `task`, `trainer`, `threshold` and
 `rounds`, as `training.Fitted` has) and the data it was trained on, for the names and kinds of the features.
@@ -101,7 +101,10 @@ def _linear(fitted: Any) -> bytes:
     ]
     nodes = [helper.make_node("MatMul", ["x", "weights"], ["product"])]
     if fitted.model.logit:
-        nodes += [helper.make_node("Add", ["product", "bias"], ["odds"]), helper.make_node("Sigmoid", ["odds"], ["score"])]
+        nodes += [
+            helper.make_node("Add", ["product", "bias"], ["odds"]),
+            helper.make_node("Sigmoid", ["odds"], ["score"]),
+        ]
     else:
         nodes.append(helper.make_node("Add", ["product", "bias"], ["score"]))
     return _graph(nodes, len(weights), constants)
@@ -184,7 +187,7 @@ def _foreign_forest(booster: Any, columns: int) -> bytes:
         model = convert_lightgbm(
             booster, initial_types=[("x", FloatTensorType([None, columns]))], zipmap=False, target_opset=OPSET - 2
         )
-    except Exception as error:  # noqa: BLE001 - the edge to onnxmltools, which raises whatever it meets
+    except Exception as error:  # the edge to onnxmltools, which raises whatever it meets
         raise _no_form("this LightGBM model", error) from error
     return bytes(model.SerializeToString())
 
@@ -199,7 +202,7 @@ def _sklearn(fitted: Any) -> bytes:
     sample = np.zeros((1, fitted.encoding.width), np.float32)
     try:
         model = to_onnx(estimator, sample, options=options, target_opset={"": OPSET, "ai.onnx.ml": ML_OPSET})
-    except Exception as error:  # noqa: BLE001 - the edge to skl2onnx, which raises whatever it meets
+    except Exception as error:  # the edge to skl2onnx, which raises whatever it meets
         raise _no_form(type(estimator).__name__, error) from error
     return bytes(model.SerializeToString())
 
@@ -215,9 +218,15 @@ def _torch(fitted: Any) -> bytes:
     rows = torch.export.Dim("rows", min=1)
     try:
         program = torch.onnx.export(
-            module, (sample,), input_names=["x"], output_names=["score"], dynamic_shapes=({0: rows},), dynamo=True, verbose=False
+            module,
+            (sample,),
+            input_names=["x"],
+            output_names=["score"],
+            dynamic_shapes=({0: rows},),
+            dynamo=True,
+            verbose=False,
         )
-    except Exception as error:  # noqa: BLE001 - the edge to torch's exporter, which raises whatever it meets
+    except Exception as error:  # the edge to torch's exporter, which raises whatever it meets
         raise _no_form(type(module).__name__, error) from error
     return bytes(program.model_proto.SerializeToString())
 
@@ -225,7 +234,11 @@ def _torch(fitted: Any) -> bytes:
 def _no_form(what: str, error: BaseException) -> InputError:
     why = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return InputError(
-        sentence(f"a model that ONNX can express", f"{what}, which its converter refuses ({why})", hint="use another kind of model, or return ONNX bytes")
+        sentence(
+            "a model that ONNX can express",
+            f"{what}, which its converter refuses ({why})",
+            hint="use another kind of model, or return ONNX bytes",
+        )
     )
 
 
@@ -241,7 +254,12 @@ def _output(graph: bytes) -> tuple[str, int]:
                 return str(one.name), wide - 1
     got = ", ".join(f"{one.name} {one.type} {one.shape}" for one in open_session(graph).get_outputs())
     raise InputError(
-        sentence("an output with one score, or two class probabilities, for each row", got, at="the ONNX graph", hint="convert with zipmap=False")
+        sentence(
+            "an output with one score, or two class probabilities, for each row",
+            got,
+            at="the ONNX graph",
+            hint="convert with zipmap=False",
+        )
     )
 
 

@@ -1,14 +1,14 @@
 """The gate: what a version must reach before it may become `production`, and the decision with its reasons.
 
-A user writes ``Gate(metric="roc_auc", beat_baseline=0.02, p99_ms=10)``. `decide` holds the run, the parity proof and the
-measured latency against it and gives a Decision: every check is a sentence with the value and the limit, also those
+A user writes ``Gate(metric="roc_auc", beat_baseline=0.02, p99_ms=10)``. `decide` holds the run, the parity proof and
+the measured latency against it and gives a Decision: every check is a sentence with the value and the limit, also those
 that passed. Refused is a value, not an error; who promotes all the same must say so (`flow`, `cli`).
 
 What is always checked: the lift over the best baseline is at least `beat_baseline` *and* the lower end of its paired
-95 % interval is above zero, so that a lucky test set is not enough (asking the lower end to clear `beat_baseline`
-itself was tried first: it refuses models that are twice as good as asked when the test set is small, and nobody could say
-what to set it to); the compiled model answers as the trained one does; no finding of the run is an error. What is
-checked when asked for: latency, size, and a value the metric must reach.
+95 % interval is above zero, so that a lucky test set is not enough; the compiled model answers as the trained one does;
+no finding of the run is an error. What is checked when asked for: latency, size, and a value the metric must reach.
+Rejected: asking the lower end itself to clear `beat_baseline`. It mixes how much is worth having, which the owner
+knows, with how much can be told, which follows from the number of test rows, and refuses good models on few rows.
 
 This module needs the standard library only: declaring a project imports it.
 """
@@ -107,7 +107,9 @@ def decide(gate: Gate, run: Mapping[str, Any], parity: Any, latency: Any, size_b
     test = run["metrics"]["test"]
     name = gate.metric or next(iter(test))
     if name not in test:
-        raise ConfigError(sentence("a metric of this run", f"'{name}'", at="Gate(metric=...)", hint=nearest(name, test)))
+        raise ConfigError(
+            sentence("a metric of this run", f"'{name}'", at="Gate(metric=...)", hint=nearest(name, test))
+        )
     checks = _score_checks(gate, name, run)
     checks.append(
         Check(

@@ -66,7 +66,9 @@ class Predictor:
             )
         session = open_session(onnx, threads=threads)
         if name not in [one.name for one in session.get_outputs()]:
-            raise InputError(sentence(f"an output '{name}'", f"{[o.name for o in session.get_outputs()]}", at="the graph"))
+            raise InputError(
+                sentence(f"an output '{name}'", f"{[o.name for o in session.get_outputs()]}", at="the graph")
+            )
         return cls(manifest, encoding.compile(), session.run, session.get_inputs()[0].name, (name,), column)
 
     @property
@@ -99,7 +101,7 @@ class Predictor:
         if not len(matrix):
             return np.empty(0)
         (found,) = self._run(self._output, {self._input: matrix})
-        return (found[:, self._column] if found.ndim == 2 else found).astype(np.float64)
+        return np.asarray(found[:, self._column] if found.ndim == 2 else found, np.float64)
 
 
 def open_session(graph: bytes, *, threads: int = 1) -> onnxruntime.InferenceSession:
@@ -110,10 +112,12 @@ def open_session(graph: bytes, *, threads: int = 1) -> onnxruntime.InferenceSess
     options.log_severity_level = 4  # faults come back as errors; the library's own log would go to a user's terminal
     try:
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 - the edge to ONNX Runtime, whose error types share no public base
+    except Exception as error:  # the edge to ONNX Runtime, whose error types share no public base
         why = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise InputError(
-            sentence("an ONNX graph", f"{len(graph):,} bytes that cannot be read ({why})", hint="compile the model again")
+            sentence(
+                "an ONNX graph", f"{len(graph):,} bytes that cannot be read ({why})", hint="compile the model again"
+            )
         ) from error
     inputs = session.get_inputs()
     if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 2:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -55,11 +55,20 @@ class Parity:
             return []
         numbers = {"max_abs": self.max_abs, "decision_flips": float(self.decision_flips), "rows": float(self.rows)}
         hint = "Do not serve it: serve an earlier version, or train with a model that compiles exactly."
-        return [Finding(code="model/parity", severity="error", place=place, said=f"{self.said}.", hint=hint, numbers=numbers)]
+        return [
+            Finding(
+                code="model/parity", severity="error", place=place, said=f"{self.said}.", hint=hint, numbers=numbers
+            )
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the proof as plain data."""
         return {**asdict(self), "holds": self.holds}
+
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any]) -> Parity:
+        """Read a proof back from plain data; unknown fields are skipped."""
+        return cls(**{one.name: body[one.name] for one in fields(cls) if one.name in body})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +82,11 @@ class Latency:
     def to_dict(self) -> dict[str, Any]:
         """Return the measurement as plain data."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any]) -> Latency:
+        """Read a measurement back from plain data; unknown fields are skipped."""
+        return cls(**{one.name: body[one.name] for one in fields(cls) if one.name in body})
 
 
 def parity(fitted: Any, compiled: Compiled, x: Any, y: Any = None) -> Parity:
@@ -97,7 +111,9 @@ def parity(fitted: Any, compiled: Compiled, x: Any, y: Any = None) -> Parity:
 
 def latency(predictor: Predictor, x: Any, rows: int = 1_000) -> Latency:
     """Score up to `rows` rows of a frame one at a time and return the median and the 99th percentile."""
-    columns = x.to_dict(as_series=False) if hasattr(x, "to_dict") else {name: list(values) for name, values in x.items()}
+    columns = (
+        x.to_dict(as_series=False) if hasattr(x, "to_dict") else {name: list(values) for name, values in x.items()}
+    )
     count = len(next(iter(columns.values()), []))
     if not count:
         raise InputError(sentence("rows to measure latency on", "none", hint="use the validation or test part"))

@@ -2,9 +2,8 @@
 
 The rows a model reads are float32, LightGBM's thresholds are float64, ONNX's are float32. For a float32 value x,
 ``x <= t`` holds exactly when ``x <= f`` for f the largest float32 not above t; so thresholds are rounded down, not to
-the nearest, and no row can fall on the other side. (onnxmltools rounds its own way, brings its own package, and is about
-as quick; a test compares the two.) Leaf values are summed in float32, which moves a score by less than one part in a
-million.
+the nearest, and no row can fall on the other side. Leaf values are summed in float32, which moves a score by about one
+part in a million. (onnxmltools rounds to the nearest; it stays for the forests that this module cannot write.)
 
 A missing value goes where LightGBM sends it: by the split's default when training saw missing values there, else as if
 it were zero. Splits on LightGBM's own categories, linear leaves and zero-as-missing are left to onnxmltools.
@@ -18,11 +17,20 @@ from typing import Any
 import numpy as np
 
 # The attributes of ONNX's TreeEnsembleRegressor that hold one value for each node or leaf.
-NODES = ("treeids", "nodeids", "featureids", "values", "modes", "truenodeids", "falsenodeids", "missing_value_tracks_true")
+NODES = (
+    "treeids",
+    "nodeids",
+    "featureids",
+    "values",
+    "modes",
+    "truenodeids",
+    "falsenodeids",
+    "missing_value_tracks_true",
+)
 
 
 def plain(dump: Mapping[str, Any]) -> bool:
-    """Say whether a LightGBM dump is a forest that this module can write: one output, numeric splits, constant leaves."""
+    """Say whether this module can write a dumped forest: one output, numeric splits, constant leaves."""
     known = str(dump["objective"]).split()[0] in ("binary", "regression")
     if not known or dump["num_tree_per_iteration"] != 1 or dump["average_output"]:
         return False
@@ -51,7 +59,16 @@ def attributes(dump: Mapping[str, Any]) -> dict[str, list[Any]]:
         while waiting:
             node, number = waiting.pop()
             if "split_feature" in node:
-                row = (tree_id, number, node["split_feature"], _below(node["threshold"]), "BRANCH_LEQ", taken, taken + 1, int(_missing_left(node)))
+                row = (
+                    tree_id,
+                    number,
+                    node["split_feature"],
+                    _below(node["threshold"]),
+                    "BRANCH_LEQ",
+                    taken,
+                    taken + 1,
+                    int(_missing_left(node)),
+                )
                 waiting += ((node["left_child"], taken), (node["right_child"], taken + 1))
                 taken += 2
             else:
@@ -71,4 +88,4 @@ def _below(threshold: float) -> float:
 
 
 def _missing_left(node: Mapping[str, Any]) -> bool:
-    return bool(node["default_left"]) if node["missing_type"] == "NaN" else 0.0 <= node["threshold"]
+    return bool(node["default_left"]) if node["missing_type"] == "NaN" else node["threshold"] >= 0.0

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tenon import ledger
+from tenon import engine, ledger
 from tenon.config import Prices
-from tenon.encoding import LEVELS
+from tenon.encoding import Encoding
 from tenon.errors import TrainingError, sentence
 from tenon.ledger import Budget, Spent
 from tenon.limits import MIB, Admission, Answer
@@ -30,7 +30,11 @@ from tenon.training.guard import Guard
 from tenon.training.linear import linear, logistic
 from tenon.training.option import Options
 
-BUILT_IN: dict[str, Callable[[Data, Any, Options], Any]] = {"lightgbm": lightgbm, "linear": linear, "logistic": logistic}
+BUILT_IN: dict[str, Callable[[Data, Any, Options], Any]] = {
+    "lightgbm": lightgbm,
+    "linear": linear,
+    "logistic": logistic,
+}
 SAMPLES = (10_000, 40_000)  # training rows of the two samples
 SAMPLE_ROUNDS = 8
 STEPS = 8  # Newton steps that a logistic regression takes
@@ -86,8 +90,6 @@ def fit(
     `memory_bytes` is what the process may use in all (default: `engine.memory_bytes()`), `free_bytes` what is free of
     it now. Takes about a second on large data, because it trains two samples; below the smaller sample it only counts.
     """
-    from tenon import engine
-
     total = engine.memory_bytes() if memory_bytes is None else memory_bytes
     room = max(total - ledger.resident_bytes(), 0)  # what this process may still take
     free = room if free_bytes is None else min(free_bytes, room)
@@ -142,15 +144,11 @@ def _known_bytes(data: Data, trainer: Any) -> float:
     others = (len(data.valid) + len(data.test)) / max(len(data.train), 1)
     if trainer in ("linear", "logistic"):
         # The matrix once while it is filled and once when its spare column is cut off.
-        width = len(data.names) * 2 - texts + sum(_levels(data, name) for name, kind in data.kind_of.items() if kind == "category")
-        return 8.0 * width + listed
+        part = _every(data.train, SAMPLES[0])
+        return 8.0 * Encoding.learn(part.x.to_dict(), part.y, data.kind_of, "onehot").width + listed
     if trainer == "lightgbm":
         return (4.0 + 1.0) * len(data.names) * (1 + others) + 32.0 + listed
     return 4.0 * len(data.names) * (1 + others) + listed
-
-
-def _levels(data: Data, name: str) -> int:
-    return min(LEVELS + 1, int(data.train.x[name].head(SAMPLES[0]).n_unique()))
 
 
 def _measure(data: Data, trainer: str) -> _Sample:
@@ -158,7 +156,7 @@ def _measure(data: Data, trainer: str) -> _Sample:
     peaks, clock = [], _Clock()
     for rows in SAMPLES:
         clock = _Clock()
-        options = Options(guard=Guard(), rounds=SAMPLE_ROUNDS, patience=SAMPLE_ROUNDS)
+        options = Options(guard=Guard(), threads=1, rounds=SAMPLE_ROUNDS, patience=SAMPLE_ROUNDS)
         part = _every(data.train, rows)
         small = replace(data, train=part, valid=_every(data.valid, max(rows // 4, 100)), test=_every(data.test, 100))
         gc.collect()
@@ -236,7 +234,9 @@ def _admit(need: _Need, free: int, room: int, budget: Budget, prices: Prices) ->
             f"train on the latest {need.rows_that_fit:,} rows ({share:.0%}), use fewer features,"
             f" or a machine with {_gb(need.peak_bytes - room)} more"
         )
-        return Admission(answer=Answer.NEVER, reason=sentence(f"a training that fits into {_gb(room)}", said, hint=hint))
+        return Admission(
+            answer=Answer.NEVER, reason=sentence(f"a training that fits into {_gb(room)}", said, hint=hint)
+        )
     if need.peak_bytes > free:
         hint = "wait for what else runs here to end, or stop it"
         reason = sentence(f"a training that fits into the {_gb(free)} free now", said, hint=hint)
@@ -254,7 +254,9 @@ def _afford(need: _Need, said: str, budget: Budget, prices: Prices) -> Admission
     admission = budget.admit(least, what=f"{LEAST:.0%} of the rounds")
     if not admission:
         return admission
-    reason = f"{said}; the budget may stop it before all {need.rounds:,} rounds, which take at most {need.seconds:.0f} s"
+    reason = (
+        f"{said}; the budget may stop it before all {need.rounds:,} rounds, which take at most {need.seconds:.0f} s"
+    )
     return Admission(answer=Answer.OK, reason=reason)
 
 

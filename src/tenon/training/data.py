@@ -41,12 +41,17 @@ class Part:
 
     def to_dict(self) -> dict[str, Any]:
         """Return how many rows there are, how many are positive (or their mean), and from when to when."""
-        times = [None, None]
+        times: list[str | None] = [None, None]
         if self.time is not None and len(self) and len(self.time):
             times = [_iso(self.time[0]), _iso(self.time[-1])]
             if isinstance(self.time, pl.Series):
                 times = [_iso(self.time.min()), _iso(self.time.max())]
-        return {"from": times[0], "to": times[1], "rows": len(self), "rate": float(np.mean(self.y)) if len(self) else 0.0}
+        return {
+            "from": times[0],
+            "to": times[1],
+            "rows": len(self),
+            "rate": float(np.mean(self.y)) if len(self) else 0.0,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +91,8 @@ class Data:
     def kind_of(self) -> dict[str, str]:
         """Return the kind of each feature in order; a feature without a declared kind is a number unless it is text."""
         return {
-            name: self.kinds.get(name) or ("category" if _is_text(self.train.x[name]) else "number") for name in self.names
+            name: self.kinds.get(name) or ("category" if _is_text(self.train.x[name]) else "number")
+            for name in self.names
         }
 
     def encoding(self, form: str = "ordinal") -> Encoding:
@@ -111,7 +117,9 @@ class Data:
         for side, part in self.parts().items():
             absent = [name for name in self.names if name not in part.x.columns]
             if absent:
-                raise TrainingError(sentence(f"the features {quoted(absent)}", "rows without them", at=f"the {side} side"))
+                raise TrainingError(
+                    sentence(f"the features {quoted(absent)}", "rows without them", at=f"the {side} side")
+                )
             if len(part) == 0:
                 raise TrainingError(
                     sentence(
@@ -124,11 +132,18 @@ class Data:
             bad = int((~np.isfinite(part.y)).sum())
             if bad:
                 raise TrainingError(
-                    sentence("a label that is a number in every row", f"{bad:,} missing of {len(part):,}", at=f"the {side} side", hint="leave out rows whose label is not known")
+                    sentence(
+                        "a label that is a number in every row",
+                        f"{bad:,} missing of {len(part):,}",
+                        at=f"the {side} side",
+                        hint="leave out rows whose label is not known",
+                    )
                 )
         for name, kind in self.kinds.items():
             if kind not in KINDS:
-                raise TrainingError(sentence("a kind of feature", f"'{kind}'", at=f"feature '{name}'", hint=nearest(kind, KINDS)))
+                raise TrainingError(
+                    sentence("a kind of feature", f"'{kind}'", at=f"feature '{name}'", hint=nearest(kind, KINDS))
+                )
         self._check_labels()
 
     def _check_labels(self) -> None:
@@ -139,7 +154,12 @@ class Data:
                 odd = part.y[(part.y != 0) & (part.y != 1)]
                 if len(odd):
                     raise TrainingError(
-                        sentence("labels 0 and 1 for a binary task", f"{odd[0]:g}", at=f"the {side} side", hint="make the label a condition, or the task a regression")
+                        sentence(
+                            "labels 0 and 1 for a binary task",
+                            f"{odd[0]:g}",
+                            at=f"the {side} side",
+                            hint="make the label a condition, or the task a regression",
+                        )
                     )
             if len(values) == 1 and part.y.min() == part.y.max():
                 raise TrainingError(
@@ -147,7 +167,7 @@ class Data:
                         f"a label that varies on the {side} side",
                         f"{len(part):,} rows that are all {values[0]:g}",
                         at=_counts(self),
-                        hint="a label that never varies cannot be learnt or judged: check its SQL, or move the dates of split=",
+                        hint="nothing can be learnt from it: check the label's SQL, or move the dates of split=",
                     )
                 )
 

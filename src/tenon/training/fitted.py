@@ -74,7 +74,12 @@ def settle(made: Any, data: Data, trainer: str) -> Fitted:
         return made
     if made is None:
         raise TrainingError(
-            sentence("a trained model", "None", at=f"trainer '{trainer}'", hint="end the function with `return` and the model")
+            sentence(
+                "a trained model",
+                "None",
+                at=f"trainer '{trainer}'",
+                hint="end the function with `return` and the model",
+            )
         )
     encoding = data.encoding()
     wanted = getattr(made, "n_features_in_", encoding.width)

@@ -47,7 +47,10 @@ SPENT_S = 0.5  # between readings of what has been spent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What stops a run: each rule can be turned off; `least_gain` is the share of all gain so far worth another half."""
+    """What stops a run; each rule can be turned off.
+
+    `least_gain` is the share of all gain so far that another half of the run must promise.
+    """
 
     diverged: bool = True
     flat: bool = True
@@ -59,7 +62,23 @@ class Rules:
 class Guard:
     """Watches one run; see the module's docstring. Not shared between runs or threads."""
 
-    __slots__ = ("_clock", "_cpu", "_every", "_losses", "_next", "_part", "_read", "_start", "_stopped", "budget", "findings", "prices", "rules", "run", "spent")
+    __slots__ = (
+        "_clock",
+        "_cpu",
+        "_every",
+        "_losses",
+        "_next",
+        "_part",
+        "_read",
+        "_start",
+        "_stopped",
+        "budget",
+        "findings",
+        "prices",
+        "rules",
+        "run",
+        "spent",
+    )
 
     def __init__(
         self,

@@ -114,7 +114,7 @@ def _with_bias(chunk: NDArray[Any]) -> NDArray[Any]:
 
 
 def _score(chunk: Matrix, weights: Floats) -> Floats:
-    return chunk.astype(np.float64) @ weights[:-1] + weights[-1]
+    return np.asarray(chunk.astype(np.float64) @ weights[:-1] + weights[-1])
 
 
 def _loss(matrix: Matrix, y: Floats, weights: Floats) -> float:
@@ -143,4 +143,4 @@ def _solve(hessian: Floats, moment: Floats, width: int) -> Floats:
     ridged = hessian.copy()
     ridged[np.arange(width), np.arange(width)] += RIDGE
     ridged[width, width] += 1e-12
-    return np.linalg.solve(ridged, moment)
+    return np.asarray(np.linalg.solve(ridged, moment), np.float64)

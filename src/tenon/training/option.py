@@ -9,10 +9,13 @@ from tenon.training.guard import Guard
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How to train: the same options and data give the same model, whatever the number of threads is."""
+    """How to train: the same options and data give the same model, whatever the number of threads is.
+
+    `threads` 0 takes as many cores as stand idle when training begins.
+    """
 
     guard: Guard
     seed: int = 0
-    threads: int = 2
+    threads: int = 0
     rounds: int = 1_000
     patience: int = 50

@@ -2,9 +2,9 @@
 
 Order of work: check the data in words, predict memory and time, train a constant, then a linear model on the same
 features, then what was asked for. All are measured on the validation and the test part with the same resampled rows.
-The best baseline is chosen on validation, never on test; the lift of the model over it is measured on test, paired (see
-`tenon.metric`). A lift whose interval reaches down to zero is `training/not-better`. A score or a single feature that is
-too good to be true is `training/suspicious`: in practice it is nearly always a leak, something that is only known later.
+The best baseline is chosen on validation, never on test; the lift of the model over it is measured on test, paired
+(see `tenon.metric`). A lift whose interval reaches down to zero is `training/not-better`. A score or a single feature
+that is too good to be true is `training/suspicious`: it is nearly always a leak, something only known afterwards.
 
 The decision threshold is chosen on validation, so that as many rows are flagged as are truly positive there.
 """
@@ -12,6 +12,7 @@ The decision threshold is chosen on validation, so that as many rows are flagged
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,14 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tenon import metric
-from tenon.errors import ConfigError, TrainingError, nearest, sentence
+from tenon.encoding import Encoding
+from tenon.errors import ConfigError, TenonError, TrainingError, nearest, sentence
 from tenon.finding import Finding
 from tenon.ledger import Budget
+from tenon.limits import Answer
 from tenon.metric import Estimate
+from tenon.training.admit import fit
 from tenon.training.boost import lightgbm
 from tenon.training.data import Data
 from tenon.training.fitted import Fitted, settle
-from tenon.training.guard import Guard, Rules
+from tenon.training.guard import Guard
 from tenon.training.linear import constant, linear, logistic
 from tenon.training.option import Options
 
@@ -45,6 +49,8 @@ TASKS = {"linear": "regression", "logistic": "binary"}  # trainers for one task 
 BASELINES = {"binary": ("constant", "logistic"), "regression": ("constant", "linear")}
 SUSPICIOUS = {"roc_auc": 0.99, "r2": 0.995}  # scores that real problems do not give
 LEAK_ROWS = 50_000  # rows on which single features are ranked
+LEAK = 0.98  # from this ROC AUC or rank correlation on, one feature alone knows too much
+PERMUTED_ROWS = 5_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +69,7 @@ class Outcome:
     importance: Sequence[Mapping[str, Any]]
     findings: Sequence[Finding]
     seconds: float
+    scores: Mapping[str, Floats]  # side -> what the model answers for each of its rows
     stopped: bool = False
     params: Mapping[str, Any] = field(default_factory=dict)
 
@@ -102,10 +109,11 @@ def experiment(
     for a model that cannot fit into memory and for a run that fails; a run that its guard stops keeps what it has.
     """
     start = time.perf_counter()
-    guard = guard or Guard(budget=budget, rules=Rules(), run=run)
+    guard = guard or Guard(budget=budget, run=run)
+    run.guard = guard  # where a user's own loop finds it
     study = _Study(data=data, run=run, guard=guard, seed=seed)
-    study.check()
-    name = trainer if isinstance(trainer, str) else getattr(trainer, "__name__", "trainer")
+    study.check(trainer)
+    name = _name(trainer)
     against = _against(data.task, trainer, baselines)
     found = {one: study.train(one) for one in against}
     model = study.train(trainer)
@@ -126,8 +134,9 @@ def experiment(
         importance=[
             {"name": one, "gain": gain} for one, gain in sorted(model.fitted.gain.items(), key=lambda pair: -pair[1])
         ],
-        findings=tuple(study.findings),
+        findings=(*guard.findings, *study.findings),
         seconds=time.perf_counter() - start,
+        scores=model.scores,
         stopped=guard.stopped is not None and guard.stopped.code == "training/budget-spent",
         params=model.fitted.notes,
     )
@@ -163,31 +172,41 @@ class _Study:
     seed: int
     findings: list[Finding] = field(default_factory=list)
 
-    def check(self) -> None:
-        """Refuse data that cannot be trained on; a label that never varies is also kept as a finding of the run."""
+    def check(self, trainer: str | Trainer) -> None:
+        """Refuse what cannot be trained: a label that never varies and rows that do not fit are findings of the run."""
+        if isinstance(trainer, str):
+            resolve(trainer, self.data.task)
         try:
             self.data.check()
         except TrainingError as error:
             if "label that varies" in str(error):
-                self.say("training/label-constant", "error", "label", str(error), "Check the label's SQL and the split.", {})
+                self.say(
+                    "training/label-constant", "error", "label", str(error), "Check the label's SQL and the split.", {}
+                )
             raise
+        needed = fit(self.data, trainer, budget=self.guard.budget, prices=self.guard.prices)
+        if needed.answer is Answer.NEVER:
+            numbers = {"peak_bytes": float(needed.peak_bytes), "seconds": needed.seconds}
+            self.say(
+                "training/does-not-fit", "error", "fit", needed.reason, "Follow the plan in the sentence.", numbers
+            )
+            needed.require()
 
     def train(self, trainer: str | Trainer) -> _Trained:
         """Train one model and measure it on validation and test."""
         if isinstance(trainer, str):
             body = resolve(trainer, self.data.task)
-            fitted = body(self.data, self.run, self.options(trainer))
+            fitted = body(self.data, self.run, Options(guard=self.guard, seed=self.seed))
         else:
-            fitted = settle(trainer(self.data, self.run), self.data, getattr(trainer, "__name__", "trainer"))
+            fitted = settle(_call(trainer, self.data, self.run), self.data, _name(trainer))
+            if not fitted.gain:
+                fitted = replace(fitted, gain=permuted(fitted, self.data, seed=self.seed))
         scores = {side: fitted.predict(getattr(self.data, side).x) for side in ("valid", "test")}
         metrics = {
             side: metric.evaluate(self.data.task, getattr(self.data, side).y, scores[side], seed=self.seed)
             for side in scores
         }
         return _Trained(fitted=fitted, scores=scores, metrics=metrics)
-
-    def options(self, trainer: str) -> Options:
-        return Options(guard=self.guard, seed=self.seed, threads=2)
 
     def lift(self, scores: Mapping[str, Floats], base: Mapping[str, Floats]) -> dict[str, Estimate]:
         """Measure by how much the model is better than the baseline on the same test rows."""
@@ -222,11 +241,11 @@ class _Study:
         x, y = part.x.gather_every(step), part.y[::step]
         if y.min() == y.max():
             return
-        matrix = self.data.encoding().matrix(x.to_dict())
+        matrix = Encoding.learn(x.to_dict(), y, self.data.kind_of).matrix(x.to_dict())
         for i, name in enumerate(self.data.names):
             strength, what = _alone(self.data.task, y, matrix[:, i])
-            if strength >= 0.98:
-                said = f"The feature '{name}' alone gives {what} {strength:.4f} with the label: it may be known only afterwards."
+            if strength >= LEAK:
+                said = f"The feature '{name}' alone gives {what} {strength:.4f}: it may be known only afterwards."
                 self._suspicious(name, said, {what.replace(" ", "_"): strength})
 
     def _suspicious(self, place: str, said: str, numbers: Mapping[str, float]) -> None:
@@ -239,6 +258,58 @@ class _Study:
         finding = Finding(code=code, severity=severity, place=where, said=said, hint=hint, numbers=numbers)
         self.findings.append(finding)
         self.run.finding(finding)
+
+
+def permuted(fitted: Fitted, data: Data, *, seed: int, rows: int = PERMUTED_ROWS) -> dict[str, float]:
+    """Return each feature's share of what the first metric loses on validation when its values are shuffled.
+
+    For models that do not say themselves what they use (Breiman, Machine Learning 45, 2001). Features that carry the
+    same information share their loss and may both look unimportant.
+    """
+    step = max(1, len(data.valid) // rows)
+    y = data.valid.y[::step]
+    matrix = fitted.encoding.matrix(data.valid.x.gather_every(step).to_dict())
+    if y.min() == y.max():
+        return {}
+    rng = np.random.default_rng(seed)
+    whole = _worth(data.task, y, fitted.score(matrix))
+    lost: dict[str, float] = dict.fromkeys(fitted.encoding.names, 0.0)
+    columns: dict[str, list[int]] = {}
+    for i, (name, _) in enumerate(fitted.encoding.columns):
+        columns.setdefault(name, []).append(i)
+    for name, at in columns.items():
+        shuffled = matrix.copy()
+        shuffled[:, at] = matrix[rng.permutation(len(matrix))][:, at]
+        lost[name] = max(0.0, whole - _worth(data.task, y, fitted.score(shuffled)))
+    total = sum(lost.values()) or 1.0
+    return {name: value / total for name, value in lost.items()}
+
+
+def _worth(task: str, y: Floats, p: Floats) -> float:
+    return metric.rank_auc(y, p) if task == "binary" else -float(np.mean((y - p) ** 2))
+
+
+def _call(trainer: Trainer, data: Data, run: Any) -> Any:
+    """Call a user's trainer; what it raises is told with the line of theirs that raised it."""
+    try:
+        return trainer(data, run)
+    except TenonError:
+        raise
+    except Exception as error:  # the edge to the user's own code: say where it broke
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        mine = [one for one in traceback.extract_tb(error.__traceback__) if one.filename == _file(trainer)]
+        place = mine[-1] if mine else frame
+        got = f"{type(error).__name__}: {error}"
+        raise TrainingError(sentence("a trainer that runs", got, at=f"{place.filename}:{place.lineno}")) from error
+
+
+def _file(trainer: Trainer) -> str:
+    code = getattr(trainer, "__code__", None)
+    return code.co_filename if code is not None else ""
+
+
+def _name(trainer: str | Trainer) -> str:
+    return trainer if isinstance(trainer, str) else str(getattr(trainer, "__name__", "trainer"))
 
 
 def _against(task: str, trainer: str | Trainer, baselines: Sequence[str] | None) -> list[str]:
