@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from typing import Any
 
-import numpy as np
+import msgspec
 import polars as pl
 
-from tenon import engine, feature, model, sketch, training
-from tenon.errors import InputError, TrainingError, sentence
-from tenon.feature import FeatureSet
+from tenon import model, sketch, training
+from tenon.contract.column import Column, Source
+from tenon.errors import InputError, MissingError, sentence
+from tenon.feature import Feature, FeatureSet, Label
 from tenon.flow.data import frame, parquet
 from tenon.flow.work import Stage, Work, once
-from tenon.limits import Answer
 from tenon.project import Model
 
 # Raise when a stage's code would come to another result from the same input.
@@ -31,7 +31,61 @@ VERSION = 1
 
 def compiled(work: Work, declared: Model) -> FeatureSet:
     """Compile the model's features against the project's sources; a fault names the feature."""
-    return feature.FeatureSet.compile(declared.features, declared.label, declared.of, work.project.source_map())
+    return FeatureSet.compile(declared.features, declared.label, declared.of, work.project.source_map())
+
+
+def restored(declared: Model, record: Mapping[str, Any]) -> FeatureSet:
+    """Compile features as they were when a version was made, from its record; project.py may have moved on since.
+
+    Features that are Python functions are not kept in a record: they must still be in the project, unchanged.
+    """
+    now = {one.name: one for one in declared.features}
+    features = []
+    for body in record["definition"]:
+        if body["function"]:
+            if body["name"] not in now or now[body["name"]].to_dict() != body:
+                raise MissingError(
+                    sentence(
+                        f"the function {body['function']} of feature '{body['name']}'",
+                        "a project without it",
+                        at=f"features {record['id']}",
+                        hint="bring it back, or train a new version",
+                    )
+                )
+            features.append(now[body["name"]])
+        else:
+            features.append(Feature(**{name: _tuple(value) for name, value in body.items() if name != "function"}))
+    sources = {name: source_from_dict(body) for name, body in record["sources"].items()}
+    found = FeatureSet.compile(features, Label(**record["label"]), sources[record["spine"]], sources)
+    if found.digest != record["digest"]:
+        raise MissingError(
+            sentence(
+                f"the features {record['digest']} that version was made with",
+                f"{found.digest}",
+                at=f"features {record['id']}",
+                hint="train a new version: a function or a meaning has changed since",
+            )
+        )
+    return found
+
+
+def source_to_dict(source: Source) -> dict[str, Any]:
+    """Return a source as plain data, without its path, which is of one machine."""
+    return {**asdict(source), "path": ""}
+
+
+def source_from_dict(body: Mapping[str, Any]) -> Source:
+    """Read a source back from plain data; unknown fields are skipped, absent ones take their defaults."""
+    known = {field.name for field in fields(Column)}
+    columns = [
+        Column(**{name: _tuple(value) for name, value in column.items() if name in known}) for column in body["columns"]
+    ]
+    names = {field.name for field in fields(Source)}
+    return Source(**{**{name: value for name, value in body.items() if name in names}, "columns": columns})
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 # ── the matrix ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -40,7 +94,7 @@ def compiled(work: Work, declared: Model) -> FeatureSet:
 def features(work: Work, declared: Model, datasets: Mapping[str, Stage]) -> Stage:
     """Join the point-in-time matrix and the online state of everything known, once for these definitions."""
     chosen = compiled(work, declared)
-    used = {name: datasets[name].id for name in sorted(chosen.sources)}
+    used = {name: datasets[name].id for name in sorted(chosen.needs)}
     made_of = {
         "code": FEATURES,
         "datasets": used,
@@ -75,6 +129,10 @@ def features(work: Work, declared: Model, datasets: Mapping[str, Stage]) -> Stag
             "matrix": work.store.blobs.put(_bytes(matrix)),
             "online": work.store.blobs.put(online.to_bytes()),
             "definition": chosen.definition,
+            "label": asdict(chosen.label),
+            "spine": chosen.spine.name,
+            "sources": {name: source_to_dict(chosen.sources[name]) for name in used},
+            "digest": chosen.digest,
             "profile": work.store.blobs.put(profile.to_bytes()),
         }
 
@@ -122,3 +180,111 @@ def data_of(declared: Model, matrix: pl.DataFrame, names: list[str], kinds: Mapp
         kinds=dict(kinds),
         task="binary" if values <= {0.0, 1.0} else "regression",
     )
+
+
+# ── the run ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def run(work: Work, declared: Model, matrix: Stage) -> tuple[Stage, training.Outcome | None]:
+    """Train the baselines and the model, measured and costed, once for this matrix, trainer and seed.
+
+    Returns the run's record and, when it was trained now, the outcome with the fitted model in memory.
+    """
+    made_of = {
+        "code": RUN,
+        "features": matrix.id,
+        "label": [declared.label.sql, declared.label.known],
+        "trainer": declared.trainer_digest,
+        "split": declared.split,
+        "seed": declared.seed,
+        "threshold": declared.threshold,
+        "budget": declared.budget.to_dict(),
+    }
+    trained: list[training.Outcome] = []
+
+    def make(id: str) -> dict[str, Any]:
+        rows = parquet(work, matrix.body["matrix"])
+        data = data_of(declared, rows, matrix.body["names"], matrix.body["kinds"])
+        work.progress(0, 1, "training")
+        tracked = training.Run.start(
+            work.store,
+            id,
+            model=declared.name,
+            trainer=declared.trainer_name,
+            features=matrix.id,
+            seed=declared.seed,
+            config=work.config.to_dict(),
+            limits=work.config.limits.track,
+            clock=work.clock,
+        )
+        with tracked:
+            outcome = training.experiment(data, declared.train, tracked, seed=declared.seed, budget=declared.budget)
+            if declared.threshold is not None:
+                outcome = replace(outcome, fitted=replace(outcome.fitted, threshold=declared.threshold))
+            compiled = model.compile(outcome.fitted, data)
+            proof = model.parity(outcome.fitted, compiled, data.test.x, data.test.y)
+            latency = model.latency(model.Predictor.load(compiled.onnx, compiled.manifest), data.test.x)
+            tracked.artifact("onnx", compiled.onnx)
+            tracked.artifact("manifest", msgspec.json.encode(compiled.manifest))
+            tracked.artifact("test_scores", _scores(data.test, outcome.fitted))
+        work.progress(1, 1, "training")
+        trained.append(outcome)
+        record = work.store.get("run", id)
+        assert record is not None, id
+        found = outcome.to_dict()
+        return {
+            **record,
+            **{name: value for name, value in found.items() if name not in ("findings", "seconds")},
+            "task": data.task,
+            "findings": record["findings"] or found["findings"],
+            "label": declared.label.sql,
+            "parity": proof.to_dict(),
+            "latency": latency.to_dict(),
+            "threshold": outcome.fitted.threshold,
+        }
+
+    stage = once(work, "run", declared.name, made_of, make)
+    return stage, trained[0] if trained else None
+
+
+def _scores(part: training.Part, fitted: training.Fitted) -> bytes:
+    """Keep the test period's true labels and scores, for curves that a report may want to draw."""
+    return _bytes(pl.DataFrame({"time": part.time, "label": part.y, "score": fitted.predict(part.x)}))
+
+
+# ── the version ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def version(work: Work, declared: Model, matrix: Stage, trained: Stage) -> Stage:
+    """Hold the run against its gate and keep the verdict with everything the version came from."""
+    made_of = {"code": VERSION, "run": trained.id, "gate": declared.gate.to_dict()}
+    record = trained.body
+
+    def make(_: str) -> dict[str, Any]:
+        artifacts = record["artifacts"]
+        size = work.store.blobs.size(artifacts["onnx"])
+        proof = model.Parity.from_dict(record["parity"])
+        decision = model.decide(declared.gate, record, proof, model.Latency(**record["latency"]), size)
+        return {
+            "model": declared.name,
+            "run": trained.id,
+            "features": matrix.id,
+            "datasets": dict(matrix.body["datasets"]),
+            "onnx": artifacts["onnx"],
+            "manifest": artifacts["manifest"],
+            "parity": record["parity"],
+            "gate": decision.to_dict(),
+            "said": decision.said,
+            "findings": [finding.to_dict() for finding in decision.findings],
+            "latency": record["latency"],
+            "size_bytes": size,
+            "threshold": record["threshold"],
+        }
+
+    def settle(body: Mapping[str, Any]) -> Mapping[str, Any]:
+        # The number people say is given where the record is committed, so that no two versions share one.
+        earlier = work.store.get("version", body["id"])
+        numbers = [row["number"] for row in work.store.find("version", model=declared.name)]
+        return {**body, "number": earlier["number"] if earlier else max(numbers, default=0) + 1}
+
+    return once(work, "version", declared.name, made_of, make, settle=settle)

@@ -93,12 +93,18 @@ def digest(made_of: Any) -> str:
 
 
 def once(
-    work: Work, name: str, subject: str, made_of: Mapping[str, Any], make: Callable[[str], Mapping[str, Any]]
+    work: Work,
+    name: str,
+    subject: str,
+    made_of: Mapping[str, Any],
+    make: Callable[[str], Mapping[str, Any]],
+    *,
+    settle: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
 ) -> Stage:
     """Return the stage named by `made_of`: found when it was done before, else made by `make(id)` and committed.
 
     `make` puts its blobs into the store and returns the record's body; it must not write records of its own. `name` is
-    the record's kind. With `work.again` the stage is made anew and must come to the same name.
+    the record's kind. `settle` completes the body inside the transaction that commits it. With `work.again` the stage is made anew and must come to the same name.
     """
     key = digest({"stage": name, "subject": subject, **made_of})
     short = key[:12]
@@ -116,6 +122,7 @@ def once(
     cost = total(entries)
     body = {"seconds": seconds, **body, "usd": cost}
     with work.store.atomic():
+        body = dict(settle(body))
         work.store.put(name, short, body)
         record = {
             "id": key,
