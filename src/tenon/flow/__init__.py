@@ -1,0 +1,32 @@
+"""The stages in order, from raw files to a served, watched, costed model; the only room that writes their results.
+
+work.py     what stages work with, and how a stage is done once for what it is made of
+data.py     raw files -> datasets under contract
+learn.py    datasets -> features -> a run -> a version before its gate
+path.py     all of it in order, for `tenon run`
+promote.py  which version answers: aliases, rollback, the audit
+live.py     serving, scoring files, replay, labels
+tell.py     watching, reports, the page, the costs
+look.py     runs shown and compared
+single.py   ingest and check on their own, without a project
+begin.py    a new project
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tenon.flow.path import Outcome, run
+    from tenon.flow.work import Stage, Work
+
+_HOME = {"Outcome": "path", "Stage": "work", "Work": "work", "run": "path"}
+
+__all__ = ["Outcome", "Stage", "Work", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"tenon.flow.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'tenon.flow' has no attribute '{name}'")

@@ -1,0 +1,231 @@
+"""Ingest and check on their own: files in, files out, no project and no store.
+
+`tenon ingest` and `tenon check` are for a team that uses nothing else of tenon. What a person gave is never changed, and
+what is written is named before work begins and replaced in one step.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tenon import contract, ingest
+from tenon.contract.column import Source
+from tenon.errors import InputError, UsageError, nearest, sentence
+from tenon.finding import Finding
+from tenon.flow.work import Progress, quiet
+
+BATCH_ROWS = 8_192
+FORMATS = (".parquet", ".csv", ".jsonl")
+
+
+# ── tenon ingest ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """What to read and where to write it."""
+
+    paths: Sequence[Path]
+    out: Path
+    name: str = ""
+    text: bool = False
+    csv: Path | None = None
+    policy: ingest.Policy = "row"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """What reading came to, and every file that was written."""
+
+    ingested: ingest.Ingested
+    written: Sequence[Path]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the outcome as plain data."""
+        return {**self.ingested.to_dict(), "written": [str(path) for path in self.written]}
+
+
+def read(asked: Read, progress: Progress = quiet) -> Done:
+    """Read messy files into typed Parquet, quarantine and a contract to review; or, with `csv`, into clean CSV."""
+    name = asked.name or ingest.name_of(asked.paths)
+    if asked.csv is not None:
+        with tempfile.TemporaryDirectory(prefix="tenon-") as folder:
+            job = ingest.Job(paths=tuple(asked.paths), out=Path(folder), name=name, policy=asked.policy, text=asked.text)
+            done = ingest.ingest(job, progress=progress)
+            ingest.write_csv(done, asked.csv)
+        return Done(ingested=done, written=[asked.csv])
+    job = ingest.Job(paths=tuple(asked.paths), out=asked.out, name=name, policy=asked.policy, text=asked.text)
+    done = ingest.ingest(job, progress=progress)
+    written = [*done.files, *(path for path in (done.quarantine, done.repairs, done.summary) if path is not None)]
+    if done.files:
+        inferred = contract.infer(pl.scan_parquet(done.files).head(1_000_000).collect(), name)
+        file = asked.out / f"{name}.contract.yaml"
+        replace_text(file, inferred.to_odcs())
+        written.append(file)
+    return Done(ingested=done, written=written)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file beside its place and rename it there."""
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        beside.write_text(text, "utf-8")
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise InputError(sentence("a file that can be written", str(error.strerror), at=str(path))) from error
+
+
+# ── tables for other stages ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batches:
+    """A file's rows in batches, how many there are, and what reading it found."""
+
+    frames: Iterator[pl.DataFrame]
+    rows: int
+    findings: Sequence[Finding]
+
+
+@contextmanager
+def batches(path: Path, source: Source | None, progress: Progress) -> Iterator[Batches]:
+    """Read any file ingest reads and give its rows in batches; what is held at once does not grow with the file."""
+    with tempfile.TemporaryDirectory(prefix="tenon-") as folder:
+        job = ingest.Job(paths=(path,), out=Path(folder), name="rows", source=source)
+        done = ingest.ingest(job, progress=progress)
+
+        def frames() -> Iterator[pl.DataFrame]:
+            for file in done.files:
+                rows = pl.scan_parquet(file).select(pl.len()).collect().item()
+                for start in range(0, rows, BATCH_ROWS):
+                    yield pl.scan_parquet(file).slice(start, BATCH_ROWS).collect()
+
+        yield Batches(frames=frames(), rows=done.rows, findings=done.findings)
+
+
+def table(path: Path, *, source: Source | None = None, text: Sequence[str] = ()) -> pl.DataFrame:
+    """Read any file ingest reads as one frame; `text` names columns to keep as they are spelt."""
+    if source is None and text:
+        source = Source("rows", columns=[contract.Column(name, "text", nullable=True) for name in text])
+    with tempfile.TemporaryDirectory(prefix="tenon-") as folder:
+        done = ingest.ingest(ingest.Job(paths=(path,), out=Path(folder), name="rows", source=source))
+        return pl.concat([pl.read_parquet(file) for file in done.files]) if done.files else pl.DataFrame()
+
+
+def columns(path: Path) -> list[str]:
+    """Name the columns of any file ingest reads."""
+    return table(path).columns
+
+
+@contextmanager
+def writer(path: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
+    """Yield a function that appends frames to a .parquet, .csv or .jsonl file, put in place when the block ends."""
+    if path.suffix not in FORMATS:
+        raise UsageError(
+            sentence("a file to write named .parquet, .csv or .jsonl", f"'{path.name}'", hint=nearest(path.suffix, FORMATS))
+        )
+    beside = path.with_name(f".{path.name}.new")
+    started = False
+    try:
+        with tempfile.TemporaryDirectory(prefix="tenon-") as folder, beside.open("wb") as out:
+            parts: list[Path] = []
+
+            def write(rows: pl.DataFrame) -> None:
+                nonlocal started
+                if path.suffix == ".csv":
+                    rows.write_csv(out, include_header=not started)
+                elif path.suffix == ".jsonl":
+                    rows.write_ndjson(out)
+                else:
+                    parts.append(Path(folder) / f"{len(parts):06}.parquet")
+                    rows.write_parquet(parts[-1])
+                started = True
+
+            yield write
+            if parts:
+                pl.scan_parquet(parts).sink_parquet(beside)
+        beside.replace(path)
+    except OSError as error:
+        raise InputError(sentence("room to write the scores", str(error.strerror or error), at=str(path))) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+# ── tenon check ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What a check found: rows good and bad, each rule's share against its threshold, and whether all of it passed."""
+
+    passed: bool
+    good: int
+    bad: int
+    rules: Sequence[Mapping[str, Any]]
+    findings: Sequence[Finding]
+    seconds: float
+    written: Sequence[Path]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the outcome as plain data."""
+        return {
+            "passed": self.passed,
+            "good": self.good,
+            "bad": self.bad,
+            "rules": [dict(rule) for rule in self.rules],
+            "findings": [finding.to_dict() for finding in self.findings],
+            "seconds": self.seconds,
+            "written": [str(path) for path in self.written],
+        }
+
+
+# ── tenon quarantine ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def quarantine(file: Path, limit: int) -> list[dict[str, Any]]:
+    """Return the first records of a quarantine file, raw bytes as text that is safe to show."""
+    return [_shown(row) for row in _records(file).head(limit).collect().iter_rows(named=True)]
+
+
+def quarantine_summary(file: Path) -> list[dict[str, Any]]:
+    """Count the records of a quarantine file by reason and column, most first, with one example each."""
+    grouped = (
+        _records(file)
+        .group_by("reason", "column")
+        .agg(pl.len().alias("rows"), pl.col("file", "line", "fix").first(), pl.col("raw").first().alias("example"))
+        .sort("rows", descending=True)
+    )
+    return [_shown(row) for row in grouped.collect().iter_rows(named=True)]
+
+
+def _records(file: Path) -> pl.LazyFrame:
+    wanted = {"file", "line", "raw", "column", "reason", "fix"}
+    try:
+        rows = pl.scan_parquet(file)
+        missing = wanted - set(rows.collect_schema().names())
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise InputError(sentence("a quarantine file", str(error).splitlines()[0], at=str(file))) from error
+    if missing:
+        hint = "it is written beside the data by `tenon ingest`, and ends in .quarantine.parquet"
+        raise InputError(sentence("a quarantine file", f"Parquet without '{sorted(missing)[0]}'", at=str(file), hint=hint))
+    return rows
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value for name, value in row.items()
+    }
+
+
+def elapsed(started: float) -> float:
+    """Return the seconds since `started` on the clock that only goes forward."""
+    return time.perf_counter() - started

@@ -1,0 +1,116 @@
+"""What is known, told: the examination of live traffic, three reports of one set of facts, the page, the costs."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tenon import ledger, report, sketch, watch as watching
+from tenon.errors import InputError, sentence
+from tenon.flow import live, promote
+from tenon.flow.work import Work, digest, newest
+
+AUDIENCES = ("engineer", "manager", "executive")
+EXTENSIONS = {"html": "html", "text": "txt", "json": "json"}
+
+
+# ── watching ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What to look at: which model, as of which moment, in windows how long; empty values mean the usual."""
+
+    model: str = ""
+    as_of: str = ""
+    window: str = ""
+
+
+# ── reports ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telling:
+    """Which reports to write: of which model, for whom, in which form, and where to."""
+
+    model: str = ""
+    audiences: Sequence[str] = AUDIENCES
+    form: str = "html"
+    out: Path | None = None
+
+
+def reports(work: Work, asked: Telling) -> list[dict[str, Any]]:
+    """Write a report for each audience from one set of facts; the same facts give the same bytes.
+
+    Each is kept in the store under its digest, and copied to `reports/` in the project folder (or `out`).
+    """
+    declared = work.model(asked.model)
+    folder = asked.out or work.project.root / "reports"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(sentence("a folder to write reports to", str(error.strerror), at=str(folder))) from error
+    facts = report.facts(work.store, declared.name)
+    many = len(work.project.models) > 1
+    told = []
+    for audience in asked.audiences:
+        text = report.draw(facts, audience, asked.form)
+        blob = work.store.blobs.put(text.encode())
+        name = f"{declared.name}-{audience}" if many else audience
+        path = folder / f"{name}.{EXTENSIONS[asked.form]}"
+        _place(work.store.blobs.path(blob), path)
+        id = digest(["report", declared.name, audience, asked.form, blob])[:12]
+        body = {"id": id, "model": declared.name, "audience": audience, "format": asked.form, "file": blob, "path": str(path)}
+        if work.store.get("report", id) is None:
+            work.store.put("report", id, {**body, "at": work.clock()})
+        told.append({**body, "text": text})
+    return told
+
+
+def _place(source: Path, target: Path) -> None:
+    """Copy beside the target and rename, so that nobody opens half a report."""
+    beside = target.with_name(f".{target.name}.new")
+    try:
+        shutil.copyfile(source, beside)
+        beside.replace(target)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise InputError(sentence("room to write a report", str(error.strerror), at=str(target))) from error
+
+
+# ── the page ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def ui(work: Work, port: int, say: Callable[[str], None]) -> None:
+    """Serve the local page over the store's facts until Ctrl-C; only this machine can reach it."""
+    from tenon import ui as page
+
+    page.run(page.build_app(work.store), port=port, started=lambda url: say(f"open {url}    Ctrl-C ends it"))
+
+
+# ── costs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def cost(work: Work, by: str) -> dict[str, Any]:
+    """Sum the ledger by stage, kind or day, with what storage costs a month and a thousand predictions cost."""
+    entries = work.store.entries()
+    rows = ledger.summary(entries, by={"stage": "subject", "kind": "kind", "day": "day"}[by])  # type: ignore[arg-type]
+    served = [entry for entry in entries if entry.kind == "request"]
+    predictions = int(sum(entry.quantity for entry in served))
+    stored = work.store.size_bytes()
+    prices = work.config.prices
+    return {
+        "by": by,
+        "rows": [{"name": row.key, "entries": row.entries, "usd": row.usd} for row in rows],
+        "usd": ledger.total(entries),
+        "stored_bytes": stored,
+        "storage_usd_month": ledger.storage("store", stored, prices, at=time.time()).usd,
+        "predictions": predictions,
+        "usd_per_1000": ledger.per_thousand(ledger.total(served), predictions),
+        "prices": f"{prices.usd_per_core_hour:g} USD a core hour, {prices.usd_per_gb_memory_hour:g} a GB hour of memory, "
+        f"{prices.usd_per_gb_month:g} a GB month of storage",
+    }
