@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import polars as pl
 
 from tenon.contract import sql
-from tenon.contract.column import Column, ColumnType, Source
+from tenon.contract.column import ColumnType, Source
 from tenon.errors import InputError, MissingError, sentence
 from tenon.feature import matrix, online
 from tenon.feature.compile import ancestry, function_source, parents, plan
+from tenon.feature.derive import Deriver
 from tenon.feature.facts import columns_needed, fact_table, finite, latest, lookup_table, micros_column, typed
 from tenon.feature.online import Online
 from tenon.feature.plan import (
@@ -52,7 +53,6 @@ class FeatureSet:
     plan: Plan
     needs: Mapping[str, tuple[str, ...]]  # columns of each source that the features, the label or a derivation read
     lookups: Mapping[str, tuple[str, ...]]  # columns of each source that derived columns are looked up in
-    derived: tuple[str, ...]  # derived columns of the spine that features read directly
     digest: str
 
     @classmethod
@@ -74,7 +74,6 @@ class FeatureSet:
             plan=compiled,
             needs=needs,
             lookups=lookups,
-            derived=tuple(name for name in compiled.spine_columns if parents(spine, name, everything)),
             digest=_digest(features, label, spine, everything, needs),
         )
 
@@ -158,7 +157,8 @@ class FeatureSet:
                         hint=f"there are {', '.join(sorted(frames)) or 'none'}",
                     )
                 )
-        complete = {name: self.complete(name, frames[name], frames) for name in self.needs}
+        deriver = Deriver(self.sources, frames)
+        complete = {name: deriver.frame(name, columns, frames[name]) for name, columns in self.needs.items()}
         facts = {name: fact_table(history, complete[name]) for name, history in self.plan.histories.items()}
         tables = {name: lookup_table(table, complete[name]) for name, table in self.plan.tables.items()}
         return facts, tables, complete
@@ -166,48 +166,9 @@ class FeatureSet:
     # ── derived columns ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def derive(self, source: str, frame: pl.DataFrame, lookups: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-        """Return the frame with every derived column of the source, by the SQL of its contract."""
-        return _derive(frame, self.sources[source].columns, lookups, self.sources)
-
-    def complete(self, source: str, frame: pl.DataFrame, lookups: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-        """Return the frame with the derived columns that are needed and that it lacks."""
-        missing = _missing(self.sources[source], self.needs.get(source, ()), frame.columns, self.sources)
-        return _derive(frame, missing, lookups, self.sources) if missing else frame
-
-    def complete_rows(
-        self, rows: Sequence[Mapping[str, Any]], lookups: Mapping[str, pl.DataFrame]
-    ) -> Sequence[Mapping[str, Any]]:
-        """Return the request rows with the derived columns that features read and that they lack."""
-        if not self.derived or all(name in row for row in rows for name in self.derived):
-            return rows
-        from tenon.contract.derive import derive_rows
-
-        present = set.intersection(*(set(row) for row in rows))
-        missing = _missing(self.spine, self.plan.spine_columns, present, self.sources)
-        keys = {column.of: self.sources[column.of].key for column in missing if column.of}
-        return derive_rows(rows, missing, {name: lookups[name] for name in keys}, keys)
-
-
-def _missing(
-    source: Source, names: Iterable[str], present: Iterable[str], sources: Mapping[str, Source]
-) -> list[Column]:
-    """Return the derived columns to compute, those they are derived from first."""
-    have, found = set(present), {}
-    for name in ancestry(source, [name for name in names if name not in have], sources, have):
-        column = source.column(name)
-        if column is not None and column.derive and name not in have:
-            found[name] = column
-    return [column for column in source.columns if column.name in found]
-
-
-def _derive(
-    frame: pl.DataFrame, columns: Sequence[Column], lookups: Mapping[str, pl.DataFrame], sources: Mapping[str, Source]
-) -> pl.DataFrame:
-    """Compute derived columns of a frame, looking others up where they say so."""
-    from tenon.contract.derive import derive
-
-    keys = {column.of: sources[column.of].key for column in columns if column.of}
-    return derive(frame, columns, {name: lookups[name] for name in keys}, keys)
+        """Return the frame with every derived column of the source that it lacks, by the SQL of its contract."""
+        every = tuple(column.name for column in self.sources[source].columns)
+        return Deriver(self.sources, lookups).frame(source, every, frame)
 
 
 def _timed(rows: pl.DataFrame, source: Source) -> None:

@@ -3,7 +3,7 @@
 Facts of one source are sorted once by when they became known. For each grouping (`over` columns, or a key) a fact gets
 one integer, group · (n + 1) + place in that order, and one sort of these integers lays every group out as a run. An
 instant becomes the same kind of integer, so "what had this group known by then" is one binary search, and a window is
-two: positions [lo, hi). Instants are searched in sorted order, which keeps the binary search in the cache (six times
+two: positions [lo, hi). Rows are searched in sorted order, which keeps the binary search in the cache (six times
 quicker than in random order, measured). Aggregates over [lo, hi):
 
     count, sum, avg, stddev    differences of exact running sums (`exact`)
@@ -36,7 +36,7 @@ class Runs:
 
     order: Ints  # position in the facts, for each place in the layout
     places: Ints  # group · (n + 1) + place by time, ascending
-    known: Ints  # instants of all facts, ascending: the time axis that places refer to
+    size: int  # the n + 1 of the places
 
 
 def lay_out(codes: Ints, known: Ints, by_time: Ints, repair: Callable[[Ints], Ints] | None) -> Runs:
@@ -55,16 +55,15 @@ def lay_out(codes: Ints, known: Ints, by_time: Ints, repair: Callable[[Ints], In
         if same.any():
             tied = np.flatnonzero(np.append(same, False) | np.insert(same, 0, False))
             order[tied] = repair(order[tied])
-    return Runs(order=order, places=places, known=known[by_time])
+    return Runs(order=order, places=places, size=size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """Instants to look back from, sorted by group and instant; `order` gives the row that each belongs to."""
+    """The rows that look back, sorted by group and time; `order` gives the row that each is."""
 
     order: Ints
     codes: Ints
-    instants: Ints
 
     def scatter(self, values: Floats) -> Floats:
         """Return values for each row, in the order of the rows."""
@@ -73,20 +72,25 @@ class Asked:
         return out
 
 
-def ask(codes: Ints, instants: Ints, by_time: Ints) -> Asked:
-    """Sort instants by group, then instant; a group of -1 matches nothing. `by_time` is the order of `instants`."""
+def ask(codes: Ints, by_time: Ints) -> Asked:
+    """Sort rows by group, then time; a group of -1 matches nothing. `by_time` is the order of the rows in time."""
     size = len(codes) + 1
     places = (codes[by_time] + 1) * size + np.arange(len(codes))
     places.sort()
     order = by_time[places % size]
-    return Asked(order=order, codes=codes[order], instants=instants[order])
+    return Asked(order=order, codes=codes[order])
 
 
-def known_by(runs: Runs, asked: Asked, instants: Ints) -> Ints:
-    """Return for each asked row the place after the last fact of its group known at or before the instant."""
-    size = len(runs.known) + 1
-    axis = np.searchsorted(runs.known, instants, side="right")
-    return np.searchsorted(runs.places, np.maximum(asked.codes, -1) * size + axis, side="left")
+def axis_of(known: Ints, instants: Ints, by_time: Ints) -> Ints:
+    """Return for each row how many facts, of any group, are known at or before its instant; `known` ascends."""
+    found = np.empty(len(instants), dtype=np.int64)
+    found[by_time] = np.searchsorted(known, instants[by_time], side="right")
+    return found
+
+
+def known_by(runs: Runs, asked: Asked, axis: Ints) -> Ints:
+    """Return for each asked row the place after the last fact of its group among the first `axis` facts in time."""
+    return np.searchsorted(runs.places, asked.codes * runs.size + axis[asked.order], side="left")
 
 
 # ── aggregates over [lo, hi) ─────────────────────────────────────────────────────────────────────────────────────────

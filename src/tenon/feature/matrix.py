@@ -20,7 +20,7 @@ from tenon.errors import ConfigError, sentence
 from tenon.feature import history as engine
 from tenon.feature.exact import Floats, Ints
 from tenon.feature.facts import finite
-from tenon.feature.plan import FAR_US, History, HistoryFeature, Look, RowFeature, TableFeature
+from tenon.feature.plan import History, HistoryFeature, Look, RowFeature, TableFeature
 
 ORDERED = ("asof", "first", "last")
 
@@ -78,10 +78,18 @@ def history_features(
     """Return the features of one source's past, at the time (microseconds) of each row."""
     facts = facts.filter(pl.col("_known").is_not_null())
     known = facts["_known"].to_numpy()
+    by_time = np.argsort(known)
     past = _Past(
-        history=history, facts=facts, known=known, by_time=np.argsort(known), values=_Values(facts=facts, kept={})
+        history=history,
+        facts=facts,
+        known=known,
+        by_time=by_time,
+        ascending=known[by_time],
+        times=times,
+        rows_by_time=np.argsort(times),
+        values=_Values(facts=facts, kept={}),
+        axes={},
     )
-    rows_by_time = np.argsort(times)
     for grouping in dict.fromkeys(feature.grouping for feature in features):
         shared = [feature for feature in features if feature.grouping == grouping]
         names = [f"k_{name}" for name in grouping.columns]
@@ -90,14 +98,15 @@ def history_features(
         ordered = any(look.aggregate in ORDERED for feature in shared for look in feature.looks)
         groups = engine.groups_of(facts, names) if names else facts
         runs = past.runs(engine.codes_of(facts, groups, names), ordered=ordered)
-        asked = engine.ask(engine.codes_of(keys, groups, names), times, rows_by_time)
+        asked = engine.ask(engine.codes_of(keys, groups, names), past.rows_by_time)
         looking = _Looking(
             past=past,
             runs=runs,
             asked=asked,
-            until=engine.known_by(runs, asked, asked.instants * 2),
+            until=engine.known_by(runs, asked, past.axis(0)),
             laid={},
             windows={},
+            positions={},
             shared=engine.Shared(prefixes={}, counts={}),
         )
         for feature in shared:
@@ -122,13 +131,24 @@ class _Values:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Past:
-    """The facts of one source and when each became known."""
+    """The facts of one source and when each became known, and the times that rows look back from."""
 
     history: History
     facts: pl.DataFrame
     known: Ints
     by_time: Ints
+    ascending: Ints  # known, in the order of by_time
+    times: Ints  # of the rows, in microseconds
+    rows_by_time: Ints
     values: _Values
+    axes: dict[int, Ints]  # window -> how many facts were known when it opened, for each row; 0: by the row's own time
+
+    def axis(self, window_us: int) -> Ints:
+        """Return for each row how many facts of any group were known when a window opened, or (0) by the row's time."""
+        if window_us not in self.axes:
+            instants = 2 * (self.times - window_us) + (1 if window_us else 0)
+            self.axes[window_us] = engine.axis_of(self.ascending, instants, self.rows_by_time)
+        return self.axes[window_us]
 
     def runs(self, codes: Ints, *, ordered: bool) -> engine.Runs:
         """Lay the facts out by group and instant; where order matters, ties go by time, then key."""
@@ -155,6 +175,7 @@ class _Looking:
     until: Ints  # the place after the last fact known by each asked instant
     laid: dict[str, Floats]
     windows: dict[int, tuple[Ints, Ints]]
+    positions: dict[tuple[str, str, int], Ints]
     shared: engine.Shared
 
     def feature(self, feature: HistoryFeature) -> pl.Series:
@@ -175,7 +196,7 @@ class _Looking:
         """Return one aggregate, or one value as of, for each row."""
         text = bool(look.argument) and self.past.facts.schema[look.argument] == pl.String
         if look.aggregate in ORDERED:
-            return self.gather(self.place(look, text=text), look.argument, text=text)
+            return self.gather(self.position(look, text=text), look.argument, text=text)
         lo, hi = self.window(look.window_us)
         if not look.argument:
             found = (hi - lo).astype(np.float64)
@@ -192,20 +213,33 @@ class _Looking:
     def window(self, window_us: int) -> tuple[Ints, Ints]:
         """Return the places [lo, hi) of what became known in the window before each asked row; 0 is without limit."""
         if window_us not in self.windows:
-            now = self.asked.instants
-            since = 2 * (now - window_us) + 1 if window_us else np.full(len(now), -2 * FAR_US)
-            self.windows[window_us] = (engine.known_by(self.runs, self.asked, since), self.until)
+            axis = self.past.axis(window_us) if window_us else np.zeros(len(self.past.times), dtype=np.int64)
+            self.windows[window_us] = (engine.known_by(self.runs, self.asked, axis), self.until)
         return self.windows[window_us]
 
-    def place(self, look: Look, *, text: bool) -> Ints:
-        """Return the place of the fact that as of, first or last takes its value from; -1 for none."""
-        if look.aggregate == "asof":
-            lo, hi = self.window(0)
-            found = np.where(hi > lo, hi - 1, -1)
-            if look.window_us and len(self.runs.order):
-                known = self.past.known[self.runs.order[found]]
-                found = np.where(known >= 2 * (self.asked.instants - look.window_us), found, -1)
-            return found
+    def position(self, look: Look, *, text: bool) -> Ints:
+        """Return for each row the position of the fact that as of, first or last takes its value from; -1 for none."""
+        known_as = (look.aggregate, "" if look.aggregate == "asof" else look.argument, look.window_us)
+        if known_as not in self.positions:
+            order = self.runs.order
+            place = self.newest(look.window_us) if look.aggregate == "asof" else self.edge(look, text=text)
+            found = np.empty(len(place), dtype=np.int64)
+            found[self.asked.order] = np.where(place >= 0, order[place], -1) if len(order) else -1
+            self.positions[known_as] = found
+        return self.positions[known_as]
+
+    def newest(self, within_us: int) -> Ints:
+        """Return the place of the last fact known, -1 when there is none or it is too old; 0 is without limit."""
+        lo, hi = self.window(0)
+        found = np.where(hi > lo, hi - 1, -1)
+        if within_us and len(self.runs.order):
+            known = self.past.known[self.runs.order[found]]
+            oldest = 2 * (self.past.times[self.asked.order] - within_us)
+            found = np.where(known >= oldest, found, -1)
+        return found
+
+    def edge(self, look: Look, *, text: bool) -> Ints:
+        """Return the place of the first or last fact of each window that has a value; -1 where there is none."""
         lo, hi = self.window(look.window_us)
         if text:
             present = self.past.facts[look.argument].is_not_null().to_numpy()[self.runs.order]
@@ -213,17 +247,14 @@ class _Looking:
             present = ~np.isnan(self.values(look.argument))
         return engine.edge(present, lo, hi, last=look.aggregate == "last")
 
-    def gather(self, places: Ints, argument: str, *, text: bool) -> pl.Series:
-        """Return the argument at the given places, for each row; null at -1."""
+    def gather(self, positions: Ints, argument: str, *, text: bool) -> pl.Series:
+        """Return the argument of the facts at these positions; null at -1."""
+        if text:
+            chosen = pl.Series(positions)
+            return self.past.facts[argument].gather(chosen.set(chosen < 0, None))
         if not len(self.runs.order):
-            return pl.Series(values=[None] * len(places), dtype=pl.String if text else pl.Float64)
-        if not text:
-            found = np.where(places >= 0, self.values(argument)[places], np.nan)
-            return pl.Series(self.asked.scatter(found), nan_to_null=True)
-        positions = np.empty(len(places), dtype=np.int64)
-        positions[self.asked.order] = np.where(places >= 0, self.runs.order[places], -1)
-        chosen = pl.Series(positions).cast(pl.Int64)
-        return self.past.facts[argument].gather(chosen.set(chosen < 0, None))
+            return pl.Series(values=[None] * len(positions), dtype=pl.Float64)
+        return pl.Series(np.where(positions >= 0, self.past.values[argument][positions], np.nan), nan_to_null=True)
 
 
 def as_type(found: pl.Series, kind: str) -> pl.Series:

@@ -28,7 +28,8 @@ import polars as pl
 from tenon.contract import sql
 from tenon.contract.frame import DTYPES
 from tenon.errors import CorruptError, InputError, MissingError, nearest, sentence
-from tenon.feature.facts import fact_table, latest, lookup_table, typed
+from tenon.feature.derive import Deriver
+from tenon.feature.facts import fact_table, lookup_table
 from tenon.feature.matrix import function_feature
 from tenon.feature.memory import Group, Memory
 from tenon.feature.plan import HistoryFeature, Look, RowFeature, TableFeature, micros, types_of
@@ -45,7 +46,7 @@ Found = list[Any]
 class Online:
     """The state of everything known, for the features that look at the past or elsewhere."""
 
-    __slots__ = ("_features", "_lock", "_lookups", "_memories", "_readers", "_tables")
+    __slots__ = ("_deriver", "_features", "_lock", "_memories", "_readers", "_tables")
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class Online:
             name: Memory(history, compiled, facts[name]) for name, history in features.plan.histories.items()
         }
         self._tables = {name: Lookup(tables[name]) for name in features.plan.tables}
-        self._lookups = dict(lookups)
+        self._deriver = Deriver(features.sources, lookups)
         self._readers = _Readers.of(features, self._memories, self._tables)
 
     # ── facts in ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -78,19 +79,13 @@ class Online:
             )
         with self._lock:
             changed = 0
-            rows = features.complete(source, rows, self._lookups)
+            rows = self._deriver.frame(source, features.needs.get(source, ()), rows)
             if source in self._memories:
                 memory = self._memories[source]
                 changed = memory.put(fact_table(memory.history, rows))
             if source in self._tables:
                 changed = self._tables[source].put(lookup_table(features.plan.tables[source], rows))
-            if source in self._lookups:
-                kept = self._lookups[source]
-                fresh = typed(rows, features.sources[source], kept.columns)
-                merged = latest(pl.concat([kept, fresh]), list(features.sources[source].key))
-                changed = max(changed, fresh.join(kept, on=kept.columns, how="anti", nulls_equal=True).height)
-                self._lookups[source] = merged
-            return changed
+            return max(changed, self._deriver.put(source, rows))
 
     def derive_facts(self, source: str, rows: Sequence[Row]) -> pl.DataFrame:
         """Return plain rows of a source as the frame that `apply` takes, derived columns computed."""
@@ -99,7 +94,9 @@ class Online:
             raise MissingError(
                 sentence("a source of the project", f"'{source}'", hint=nearest(source, features.sources))
             )
-        return features.complete(source, frame_of(rows, types_of(features.sources[source])), self._lookups)
+        with self._lock:
+            frame = frame_of(rows, types_of(features.sources[source]))
+            return self._deriver.frame(source, features.needs.get(source, ()), frame)
 
     def prune(self, before: dt.datetime) -> int:
         """Forget the facts that no prediction at or after `before` can use, and return how many."""
@@ -115,7 +112,8 @@ class Online:
         """
         try:
             with self._lock:
-                return self._readers.read(self._features.complete_rows(rows, self._lookups))
+                whole = self._deriver.rows(self._features.spine.name, self._features.plan.spine_columns, rows)
+                return self._readers.read(whole)
         except KeyError as error:
             raise InputError(
                 sentence(
@@ -140,7 +138,7 @@ class Online:
         with self._lock:
             parts = {f"facts/{name}": memory.facts() for name, memory in self._memories.items()}
             parts |= {f"tables/{name}": table.rows() for name, table in self._tables.items()}
-            parts |= {f"lookups/{name}": frame for name, frame in self._lookups.items()}
+            parts |= {f"lookups/{name}": frame for name, frame in self._deriver.lookups.items()}
         named = sorted(parts)
         head = {"format": FORMAT, "features": self._features.digest, "parts": named}
         out = io.BytesIO()
