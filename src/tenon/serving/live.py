@@ -6,11 +6,13 @@ step between two requests. `answer` is the one way from checked rows to scores; 
 
 from __future__ import annotations
 
+import asyncio
 from itertools import count
 from time import perf_counter
 
 import msgspec
 
+from tenon.limits import KIB
 from tenon.serving.door import Asked, Result
 from tenon.serving.lane import Lane, Late, Unreadable
 from tenon.serving.meter import Meter
@@ -18,6 +20,8 @@ from tenon.serving.refusal import Refused, refused
 from tenon.serving.rows import RowReader, Rows, row_reader
 from tenon.serving.service import Seams, Service, Settings
 from tenon.serving.tap import Observations
+
+LARGE_BYTES = 64 * KIB
 
 
 class Live:
@@ -44,7 +48,11 @@ class Live:
     async def predict(self, asked: Asked) -> Result:
         """Answer ``{"rows": [...]}`` or one bare row with a score for each, and a decision if it has a threshold."""
         head, threshold = self._head, self.service.threshold
-        checked = self.reader.read(asked.body)
+        body = asked.body
+        if len(body) <= LARGE_BYTES:
+            checked = self.reader.read(body)
+        else:  # so that checking it stops nobody else's answer
+            checked = await asyncio.to_thread(self.reader.read, body)
         scores = await self.answer(checked, asked)
         if isinstance(scores, Refused):
             return scores

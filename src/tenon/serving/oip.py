@@ -134,7 +134,7 @@ def _infer(live: Live) -> Act:
         rows = _rows(head, blob, live.limits.rows_per_request)
         checked = rows if isinstance(rows, Refused) else live.reader.convert(rows)
         if isinstance(checked, Refused):
-            faults = [replace(fault, path=PATH.sub(r"inputs[\2][\1]", fault.path)) for fault in checked.faults]
+            faults = [{**each, "path": PATH.sub(r"inputs[\2][\1]", each["path"])} for each in checked.faults]
             checked = replace(checked, faults=faults)
         scores = await live.answer(checked, asked)
         if isinstance(scores, Refused):

@@ -21,8 +21,8 @@ from tenon.serving.door import Act, Asked, Result
 from tenon.serving.keeping import Batch, Keeper, span, to_frame
 from tenon.serving.live import Live
 from tenon.serving.meter import Meter
-from tenon.serving.refusal import Fault, Refused, faulty, refused, reply
-from tenon.serving.rows import Rows, row_reader
+from tenon.serving.refusal import Refused, faulty, refused, reply
+from tenon.serving.rows import Rows, fault, row_reader
 from tenon.serving.service import Seams
 
 SLICE_ROWS = 256  # facts are applied in slices, so that no answer waits long for them
@@ -76,7 +76,7 @@ class Posting:
             if isinstance(checked, Refused):
                 return checked
             faults = [
-                Fault(path=f"$.rows[{number}].id", expected="the id that the prediction had", got="nothing")
+                fault(f"$.rows[{number}].id", "the id that the prediction had", "nothing")
                 for number, own in enumerate(checked.ids)
                 if own is None
             ]

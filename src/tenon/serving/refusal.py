@@ -15,23 +15,12 @@ from typing import Any
 
 import msgspec
 
+from tenon.errors import sentence
 from tenon.limits import Admission, Answer
 
 SHOWN_FAULTS = 20
 SHOWN_CHARACTERS = 120
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
-    """What was expected at a path of the request, and what came instead."""
-
-    path: str
-    expected: str
-    got: str
-
-    def to_dict(self) -> dict[str, str]:
-        """Return the fault as the answer shows it."""
-        return {"path": self.path, "expected": self.expected, "got": self.got}
+Fault = dict[str, str]  # path, expected and got, as `contract.check_rows` writes them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +37,7 @@ class Refused:
         """Return the answer of tenon's own doors: ``{"error", "faults"}``."""
         answer: dict[str, Any] = {"error": self.said}
         if self.faults:
-            answer["faults"] = [fault.to_dict() for fault in self.faults[:SHOWN_FAULTS]]
+            answer["faults"] = self.faults[:SHOWN_FAULTS]
             if len(self.faults) > SHOWN_FAULTS:
                 answer["more_faults"] = len(self.faults) - SHOWN_FAULTS
         return msgspec.json.encode(answer)
@@ -66,9 +55,13 @@ class Refused:
 
     def words(self) -> str:
         """Say the whole refusal in one line, for protocols whose errors are text."""
-        said = "; ".join(f"expected {f.expected}, got {f.got} - at {f.path}" for f in self.faults[:SHOWN_FAULTS])
+        said = "; ".join(_sentence(fault) for fault in self.faults[:SHOWN_FAULTS])
         more = len(self.faults) - SHOWN_FAULTS
         return said + (f"; and {more} more" if more > 0 else "") if said else self.said
+
+
+def _sentence(fault: Fault) -> str:
+    return sentence(fault["expected"], fault["got"], at=fault["path"])
 
 
 def faulty(faults: Sequence[Fault]) -> Refused:

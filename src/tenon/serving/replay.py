@@ -69,7 +69,7 @@ class Pace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
-    """What a replay did: rows predicted, facts and labels taken, requests refused (the first in words), and how fast."""
+    """What a replay did: rows predicted, facts and labels taken, requests refused (the first in words), and the pace."""
 
     predictions: int
     facts: int

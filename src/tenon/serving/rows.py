@@ -2,9 +2,9 @@
 
 Two paths, one meaning. The quick path decodes the JSON straight into a struct that msgspec builds once for each
 service: types, missing columns, unknown columns, ranges and sets are checked in C while parsing, in well under a
-microsecond a row. Whatever it does not take as it stands goes the slow way: decoded as any JSON, walked row by row, and
-either put right (an instant with an offset becomes UTC, 5.0 becomes 5) or refused with the path of every fault. The
-quick path takes only what the slow one takes, with the same values; a property test holds that.
+microsecond a row. Whatever it does not take as it stands goes the slow way: decoded as any JSON and checked by
+`contract.row_checker`, which puts right what can be (an instant with an offset becomes UTC, 5.0 becomes 5) and names
+every fault. The quick path takes only what the slow one takes, with the same values; a property test holds that.
 
 Rows may carry an `id` of the caller's own; it is not a column unless the contract says so. An unknown column is a fault
 and not ignored: a misspelt optional column would be served as missing for ever, and nobody would know.
@@ -15,7 +15,6 @@ from __future__ import annotations
 import datetime as dt
 import math
 import operator
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -23,18 +22,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from tenon.contract.column import Column
-from tenon.errors import nearest, quoted
+from tenon.contract.request import Checked, bounds, row_checker
 from tenon.serving.refusal import Fault, Refused, faulty, shown
 
+SLICE_ROWS = 256
+MANY_FAULTS = 100  # more are not looked for: naming every fault of a large hostile request would cost seconds
+UNKNOWN_NAMES = 8  # of one row; more are not looked at
+NAME_CHARACTERS = 100
 INT_LOW, INT_HIGH = -(2**63), 2**63 - 1
-EXPECTED = {
-    "int": "a whole number",
-    "float": "a number",
-    "text": "text",
-    "bool": "true or false",
-    "date": "a date such as 2013-11-01",
-    "timestamp": "an instant such as 2013-11-01T05:15:00",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +51,9 @@ class RowReader:
     _many: msgspec.json.Decoder[Any]
     _row: type[Any]
     _values: Callable[[Any], tuple[Any, ...]]
+    _instants: tuple[int, ...]
+    _tests: tuple[tuple[int, Callable[[Any], bool]], ...]
+    _check: Callable[[Sequence[Any]], Checked]
 
     def read(self, body: bytes, change: Callable[[Any], Any] | None = None) -> Rows | Refused:
         """Read ``{"rows": [...]}`` or one bare row object; a Refused says what is wrong with it.
@@ -63,40 +61,56 @@ class RowReader:
         With `change`, rows that are not right as they came are changed by it and tried again.
         """
         try:
-            if b'"rows"' in body[:32]:
-                found = self._many.decode(body).rows
-                if not found:
-                    return self._slowly(body, change)
-            else:
-                found = (self._one.decode(body),)
+            found = self._many.decode(body).rows if b'"rows"' in body[:32] else (self._one.decode(body),)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return self._slowly(body, change)
-        return self._plain(found)
+            found = ()
+        return self._plain(found) or self._slowly(body, change)
 
     def convert(self, rows: Sequence[Mapping[str, Any]]) -> Rows | Refused:
         """Check rows that are Python values already (tensors, a file)."""
         try:
-            return self._plain([msgspec.convert(row, self._row) for row in rows])
+            found = [msgspec.convert(row, self._row) for row in rows]
         except msgspec.ValidationError:
-            return self.check(list(rows))
+            return self.check(rows)
+        return self._plain(found) or self.check(rows)
 
-    def check(self, rows: Sequence[Any], place: str = "$.rows") -> Rows | Refused:
-        """Check any values as rows, the slow way, and name every fault."""
-        faults: list[Fault] = []
+    def check(self, rows: Sequence[Any]) -> Rows | Refused:
+        """Check any values as rows, the slow way, and name the faults: all, or the first hundred or so."""
         good: list[dict[str, Any]] = []
         ids: list[str | None] = []
-        for number, row in enumerate(rows):
-            at = f"{place}[{number}]" if place != "$" else "$"
-            good.append(_check_row(row, at, self.columns, faults))
-            ids.append(_own_id(row, at, self.names, faults))
+        faults: list[Fault] = []
+        known = frozenset((*self.names, "id"))
+        for start in range(0, len(rows), SLICE_ROWS):
+            part = [_trimmed(row, known) for row in rows[start : start + SLICE_ROWS]]
+            checked = self._check(part)
+            good += checked.rows
+            for each in checked.faults:
+                number, _, rest = each["path"].removeprefix("$.rows[").partition("]")
+                faults.append({**each, "path": f"$.rows[{int(number) + start}]{rest}"})
+            ids += [_own_id(row, number, self.names, faults) for number, row in enumerate(part, start)]
+            if len(faults) > MANY_FAULTS:
+                break
         return faulty(faults) if faults else Rows(good, ids)
 
-    def _plain(self, found: Sequence[Any]) -> Rows:
+    def _plain(self, found: Sequence[Any]) -> Rows | None:
+        """Return decoded rows as plain values; None when there are none, or one breaks a rule msgspec cannot hold."""
+        if not found:
+            return None
         names, values = self.names, self._values
         taken = [values(row) for row in found]
+        for place in self._instants:
+            if any(row[place] is not None and row[place].tzinfo is not None for row in taken):
+                try:
+                    taken = [(*row[:place], _utc(row[place]), *row[place + 1 :]) for row in taken]
+                except OverflowError:
+                    return None
+        for place, fine in self._tests:
+            for row in taken:
+                if row[place] is not None and not fine(row[place]):
+                    return None
         return Rows(
             [dict(zip(names, row, strict=False)) for row in taken],  # the last value is the id
-            [row[-1] if row[-1].__class__ is not int else str(row[-1]) for row in taken],
+            [row[-1] if row[-1] is None or row[-1].__class__ is str else str(row[-1]) for row in taken],
         )
 
     def _slowly(self, body: bytes, change: Callable[[Any], Any] | None) -> Rows | Refused:
@@ -106,14 +120,26 @@ class RowReader:
         if not isinstance(found, dict):
             return Refused(status=400, said=f'expected {{"rows": [...]}} or one row object, got {shown(found)}')
         if "rows" not in found or (set(found) - {"rows"} and "rows" in self.names):
-            return self.check([change(found) if change else found], "$")
-        faults = [
-            Fault(path=f"$.{name}", expected="only 'rows'", got=f"'{name}'") for name in sorted(found) if name != "rows"
-        ]
+            checked = self.check([change(found) if change else found])
+            return moved(checked, "$.rows[0]", "$") if isinstance(checked, Refused) else checked
+        faults = [fault(f"$.{name}", "only 'rows'", f"'{name}'") for name in sorted(found) if name != "rows"]
         rows = found["rows"]
         if not isinstance(rows, list) or not rows:
-            faults.append(Fault(path="$.rows", expected="a list of at least one row", got=shown(rows)))
-        return faulty(faults) if faults else self.check([change(row) for row in rows] if change else rows)
+            faults.append(fault("$.rows", "a list of at least one row", shown(rows)))
+        if faults:
+            return faulty(faults)
+        return self.check([change(row) for row in rows] if change else rows)
+
+
+def fault(path: str, expected: str, got: str) -> Fault:
+    """Return a fault as `contract` writes them."""
+    return {"path": path, "expected": expected, "got": got}
+
+
+def moved(refusal: Refused, old: str, new: str) -> Refused:
+    """Return the refusal with the beginning of its paths replaced."""
+    faults = [{**each, "path": new + each["path"].removeprefix(old)} for each in refusal.faults]
+    return faulty(faults) if faults else refusal
 
 
 def decode(body: bytes, depth: int) -> Any | Refused:
@@ -121,9 +147,8 @@ def decode(body: bytes, depth: int) -> Any | Refused:
     try:
         found = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return Refused(
-            status=400, said=f"expected JSON in UTF-8, got {shown(body[:80].decode('utf-8', 'replace'))}: {error}"
-        )
+        came = shown(body[:80].decode("utf-8", "replace"))
+        return Refused(status=400, said=f"expected JSON in UTF-8, got {came}: {error}")
     except RecursionError:
         return Refused(status=400, said=f"expected JSON nested at most {depth} deep, got deeper")
     level: list[Any] = [found]
@@ -140,6 +165,31 @@ def _children(value: Any) -> Sequence[Any]:
     if isinstance(value, list):
         return [child for child in value if isinstance(child, dict | list)]
     return ()
+
+
+def _trimmed(row: Any, known: frozenset[str]) -> Any:
+    """Return a row as it is, or one with too many unknown names, or too long ones, cut down to what is worth naming."""
+    if not isinstance(row, Mapping) or row.keys() <= known:
+        return row
+    unknown = [name for name in row if name not in known][:UNKNOWN_NAMES]
+    kept = {name: value for name, value in row.items() if name in known}
+    return {**kept, **{name[:NAME_CHARACTERS]: None for name in unknown}}
+
+
+def _utc(value: dt.datetime | None) -> dt.datetime | None:
+    if value is None or value.tzinfo is None:
+        return value
+    return value.astimezone(dt.UTC).replace(tzinfo=None)
+
+
+def _own_id(row: Any, number: int, names: Sequence[str], faults: list[Fault]) -> str | None:
+    value = row.get("id") if isinstance(row, Mapping) else None
+    if value is None or isinstance(value, str):
+        return value
+    if "id" in names or (isinstance(value, int) and not isinstance(value, bool)):
+        return str(value)
+    faults.append(fault(f"$.rows[{number}].id", "text or a whole number", shown(value)))
+    return None
 
 
 # ── the quick path: built once ───────────────────────────────────────────────────────────────────────────────────────
@@ -162,6 +212,7 @@ def row_reader(columns: Sequence[Column], depth: int = 32) -> RowReader:
     fields.sort(key=len)  # those with a default come last
     row = msgspec.defstruct("Row", fields, rename=rename, forbid_unknown_fields=True, gc=False)
     many = msgspec.defstruct("Rows", [("rows", list[row])], forbid_unknown_fields=True, gc=False)  # type: ignore[valid-type]
+    tests = ((number, _test(column)) for number, column in enumerate(columns))
     return RowReader(
         columns=tuple(columns),
         names=names,
@@ -170,144 +221,41 @@ def row_reader(columns: Sequence[Column], depth: int = 32) -> RowReader:
         _many=msgspec.json.Decoder(many),
         _row=row,
         _values=getter,
+        _instants=tuple(number for number, column in enumerate(columns) if column.type == "timestamp"),
+        _tests=tuple((number, fine) for number, fine in tests if fine is not None),
+        _check=row_checker(columns),
     )
 
 
 def _kind(column: Column) -> Any:
-    """Return the msgspec type of a column that is not null."""
+    """Return the msgspec type of a column that is not null, with the rules that msgspec can hold."""
     rules = column.severity == "error"
+    if column.type in ("int", "text") and rules and column.one_of:
+        wanted = int if column.type == "int" else str
+        allowed = tuple(value for value in column.one_of if type(value) is wanted)
+        if allowed:
+            return Literal[allowed]
     if column.type == "int":
-        low, high = _bounds(column, INT_LOW, INT_HIGH)
+        low, high = bounds(column) if rules and column.between is not None else (INT_LOW, INT_HIGH)
         low, high = max(math.ceil(low), INT_LOW), min(math.floor(high), INT_HIGH)
-        if rules and column.one_of and all(type(value) is int for value in column.one_of):
-            return Literal[column.one_of]
         return Annotated[int, msgspec.Meta(ge=low, le=high)]
     if column.type == "float":
-        low, high = _bounds(column, -math.inf, math.inf)
-        return float if low == -math.inf and high == math.inf else Annotated[float, msgspec.Meta(ge=low, le=high)]
+        if not rules or column.between is None:
+            return float
+        low, high = bounds(column)
+        return Annotated[float, msgspec.Meta(ge=float(low), le=float(high))]
     if column.type == "text":
-        if rules and column.one_of and all(isinstance(value, str) for value in column.one_of):
-            return Literal[column.one_of]
         return Annotated[str, msgspec.Meta(pattern=rf"\A(?:{column.pattern})\Z")] if rules and column.pattern else str
     if column.type == "timestamp":
-        return Annotated[dt.datetime, msgspec.Meta(tz=False)]
+        return dt.datetime
     return dt.date if column.type == "date" else bool
 
 
-def _bounds(column: Column, low: float, high: float) -> tuple[float, float]:
-    if column.severity == "error" and column.between is not None and not isinstance(column.between[0], str):
-        return float(column.between[0]), float(column.between[1])
-    return low, high
-
-
-# ── the slow path: words for every fault ─────────────────────────────────────────────────────────────────────────────
-
-
-def _check_row(row: Any, at: str, columns: Sequence[Column], faults: list[Fault]) -> dict[str, Any]:
-    """Return the row with every column in its type, adding a fault for each that cannot be."""
-    if not isinstance(row, Mapping):
-        faults.append(Fault(path=at, expected="an object with the request columns", got=shown(row)))
-        return {}
-    good: dict[str, Any] = {}
-    for column in columns:
-        good[column.name] = _check_value(
-            row.get(column.name), column, f"{at}.{column.name}", column.name in row, faults
-        )
-    names = [column.name for column in columns]
-    for name in row:
-        if name not in good and name != "id":
-            expected = f"only the request columns ({nearest(str(name), [*names, 'id'])})"
-            faults.append(Fault(path=f"{at}.{name}", expected=expected, got=f"'{name}'"))
-    return good
-
-
-def _own_id(row: Any, at: str, names: Sequence[str], faults: list[Fault]) -> str | None:
-    value = row.get("id") if isinstance(row, Mapping) else None
-    if value is None or isinstance(value, str):
-        return value
-    if "id" in names or (isinstance(value, int) and not isinstance(value, bool)):
-        return str(value)
-    faults.append(Fault(path=f"{at}.id", expected="text or a whole number", got=shown(value)))
-    return None
-
-
-def _check_value(value: Any, column: Column, at: str, there: bool, faults: list[Fault]) -> Any:
-    """Return the value in the column's type, or None and a fault."""
-    if value is None or value != value:
-        if not column.nullable:
-            faults.append(Fault(path=at, expected=EXPECTED[column.type], got="null" if there else "nothing"))
+def _test(column: Column) -> Callable[[Any], bool] | None:
+    """Return what a value of the right type must pass beside its msgspec type, from the contract's own check."""
+    covered = {"int": ("between", "one_of"), "float": ("between",), "text": ("pattern", "one_of")}.get(column.type, ())
+    given = [name for name in ("between", "one_of", "pattern") if getattr(column, name)]
+    if column.severity != "error" or (len(given) <= 1 and set(given) <= set(covered)):
         return None
-    found = TYPED[column.type](value)
-    if found is None:
-        faults.append(Fault(path=at, expected=EXPECTED[column.type], got=shown(value)))
-        return None
-    if column.severity == "error":
-        expected = _broken(found, column)
-        if expected:
-            faults.append(Fault(path=at, expected=expected, got=shown(value)))
-    return found
-
-
-def _broken(value: Any, column: Column) -> str:
-    """Say what the column's rules expect of a value of the right type when it breaks one, else nothing."""
-    if column.between is not None:
-        low, high = column.between
-        if isinstance(low, str) and column.type in ("date", "timestamp"):
-            low, high = TYPED[column.type](low), TYPED[column.type](high)
-        if not low <= value <= high:
-            return f"{EXPECTED[column.type]} between {column.between[0]} and {column.between[1]}"
-    if column.one_of is not None and value not in column.one_of:
-        return f"one of {quoted(map(str, column.one_of))}"
-    if column.pattern and column.type == "text" and re.fullmatch(column.pattern, value) is None:
-        return f"text like {column.pattern}"
-    return ""
-
-
-def _int(value: Any) -> int | None:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) and INT_LOW <= value <= INT_HIGH else None
-
-
-def _float(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
-
-
-def _date(value: Any) -> dt.date | None:
-    if isinstance(value, dt.datetime):
-        return None
-    return value if isinstance(value, dt.date) else _parsed(value, dt.date)
-
-
-def _timestamp(value: Any) -> dt.datetime | None:
-    """Read an instant; one with an offset is turned to UTC, a date alone is its midnight."""
-    if isinstance(value, str):
-        value = _parsed(value, dt.datetime) or _parsed(f"{value}T00:00:00", dt.datetime)
-    if not isinstance(value, dt.datetime):
-        return None
-    try:
-        return value if value.tzinfo is None else value.astimezone(dt.UTC).replace(tzinfo=None)
-    except OverflowError:
-        return None
-
-
-def _parsed(value: Any, kind: type[Any]) -> Any:
-    try:
-        return msgspec.convert(value, kind) if isinstance(value, str) else None
-    except msgspec.ValidationError:
-        return None
-
-
-TYPED: dict[str, Callable[[Any], Any]] = {
-    "int": _int,
-    "float": _float,
-    "text": lambda value: value if isinstance(value, str) else None,
-    "bool": lambda value: value if isinstance(value, bool) else None,
-    "date": _date,
-    "timestamp": _timestamp,
-}
+    check = row_checker((column,))
+    return lambda value: not check(({column.name: value},)).faults
