@@ -205,7 +205,7 @@ class Local:
                 while True:
                     worker = worker or self._hire()
                     board.at_work(worker)
-                    answer = worker.ask(message, self._limits)
+                    answer = worker.ask(message)
                     board.at_rest(worker)
                     if isinstance(answer, bytes):
                         board.put(number, answer)
@@ -312,7 +312,7 @@ class _Worker:
         # Each worker takes its share of the cores: libraries that each start a thread per core would fight.
         shares = {name: os.environ.get(name, str(threads)) for name in THREADS}
         self._process: subprocess.Popen[bytes] = subprocess.Popen(
-            [sys.executable, "-c", "from tenon.engine import serve; serve()"],
+            [sys.executable, "-m", "tenon.engine"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **shares, "PYTHONPATH": place},
@@ -322,13 +322,13 @@ class _Worker:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, message: bytes, limits: EngineLimits) -> bytes | str:
+    def ask(self, message: bytes) -> bytes | str:
         """Return the answer to a job, or how the worker died."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
         try:
             _send(stdin, message)
-            answer = _receive(stdout, limits.message_bytes)
+            answer = _receive(stdout)
         except (OSError, ValueError):
             answer = None
         if answer is not None:
@@ -445,7 +445,7 @@ def _named(function: str) -> None:
 def _message(function: str, job: Job, number: int, limits: EngineLimits) -> bytes:
     """Write a job as bytes."""
     try:
-        message = msgspec.msgpack.encode([function, job])
+        message = msgspec.msgpack.encode([function, job, limits.message_bytes])
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UsageError(sentence("a job of plain data", f"'{error}'", at=f"{function} job {number}")) from error
     if len(message) > limits.message_bytes:
@@ -458,10 +458,18 @@ def _message(function: str, job: Job, number: int, limits: EngineLimits) -> byte
 def _perform(message: bytes) -> bytes:
     """Do one job: bytes in, bytes out; an error is an answer as well."""
     try:
-        function, job = msgspec.msgpack.decode(message)
+        function, job, most = msgspec.msgpack.decode(message)
         module, _, name = function.partition(":")
         result = getattr(importlib.import_module(module), name)(job)
-        return msgspec.msgpack.encode(["ok", result])
+        answer = msgspec.msgpack.encode(["ok", result])
+        if len(answer) <= most:
+            return answer
+        hint = "write it to a file or a blob and return its name"
+        told = [
+            "UsageError",
+            sentence(f"a result of at most {most:,} bytes", f"{len(answer):,}", at=function, hint=hint),
+        ]
+        return msgspec.msgpack.encode(["error", *told, ""])
     except Exception as error:  # noqa: BLE001 - the edge of a worker: every error goes back as data
         told = [type(error).__name__, str(error), traceback.format_exc()]
         return msgspec.msgpack.encode(["error", *told])
@@ -483,7 +491,8 @@ def _result(answer: bytes | TenonError, function: str, number: int) -> dict[str,
         error = ours(message)
     else:
         error = TenonError(sentence("the job to end well", f"{name}: {message}", at=f"{function} job {number}"))
-    error.add_note(trace)
+    if trace:
+        error.add_note(trace)
     raise error
 
 
@@ -498,14 +507,12 @@ def _send(pipe: IO[bytes], message: bytes) -> None:
     pipe.flush()
 
 
-def _receive(pipe: IO[bytes], most: int) -> bytes | None:
-    """Read one message; None at the end of the pipe."""
+def _receive(pipe: IO[bytes]) -> bytes | None:
+    """Read one message; None at the end of the pipe. Both ends are ours: its size was bounded when it was sent."""
     head = pipe.read(LENGTH.size)
     if len(head) < LENGTH.size:
         return None
     (length,) = LENGTH.unpack(head)
-    if length > most:
-        raise ValueError(f"a message of {length:,} bytes")
     body = pipe.read(length)
     return body if len(body) == length else None
 
@@ -523,7 +530,7 @@ def serve() -> None:
     arrived = threading.Semaphore(0)
 
     def read() -> None:
-        while (message := _receive(jobs, 2**32)) is not None:
+        while (message := _receive(jobs)) is not None:
             waiting.append(message)
             arrived.release()
         os._exit(0)  # the parent has ended or has no more work: whatever is running is for nobody

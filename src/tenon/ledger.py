@@ -364,8 +364,11 @@ def resident_bytes(pid: int | None = None) -> int:
 
 def descendants(pid: int | None = None) -> list[int]:
     """Return the process ids of the children of a process, and of theirs."""
+    own = pid or os.getpid()
+    if not Path(f"/proc/{own}/task/{own}/children").exists():
+        return _descendants_slowly(own)
     found: list[int] = []
-    waiting: Sequence[int] = [pid or os.getpid()]
+    waiting: Sequence[int] = [own]
     while waiting:
         below: list[int] = []
         for parent in waiting:
@@ -375,6 +378,16 @@ def descendants(pid: int | None = None) -> list[int]:
     return found
 
 
+def _descendants_slowly(pid: int) -> list[int]:
+    """Look through all processes, on systems that keep no list of children."""
+    import psutil
+
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.Error:
+        return []  # it has ended
+
+
 def _children(pid: int) -> list[int]:
     found: list[int] = []
     try:
@@ -382,7 +395,7 @@ def _children(pid: int) -> list[int]:
             text = Path(f"/proc/{pid}/task/{task}/children").read_text("ascii")
             found.extend(int(word) for word in text.split())
     except (OSError, ValueError):
-        pass  # the process ended while we looked, or this system has no such list: it is then counted when it ends
+        pass  # the process ended while we looked: it is counted as an ended child
     return found
 
 

@@ -15,7 +15,7 @@ import hashlib
 import io
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -48,16 +48,13 @@ class Folder:
 
     def put(self, data: bytes | Path) -> str:
         """Keep bytes, or the content of a file (which is copied), and return their digest. Survives a power cut."""
-        with self._lock(exclusive=False):
-            digest, temporary = stage(data, self.root, self._limits)
-            target = self._file(digest)
-            with words_of_disk(self.root), leaving_nothing(temporary):
-                if target.is_file() and target.stat().st_size == temporary.stat().st_size:
-                    os.utime(target)
-                else:
-                    make_folder(target.parent)
-                    temporary.replace(target)
-                    flush_folder(target.parent)
+        digest, temporary = stage(data, self.root, self._limits)
+        target = self._file(digest)
+        with self._lock(exclusive=False), words_of_disk(self.root), leaving_nothing(temporary):
+            if not _made_young(target, temporary.stat().st_size):
+                make_folder(target.parent)
+                temporary.replace(target)
+                flush_folder(target.parent)
         return digest
 
     def path(self, digest: str) -> Path:
@@ -70,6 +67,12 @@ class Folder:
     def read(self, digest: str) -> bytes:
         """Return a blob's bytes, checked against its name."""
         return verified(self.path(digest), digest)
+
+    def check(self, digest: str) -> None:
+        """Read all bytes of a blob, in pieces, and raise CorruptError when they are not those its name says."""
+        file = self.path(digest)
+        if (found := hash_of(file)) != digest:
+            raise corrupt(digest, found, str(file))
 
     def has(self, digest: str) -> bool:
         """Tell whether the blob is here."""
@@ -151,8 +154,9 @@ def stage(data: bytes | Path, folder: Path, limits: StoreLimits) -> tuple[str, P
     require_room(folder, size, limits)
     with words_of_disk(folder):
         make_folder(folder)
-        handle, name = tempfile.mkstemp(prefix=".put-", dir=folder)
-        temporary = Path(name)
+        temporary = folder / f".put-{os.getpid()}-{secrets.token_hex(8)}"
+        # Read-only for everybody whom the umask lets read: a blob is never changed again.
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
         try:
             with os.fdopen(handle, "wb") as file:
                 if isinstance(data, Path):
@@ -266,6 +270,19 @@ def leftovers(folder: Path, *, before: float) -> list[Path]:
             if file.stat().st_mtime < before:
                 found.append(file)
     return sorted(found)
+
+
+def _made_young(file: Path, size: int) -> bool:
+    """Set a file's age to now when it is there in full; False when it must be written (again)."""
+    try:
+        if file.stat().st_size != size:
+            return False
+        os.utime(file)
+    except FileNotFoundError:
+        return False
+    except PermissionError:
+        return False  # it belongs to a colleague: our copy takes its place, which makes it young as well
+    return True
 
 
 def _copy(source: Path, target: io.BufferedWriter) -> str:

@@ -13,6 +13,9 @@ and its deletion a collection leaves a few milliseconds open; run it when nobody
 
 from __future__ import annotations
 
+import hashlib
+import os
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -49,11 +52,11 @@ class Bucket:
 
     __slots__ = ("_limits", "_store", "_url", "cache")
 
-    def __init__(self, config: StoreConfig, cache: Path, limits: StoreLimits) -> None:
+    def __init__(self, config: StoreConfig, cache: Path, limits: StoreLimits, *, retries: int = RETRIES) -> None:
         self.cache = cache
         self._url = config.blobs
         self._limits = limits
-        self._store = _open(config)
+        self._store = _open(config, retries)
 
     def put(self, data: bytes | Path) -> str:
         """Keep bytes, or the content of a file, and return their digest. It is whole or absent."""
@@ -78,7 +81,7 @@ class Bucket:
         require_room(self.cache, kept.size, self._limits)
         with words_of_disk(self.cache):
             make_folder(self.cache)
-        temporary = self.cache / f".put-{digest[:16]}-{time.time_ns()}"
+        temporary = self.cache / f".put-{os.getpid()}-{secrets.token_hex(8)}"
         with leaving_nothing(temporary):
             self._fetch(digest, temporary)
             found = hash_of(temporary)
@@ -95,6 +98,18 @@ class Bucket:
         except StoreError:
             file.unlink(missing_ok=True)
             return verified(self.path(digest), digest)
+
+    def check(self, digest: str) -> None:
+        """Read all bytes of an object, without keeping them, and raise CorruptError when they are not as named."""
+        running = hashlib.sha256()
+        try:
+            with self._words():
+                for chunk in _obstore().get(self._store, self._key(digest)).stream():
+                    running.update(chunk)
+        except FileNotFoundError:
+            raise missing(digest, self._url) from None
+        if running.hexdigest() != digest:
+            raise corrupt(digest, running.hexdigest(), f"{self._url}/{self._key(digest)}")
 
     def has(self, digest: str) -> bool:
         """Ask the object store whether it has the blob."""
@@ -218,7 +233,7 @@ def _obstore() -> Any:
     return obstore
 
 
-def _open(config: StoreConfig) -> Any:
+def _open(config: StoreConfig, retries: int) -> Any:
     """Build the S3 client; nothing is sent yet."""
     _obstore()
     from obstore.store import S3Store
@@ -232,7 +247,7 @@ def _open(config: StoreConfig) -> Any:
         bucket,
         prefix=prefix.strip("/") or None,
         client_options={"allow_http": config.s3_endpoint.startswith("http://"), "timeout": TIMEOUT},
-        retry_config={"max_retries": RETRIES},
+        retry_config={"max_retries": retries},
         **{name: value for name, value in places.items() if value},
     )
 

@@ -74,7 +74,7 @@ def examine(catalog: Catalog, blobs: Folder | Bucket, progress: Progress = quiet
     done = 0.0
     for digest, kept in sorted(here.items()):
         try:
-            blobs.read(digest)
+            blobs.check(digest)
         except CorruptError as error:
             place = named.get(digest, f"blob {digest[:12]}")
             findings.append(Finding(code="store/blob-corrupt", severity="error", place=place, said=str(error)))

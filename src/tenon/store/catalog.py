@@ -52,7 +52,19 @@ class Dialect(Protocol):
 class Catalog:
     """A database with one writer and many readers; safe to share between threads, not between processes."""
 
-    __slots__ = ("_depth", "_failed", "_idle", "_lock", "_owner", "_pid", "_writer", "dialect", "limits", "place")
+    __slots__ = (
+        "_closed",
+        "_depth",
+        "_failed",
+        "_idle",
+        "_lock",
+        "_owner",
+        "_pid",
+        "_writer",
+        "dialect",
+        "limits",
+        "place",
+    )
 
     def __init__(self, dialect: Dialect, limits: StoreLimits, place: str) -> None:
         self.dialect = dialect
@@ -65,6 +77,7 @@ class Catalog:
         self._writer: Any = None
         self._idle: list[Any] = []
         self._pid = os.getpid()
+        self._closed = False
 
     def read(self, sql: str, params: Sequence[Any] = ()) -> Rows:
         """Run a query and return its rows; inside `atomic` it sees what this thread has written."""
@@ -74,7 +87,7 @@ class Catalog:
         """Run a query and return the names of its columns and its rows."""
         if self._owner == threading.get_ident():
             return self._run(sql, params)
-        self._same_process()
+        self._usable()
         try:
             connection = self._idle.pop()
         except IndexError:
@@ -85,7 +98,7 @@ class Catalog:
             # A connection that failed is not used again: the server may have gone.
             self._discard(connection)
             raise
-        if len(self._idle) < IDLE_READERS:
+        if len(self._idle) < IDLE_READERS and not self._closed:
             self._idle.append(connection)
         else:
             self._discard(connection)
@@ -94,7 +107,7 @@ class Catalog:
     @contextmanager
     def atomic(self) -> Iterator[Execute]:
         """Hold the writer: all statements inside are kept, or none. Nested blocks undo themselves alone."""
-        self._same_process()
+        self._usable()
         if not self._lock.acquire(timeout=self.limits.busy_s):
             got = f"another thread writing for more than {self.limits.busy_s:g} s"
             raise StoreError(sentence("a turn to write", got, at=self.place, hint="end its `atomic` block sooner"))
@@ -109,8 +122,9 @@ class Catalog:
             self._lock.release()
 
     def close(self) -> None:
-        """Close every connection; the catalog may not be used afterwards."""
+        """Close every connection; using the catalog afterwards is an error."""
         with self._lock:
+            self._closed = True
             while self._idle:
                 self._discard(self._idle.pop())
             if self._writer is not None:
@@ -130,10 +144,10 @@ class Catalog:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         self._begin()
-        self._depth = 1
-        self._failed = False
-        self._owner = threading.get_ident()
         try:
+            self._depth = 1
+            self._failed = False
+            self._owner = threading.get_ident()
             yield
             self._not_failed()
             self._execute("COMMIT")
@@ -200,7 +214,9 @@ class Catalog:
         with suppress(Exception):
             connection.close()
 
-    def _same_process(self) -> None:
+    def _usable(self) -> None:
+        if self._closed:
+            raise UsageError(sentence("an open store", "one that was closed", at=self.place, hint="open it again"))
         if os.getpid() != self._pid:
             got = f"one opened by process {self._pid} before it forked into {os.getpid()}"
             raise UsageError(sentence("a store of this process", got, at=self.place, hint="open it in the new process"))

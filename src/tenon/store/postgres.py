@@ -48,6 +48,8 @@ class Postgres:
         psycopg = _psycopg()
         try:
             connection = psycopg.connect(self._url, autocommit=True, connect_timeout=10)
+            # Sums of whole numbers come as `numeric`; people who ask in SQL want numbers.
+            connection.adapters.register_loader("numeric", psycopg.types.numeric.FloatLoader)
             connection.execute(f"SET search_path TO {self.schema}, pg_catalog")
             connection.execute("SET client_encoding TO 'UTF8'")
             connection.execute(f"SET lock_timeout TO {int(self._limits.busy_s * 1000)}")

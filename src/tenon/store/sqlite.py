@@ -10,6 +10,7 @@ WAL does not work on network file systems: `tenon doctor` probes the locks.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -112,6 +113,10 @@ class Sqlite:
                     raise
                 time.sleep(0.01)
 
+    def _may_write(self) -> bool:
+        """Tell whether the disk would let us write, so that a refusal was ours: a reader's."""
+        return os.access(self._path, os.W_OK) and os.access(self._path.parent, os.W_OK)
+
     def _words(self, error: sqlite3.Error | sqlite3.Warning) -> StoreError:
         """Say what SQLite could not do, and what helps."""
         place = str(self._path)
@@ -125,6 +130,8 @@ class Sqlite:
         if _is(error, "SQLITE_NOTADB", "SQLITE_CORRUPT"):
             hint = "keep a copy, then `sqlite3 FILE .recover`, or restore it from a backup"
             return CorruptError(sentence("a sound SQLite file", f"'{error}'", at=place, hint=hint))
+        if _is(error, "SQLITE_READONLY") and "readonly database" in str(error) and self._may_write():
+            return StoreError(sentence("SQL that only reads", f"'{error}'", at=place))
         if _is(error, "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_AUTH"):
             hint = "check who owns the file and its folder, and that the disk is not mounted read-only"
             return StoreError(sentence("permission to use the file", f"'{error}'", at=place, hint=hint))

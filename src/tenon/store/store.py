@@ -227,7 +227,8 @@ class Store:
         Streams of many small batches (a run that logged for hours) are folded so that reading them stays quick.
         """
         assert over, "nothing to fold"
-        with self.atomic(), self._catalog.atomic() as execute:
+        self._room(len(body))
+        with self._catalog.atomic() as execute:
             execute(
                 "DELETE FROM batch WHERE stream = ? AND subject = ? AND seq >= ? AND seq < ?",
                 (stream, subject, over[0].seq, over[-1].seq),
@@ -270,8 +271,7 @@ class Store:
         with self._catalog.atomic() as execute:
             sql = "INSERT INTO entry (at, kind, subject, quantity, unit, usd, note) VALUES (?, ?, ?, ?, ?, ?, ?)"
             for e in entries:
-                row = (e.at, e.kind, e.subject, float(e.quantity), e.unit, float(e.usd), e.note)
-                execute(sql, row)
+                execute(sql, (e.at, e.kind, e.subject, float(e.quantity), e.unit, float(e.usd), e.note))
 
     def entries(
         self,

@@ -1,8 +1,8 @@
 """Metric points packed into batches: the format of the stream `metrics`, written and read in one place.
 
 A batch is msgpack: ``{"v": 1, "tables": [{"names", "steps", "times", "values"}]}``. A table holds the calls of
-`run.log` that gave the same metrics: `steps` (int64), `times` (Unix seconds, float64) and `values` (float64, row by row,
-one column per name), all little-endian. NaN and infinity stay what they are. A point costs 8 bytes, and a call 16 more.
+`run.log` that gave the same metrics: `steps` (int64), `times` (Unix seconds, float64) and `values` (float64, row by
+row, one column per name), little-endian. NaN and infinity stay what they are. A point costs 8 bytes, a call 16 more.
 
 Batches are joined without unpacking them: tables of the same names are put end to end, byte by byte. Packing works in
 slices and offers the interpreter to other threads between them, because it runs beside a training loop.

@@ -52,6 +52,7 @@ STREAM = "metrics"
 FOLD = 2_000  # batches after which they are folded into few
 FOLD_BYTES = 16 * 1024 * 1024
 TRACEBACK_CHARS = 20_000
+NO_MORE = sys.maxsize  # points held by a buffer that takes no more
 STEP_MAX = 2**63 - 1
 
 Curves = dict[str, tuple[Ints, Floats]]
@@ -189,8 +190,8 @@ class Run:
         if entries:
             used["usd"] = sum(entry.usd for entry in entries)
         self._log.update({**used, **fields, "status": status})
-        self._finalizer.detach()
         self._log.close()
+        self._finalizer.detach()
         if entries:
             store.charge(*entries)
         return self.body
@@ -220,7 +221,9 @@ class _Log:
     """What a run has been told and not yet written, and the thread that writes it."""
 
     __slots__ = (
+        "__weakref__",
         "_calls",
+        "_closed",
         "_columns",
         "_dirty",
         "_draining",
@@ -233,6 +236,7 @@ class _Log:
         "_pid",
         "_since_fold",
         "_stop",
+        "_taken",
         "_thread",
         "_total",
         "body",
@@ -252,9 +256,11 @@ class _Log:
         self._draining = threading.Lock()  # held while writing: one batch after the other
         self._calls: list[Call] = []
         self._columns: list[tuple[str, float, Ints, Floats]] = []
+        self._taken: list[tuple[list[Call], list[tuple[str, float, Ints, Floats]]]] = []
         self._packed: list[Packed] = []
         self._names: set[str] = set()
-        self._held = 0  # points not yet durable
+        self._held = 0  # points not yet durable; NO_MORE sends every call to `_usable`, at no cost to the others
+        self._closed = False
         self._total = 0
         self._dropped: dict[str, tuple[int, int, int]] = {}  # why -> points, first step, last step
         self._dirty = False
@@ -266,6 +272,8 @@ class _Log:
 
     def begin(self) -> None:
         self._thread.start()
+        log = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _forked(log()))
 
     def add(self, step: int, metrics: dict[str, float]) -> None:
         now = self.clock()
@@ -276,6 +284,7 @@ class _Log:
                 self._held += points
                 self._calls.append((step, now, metrics))
                 return
+            self._usable()
             self._drop("the buffer was full", points, step, step)
 
     def add_columns(self, name: str, steps: Ints, values: Floats) -> None:
@@ -289,6 +298,7 @@ class _Log:
                 self._held += points
                 self._columns.append((name, now, steps, values))
                 return
+            self._usable()
             self._drop("the buffer was full", points, int(steps[0]), int(steps[-1]))
 
     def merge(self, field: str, values: Mapping[str, Any]) -> None:
@@ -320,19 +330,24 @@ class _Log:
         self.drain()
         with self._draining:
             self._fold()
+        with self._lock:
+            self._closed = True
+            self._held = NO_MORE
+
+    def shut_in_child(self) -> None:
+        self._lock = threading.Lock()  # the old one may have been held at the moment of the fork
+        self._held = NO_MORE
 
     def drain(self) -> None:
         """Write what is buffered. What cannot be written stays, and is tried again by the next drain."""
-        if os.getpid() != self._pid:
-            got = f"process {os.getpid()}, forked from {self._pid} that began the run"
-            raise UsageError(
-                sentence("the process that began the run", got, at=f"run/{self.id}", hint="log from there")
-            )
+        self._usable()
         with self._draining:
             with self._lock:
-                calls, self._calls = self._calls, []
-                columns, self._columns = self._columns, []
-            self._packed.extend(pack(self._known(calls, columns)))
+                self._taken.append((self._calls, self._columns))
+                self._calls, self._columns = [], []
+            while self._taken:  # kept until packed, should Ctrl-C come in between
+                self._packed.extend(pack(self._known(*self._taken[0])))
+                del self._taken[0]
             while self._packed:
                 packed = self._packed[0]
                 self.store.append(
@@ -353,6 +368,15 @@ class _Log:
                     raise
             if self._since_fold >= FOLD:
                 self._fold()
+
+    def _usable(self) -> None:
+        """Refuse what would be lost: logging to a run that has ended, or in a process forked from the run's own."""
+        if os.getpid() != self._pid:
+            got = f"process {os.getpid()}, forked from {self._pid}"
+            hint = "log from there"
+            raise UsageError(sentence("the process that began the run", got, at=f"run/{self.id}", hint=hint))
+        if self._closed:
+            raise UsageError(sentence("a run that goes on", "one that has ended", at=f"run/{self.id}"))
 
     def _work(self) -> None:
         """Drain until told to stop; the disk's refusals are tried again, and told by `flush` and `finish`."""
@@ -422,6 +446,12 @@ class _Log:
             self.store.fold(STREAM, self.id, join([batch.body for batch in group]), over=group)
         if group:
             self._folded = group[-1].seq
+
+
+def _forked(log: _Log | None) -> None:
+    """Shut a run in a process forked from its own: the thread that writes does not exist there."""
+    if log is not None:
+        log.shut_in_child()
 
 
 def _dropped(id: str, why: str, counts: tuple[int, int, int], total: int, limits: TrackLimits) -> dict[str, Any]:
@@ -531,12 +561,7 @@ def _process() -> dict[str, Any]:
     """Name this process so that another can tell whether it still lives."""
     import psutil
 
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "began": psutil.Process().create_time(),
-        "argv": sys.argv[:20],
-    }
+    return {"pid": os.getpid(), "host": socket.gethostname(), "began": psutil.Process().create_time()}
 
 
 def _alive(record: Mapping[str, Any]) -> bool:
