@@ -17,6 +17,10 @@ Severity = Literal["info", "warning", "error"]
 
 # code -> what it says when nothing more is known. Keep sorted; docs/findings/<code with / as ->.md explains it.
 CODES: dict[str, str] = {
+    "feature/constant": "A feature has one value, or none, in every row.",
+    "feature/known-early": "Rows claim to be known before they happened.",
+    "feature/never-known": "Rows never became known and are in no window.",
+    "feature/repeated-fact": "Rows share key and time with another, and only the last counts.",
     "ingest/ambiguous-date": "Day and month cannot be told apart in a column of dates.",
     "ingest/dialect": "How a file is laid out had to be guessed against close rivals.",
     "ingest/empty": "A file has no rows.",
@@ -90,6 +94,12 @@ class Finding:
             "hint": self.hint,
             "numbers": dict(self.numbers),
         }
+
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any]) -> Finding:
+        """Read a finding back from plain data; a field it lacks takes its default."""
+        names = ("code", "severity", "place", "said", "hint", "numbers")
+        return cls(**{name: body[name] for name in names if name in body})
 
 
 def worst(findings: list[Finding]) -> Severity | None:

@@ -1,8 +1,9 @@
 """Derived columns where they are missing: a request brings raw columns, a frame from ingest brings them all.
 
 The SQL is the contract's and so is its execution (`contract.derived`); here is only the choice of what to compute, and
-a cache of prepared derivations, because preparing one parses SQL and evaluates its lookups, which a request must not wait
-for. A derived column that is already there is taken as it is, and then what it is made of is not asked for.
+a cache of prepared derivations, because preparing one parses SQL and evaluates its lookups, which a request must not
+wait for. A derived column that is already there is taken as it is, and then what it is made of is not asked for. A
+column that may be null and is not given is null.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import polars as pl
 
 from tenon.contract.column import Source
 from tenon.contract.derived import Derivation, derivation
+from tenon.contract.frame import DTYPES
 from tenon.errors import InputError, sentence
 from tenon.feature.compile import ancestry, parents
 from tenon.feature.facts import latest, typed
 from tenon.feature.plan import types_of
 
+Row = Mapping[str, Any]
 PREPARED = 64  # derivations kept; each set of columns that rows lack has one
 
 
@@ -35,6 +38,8 @@ class Deriver:
     def frame(self, source: str, names: tuple[str, ...], frame: pl.DataFrame) -> pl.DataFrame:
         """Return the frame with those of the named columns that are derived and that it lacks."""
         lacking = [name for name in self._derived_of(source, names) if name not in frame.columns]
+        raw = ancestry(self._sources[source], names, self._sources, frame.columns)
+        frame = with_optional(frame, self._sources[source], raw)
         if not lacking:
             return frame
         prepared = self._prepare(source, lacking, frame.columns)
@@ -49,9 +54,7 @@ class Deriver:
             )
         return prepared.frame(frame)
 
-    def rows(
-        self, source: str, names: tuple[str, ...], rows: Sequence[Mapping[str, Any]]
-    ) -> Sequence[Mapping[str, Any]]:
+    def rows(self, source: str, names: tuple[str, ...], rows: Sequence[Row]) -> Sequence[Row]:
         """Return plain rows with those of the named columns that are derived and that some row lacks."""
         derived = self._derived_of(source, names)
         lacking = [name for name in derived if any(name not in row for row in rows)]
@@ -96,3 +99,14 @@ class Deriver:
                 self._prepared.clear()
             self._prepared[known] = found
         return found
+
+
+def with_optional(frame: pl.DataFrame, source: Source, names: Sequence[str]) -> pl.DataFrame:
+    """Return the frame with a column of nulls for each named one that is absent, nullable and not derived."""
+    absent = [column for column in source.columns if column.name in set(names) - set(frame.columns)]
+    nulls = [
+        pl.lit(None, dtype=DTYPES[column.type]).alias(column.name)
+        for column in absent
+        if column.nullable and not column.derive
+    ]
+    return frame.with_columns(nulls) if nulls else frame

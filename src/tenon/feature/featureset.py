@@ -25,6 +25,7 @@ from tenon.errors import InputError, MissingError, sentence
 from tenon.feature import matrix, online
 from tenon.feature.compile import ancestry, function_source, parents, plan
 from tenon.feature.derive import Deriver
+from tenon.feature.examine import examine
 from tenon.feature.facts import columns_needed, fact_table, finite, latest, lookup_table, micros_column, typed
 from tenon.feature.online import Online
 from tenon.feature.plan import (
@@ -38,6 +39,7 @@ from tenon.feature.plan import (
     types_of,
 )
 from tenon.feature.words import Feature, Label
+from tenon.finding import Finding
 
 MEANING = 1  # part of the digest; raised when a release changes what a definition computes
 
@@ -142,6 +144,10 @@ class FeatureSet:
     def load(self, body: bytes) -> Online:
         """Read back what `Online.to_bytes` gave; CorruptError when damaged, InputError when of other features."""
         return online.load(self, body)
+
+    def examine(self, frames: Mapping[str, pl.DataFrame], made: pl.DataFrame) -> list[Finding]:
+        """Return findings about the sources that features look back on and about the matrix made of them."""
+        return examine(self, frames, made)
 
     def _tables(
         self, frames: Mapping[str, pl.DataFrame]

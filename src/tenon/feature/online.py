@@ -29,7 +29,7 @@ from tenon.contract import sql
 from tenon.contract.frame import DTYPES
 from tenon.errors import CorruptError, InputError, MissingError, nearest, sentence
 from tenon.feature.derive import Deriver
-from tenon.feature.facts import fact_table, lookup_table
+from tenon.feature.facts import columns_needed, fact_table, lookup_table
 from tenon.feature.matrix import function_feature
 from tenon.feature.memory import Group, Memory
 from tenon.feature.plan import HistoryFeature, Look, RowFeature, TableFeature, micros, types_of
@@ -79,7 +79,7 @@ class Online:
             )
         with self._lock:
             changed = 0
-            rows = self._deriver.frame(source, features.needs.get(source, ()), rows)
+            rows = self._deriver.frame(source, self._reads(source), rows)
             if source in self._memories:
                 memory = self._memories[source]
                 changed = memory.put(fact_table(memory.history, rows))
@@ -96,7 +96,15 @@ class Online:
             )
         with self._lock:
             frame = frame_of(rows, types_of(features.sources[source]))
-            return self._deriver.frame(source, features.needs.get(source, ()), frame)
+            return self._deriver.frame(source, self._reads(source), frame)
+
+    def _reads(self, source: str) -> tuple[str, ...]:
+        """Name the columns of a source's rows that the state is made of."""
+        plan = self._features.plan
+        names: list[str] = list(self._features.lookups.get(source, ()))
+        for part in (plan.histories.get(source), plan.tables.get(source)):
+            names += columns_needed(part) if part is not None else ()
+        return tuple(dict.fromkeys(names))
 
     def prune(self, before: dt.datetime) -> int:
         """Forget the facts that no prediction at or after `before` can use, and return how many."""

@@ -1,0 +1,91 @@
+"""What a person should know about the data that features were made of: findings, counted, with what to do.
+
+None of these stops the work; the matrix is well defined in each case (the module `plan` says how). They are the usual
+signs that a key, a time or a join is not what its author believes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from tenon.feature.facts import typed
+from tenon.feature.plan import History
+from tenon.finding import Finding
+
+if TYPE_CHECKING:
+    from tenon.feature.featureset import FeatureSet
+
+
+def examine(features: FeatureSet, frames: Mapping[str, pl.DataFrame], matrix: pl.DataFrame) -> list[Finding]:
+    """Return what stands out in the sources that features look back on, and in the finished matrix; reads only."""
+    found: list[Finding] = []
+    for name, history in features.plan.histories.items():
+        found += _history(history, frames[name])
+    found += _constant(features, matrix)
+    return found
+
+
+def _history(history: History, frame: pl.DataFrame) -> Iterator[Finding]:
+    source = history.source
+    place = f"source '{source.name}'"
+    names = dict.fromkeys((*source.key, source.time, source.known_at))
+    if not set(names) <= set(frame.columns):
+        return
+    rows = typed(frame, source, names)
+    repeated = rows.height - rows.n_unique([*source.key, source.time])
+    if repeated:
+        keys = ", ".join((*source.key, source.time))
+        yield Finding(
+            code="feature/repeated-fact",
+            severity="warning",
+            place=place,
+            said=f"{repeated:,} of {rows.height:,} rows share {keys} with a later row, and only the last counts.",
+            hint="If they are different things, add the column that tells them apart to key=.",
+            numbers={"rows": rows.height, "repeated": repeated},
+        )
+    if source.known_at == source.time:
+        return
+    unknown = rows[source.known_at].null_count()
+    if unknown:
+        yield Finding(
+            code="feature/never-known",
+            severity="info",
+            place=f"{place}, column '{source.known_at}'",
+            said=f"{unknown:,} of {rows.height:,} rows never became known and are in no window.",
+            hint="Right for what never came to an end; otherwise find out why the time is missing.",
+            numbers={"rows": rows.height, "unknown": unknown},
+        )
+    early = int(rows.select((pl.col(source.known_at) < pl.col(source.time)).sum()).item() or 0)
+    if early and history.own:
+        yield Finding(
+            code="feature/known-early",
+            severity="warning",
+            place=f"{place}, column '{source.known_at}'",
+            said=f"{early:,} of {rows.height:,} rows are known before they happened; they count only after.",
+            hint="Look for local time beside UTC, or a time of the next day with the date of this one.",
+            numbers={"rows": rows.height, "early": early},
+        )
+
+
+def _constant(features: FeatureSet, matrix: pl.DataFrame) -> Iterator[Finding]:
+    if matrix.height < 2:
+        return
+    for name in features.names:
+        values = matrix[name]
+        if values.n_unique() > 1:
+            continue
+        if values.null_count():
+            said, hint = "No row of {:,} has a value.", "Compare keys and times of the two sources: nothing matched."
+        else:
+            said, hint = "All {:,} rows have one value.", "Leave it out, or find out why it never varies."
+        yield Finding(
+            code="feature/constant",
+            severity="warning",
+            place=f"feature '{name}'",
+            said=said.format(matrix.height),
+            hint=hint,
+            numbers={"rows": matrix.height},
+        )
