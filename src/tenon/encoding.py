@@ -25,7 +25,7 @@ from itertools import repeat
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from tenon.errors import InputError, quoted, sentence
 
@@ -78,14 +78,15 @@ class Encoding:
     features: tuple[Number | Category, ...]
 
     @classmethod
-    def learn(cls, columns: Mapping[str, Any], y: Floats, kinds: Mapping[str, str], form: str = "ordinal") -> Encoding:
+    def learn(cls, columns: Mapping[str, Any], y: ArrayLike, kinds: Mapping[str, str], form: str = "ordinal") -> Encoding:
         """Learn the encoding of the features named in `kinds`, in that order, from training rows and their labels."""
         assert form in FORMS, form
         _demand(columns, kinds)
+        labels = np.asarray(y, np.float64)
         features: list[Number | Category] = []
         for name, kind in kinds.items():
             if kind == "category":
-                features.append(_learn_category(name, _texts(name, columns[name]), y, form))
+                features.append(_learn_category(name, _texts(name, columns[name]), labels, form))
             else:
                 features.append(_learn_number(name, _numbers(name, columns[name])))
         return cls(form=form, features=tuple(features))
@@ -404,6 +405,8 @@ def _texts(name: str, values: Any) -> Iterable[str | None]:
 def _text(value: Any, name: str) -> str | None:
     if value is None or (isinstance(value, float) and value != value):
         return None
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))  # 1 and 1.0 are one level, however the number travelled
     if isinstance(value, str | int | float | np.generic):
         return str(value)
     raise InputError(

@@ -3,8 +3,8 @@
 The graph reads a float32 matrix and gives a score for each row; the manifest (JSON data) holds all around it: the
 task, the features and how they become that matrix, the decision threshold, where the score stands in the output, the
 digest of the graph and the versions that made it. Linear models and LightGBM forests are written here, node by node;
-scikit-learn estimators go through skl2onnx, torch modules through torch's exporter, ONNX bytes pass as they are. A model
-that has no ONNX form is refused in words: nothing is pickled.
+scikit-learn estimators go through skl2onnx, torch modules through torch's exporter, ONNX bytes pass as they are. What
+has no ONNX form is refused in words: nothing is pickled.
 
 `compile` is pure. It takes a fitted model (anything with `model`, `encoding`, `task`, `trainer`, `threshold` and
 `rounds`, as `training.Fitted` has) and the data it was trained on, for the names and kinds of the features.

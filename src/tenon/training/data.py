@@ -177,7 +177,7 @@ def _counts(data: Data) -> str:
 
 
 def _is_text(column: pl.Series) -> bool:
-    return not (column.dtype.is_numeric() or column.dtype == pl.Boolean or column.dtype == pl.Null)
+    return column.dtype in (pl.String, pl.Categorical, pl.Enum)
 
 
 def _iso(value: Any) -> str:

@@ -104,8 +104,9 @@ def _asker(model: Any, task: str, rounds: int) -> Callable[[Matrix], Floats]:
         return model.predict
     if isinstance(model, bytes):
         return _onnx(model)
-    if hasattr(model, "dump_model"):  # a LightGBM booster
-        return lambda matrix: np.asarray(model.predict(matrix, num_iteration=rounds or None), np.float64)
+    booster = getattr(model, "booster_", model)  # LightGBM's estimators hold one
+    if hasattr(booster, "dump_model"):
+        return lambda matrix: np.asarray(booster.predict(matrix, num_iteration=rounds or None), np.float64)
     if hasattr(model, "state_dict") and hasattr(model, "forward"):
         return _torch(model)
     if task == "binary" and hasattr(model, "predict_proba"):

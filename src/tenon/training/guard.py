@@ -110,6 +110,13 @@ class Guard:
         """Return why the run was told to stop, or None while it may go on."""
         return self._stopped
 
+    def forget(self) -> None:
+        """Forget the losses seen so far, because another model begins; what has been spent still counts."""
+        self._losses.clear()
+        self._part.clear()
+        self._every = 1
+        self._next = self.rules.least_steps
+
     def step(self, step: int, *, loss: float | None = None, grad_norm: float | None = None) -> bool:
         """Say whether to go on; call it with this step's loss (and gradient norm) before the optimiser's step.
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from tenon import metric
 from tenon.encoding import Encoding
-from tenon.errors import ConfigError, TenonError, TrainingError, nearest, sentence
+from tenon.errors import BudgetError, ConfigError, TenonError, TrainingError, nearest, sentence
 from tenon.finding import Finding
 from tenon.ledger import Budget
 from tenon.limits import Answer
@@ -193,7 +193,10 @@ class _Study:
             needed.require()
 
     def train(self, trainer: str | Trainer) -> _Trained:
-        """Train one model and measure it on validation and test."""
+        """Train one model and measure it on validation and test; none is begun once the budget is spent."""
+        if self.guard.stopped is not None:
+            raise BudgetError(f"{self.guard.stopped.said} {_name(trainer)} was not begun.")
+        self.guard.forget()
         if isinstance(trainer, str):
             body = resolve(trainer, self.data.task)
             fitted = body(self.data, self.run, Options(guard=self.guard, seed=self.seed))
@@ -331,7 +334,7 @@ def _threshold(data: Data, scores: Floats) -> float | None:
     ranked = np.unique(scores)
     last = float(np.sort(scores)[len(scores) - max(1, round(float(data.valid.y.sum())))])
     below = ranked[ranked < last]
-    return (last + float(below[-1])) / 2 if len(below) else last / 2
+    return (last + float(below[-1])) / 2 if len(below) else 0.5  # a constant flags nothing, or everything
 
 
 def _alone(task: str, y: Floats, values: NDArray[np.float32]) -> tuple[float, str]:
