@@ -31,7 +31,7 @@ WARN = "var(--warn,#b26a00)"
 BAD = "var(--bad,#b3261e)"
 PAPER = "var(--paper,#fffefb)"
 TONES = {"": SOFT, "accent": ACCENT, "second": SECOND, "good": GOOD, "warn": WARN, "bad": BAD}
-CHAR_PX = 6.3  # the width of an average character at 12 px, for leaving room
+CHAR_PX = 7.0  # the width of an average character at 12 px, for leaving room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +59,16 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One line: its name, points and tone; `band` draws the interval as a band."""
+    """One line: its name, points and tone; `band` draws the interval as a band.
+
+    Of several lines each is named at its end, or at `name_at` on the x axis where lines end together.
+    """
 
     name: str
     points: tuple[Point, ...]
     tone: str = "accent"
     band: bool = True
+    name_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,8 +120,8 @@ def line(
     y_ticks = ticks(min(ys), max(ys), 4)
     y_texts = tick_texts(y_ticks, y_text)
     left = 14 + CHAR_PX * max(len(text) for text in y_texts)
-    named = len(series) > 1
-    names_px = max(CHAR_PX * len(one.name) for one in series) + 14 if named else 14
+    at_end = [one for one in series if len(series) > 1 and one.name_at is None]
+    names_px = max((CHAR_PX * len(one.name) for one in at_end), default=0) + 14
     area = Area(left, 26 if frame.y_name else 12, frame.width - names_px, frame.height - (46 if frame.x_name else 30))
     xs = [point.x for point in points]
     to_x = scale(min(xs), max(xs), area.left + 8, area.right - 8)
@@ -127,7 +131,6 @@ def line(
     if limit:
         y = to_y(limit[0])
         body.append(f'<path d="M{px(area.left)} {px(y)}H{px(area.right)}" style="stroke:{WARN};stroke-dasharray:5 4"/>')
-        body.append(text_at(area.right, y - 5, limit[1], anchor="end", colour=WARN, size=11))
     ends: list[tuple[float, str, str]] = []
     for one in series:
         colour = TONES[one.tone]
@@ -138,8 +141,14 @@ def line(
             body.append(f'<path d="M{path}" style="fill:none;stroke:{colour};stroke-width:2;stroke-linejoin:round"/>')
             body += [dot(to_x(p.x), to_y(p.y or 0.0), 3.2, colour) for p in run]
         seen = [p for p in one.points if p.y is not None]
-        if named and seen:
+        if one.name_at is not None and seen:
+            near = min(seen, key=lambda p: abs(p.x - (one.name_at or 0.0)))
+            spot = (to_x(near.x) - 8, to_y(near.y or 0.0) - 6)
+            body.append(text_at(*spot, one.name, anchor="end", colour=colour, weight=600, halo=True))
+        elif one in at_end and seen:
             ends.append((to_y(seen[-1].y or 0.0), one.name, colour))
+    if limit:
+        body.append(text_at(area.right, to_y(limit[0]) - 6, limit[1], anchor="end", colour=WARN, size=11, halo=True))
     for y, name, colour in apart(ends, 14):
         body.append(text_at(area.right + 4, y + 4, name, colour=colour, weight=600))
     return svg(frame, body)
@@ -160,7 +169,7 @@ def bars(
     right = frame.width - CHAR_PX * max(len(one) for one in said) - 16
     reach = [value for row in rows for value in (row.value, row.high, row.low) if value is not None]
     to_x = scale(min([start, *reach]), max([start, *reach]), label_px, right)
-    step, top = 30, 8
+    step, top = 27, 8
     body = [f'<path d="M{px(to_x(start))} 4V{top + step * len(rows)}" style="stroke:{RULE}"/>']
     for index, (row, words) in enumerate(zip(rows, said, strict=True)):
         y = top + index * step
@@ -193,7 +202,7 @@ def calibration(points: Sequence[Point], frame: Frame) -> str:
         return empty(frame)
     # A bin of a few rows has an interval to the ceiling; it is clipped there rather than allowed to shrink the rest.
     top = min(1.0, ticks(0.0, max(max(p.x, p.y or 0.0) for p in seen) * 1.06, 5)[-1])
-    area = Area(52, 12, frame.width - 14, frame.height - 46)
+    area = Area(52, 26, frame.width - 14, frame.height - 46)
     to_x = scale(0.0, top, area.left, area.right)
     to_y = scale(0.0, top, area.bottom, area.top)
     steps = [tick for tick in ticks(0.0, top, 5) if tick <= top + 1e-9]
@@ -208,8 +217,8 @@ def calibration(points: Sequence[Point], frame: Frame) -> str:
         x = to_x(p.x)
         if p.low is not None and p.high is not None:
             low, high = to_y(max(p.low, 0.0)), to_y(min(p.high, top))
-            body.append(f'<path d="M{px(x)} {px(low)}V{px(high)}" style="stroke:{ACCENT};stroke-width:1.6"/>')
-        body.append(dot(x, to_y(min(p.y or 0.0, top)), 3 + 4.5 * math.sqrt(p.rows / most), ACCENT))
+            body.append(f'<path d="M{px(x)} {px(low)}V{px(high)}" style="stroke:{ACCENT};stroke-width:1.8"/>')
+        body.append(dot(x, to_y(min(p.y or 0.0, top)), 1.6 + 2.2 * math.sqrt(p.rows / most), ACCENT))
     return svg(frame, body)
 
 
@@ -220,8 +229,12 @@ def heat(
     frame: Frame,
     *,
     steps: tuple[float, float],
+    marked: frozenset[str] = frozenset(),
 ) -> str:
-    """Draw a table of values as coloured cells: plain below the first step, amber from it, red from the second."""
+    """Draw a table of values as coloured cells: plain below the first step, amber from it, red from the second.
+
+    Names of rows in `marked` are set bold.
+    """
     if not rows or not columns:
         return empty(frame)
     label_px = min(CHAR_PX * max(len(row) for row in rows) + 12, 0.34 * frame.width)
@@ -235,30 +248,36 @@ def heat(
     ]
     for r, (name, line_) in enumerate(zip(rows, values, strict=True)):
         y = head + r * tall
-        body.append(text_at(label_px - 9, y + 16, fitted(name, label_px - 9), anchor="end", colour=INK))
+        body.append(
+            text_at(
+                label_px - 9,
+                y + 16,
+                fitted(name, label_px - 9),
+                anchor="end",
+                colour=INK,
+                weight=700 if name in marked else 400,
+            )
+        )
         for c, value in enumerate(line_):
             x = label_px + c * wide
             body.append(heat_cell((x + 1, y + 1, wide - 2, tall - 2), value, steps))
     return svg(frame, body, height=head + tall * len(rows) + 4)
 
 
-def icons(share: float, frame: Frame, *, total: int = 100, across: int = 20, tone: str = "accent") -> str:
-    """Draw `total` dots, of which the given share is filled: what "48 in 100" looks like."""
-    filled = math.floor(share * total + 0.5)
-    step = 22
-    down = math.ceil(total / across)
+def icons(groups: Sequence[tuple[str, float]], frame: Frame, *, across: int = 20, tone: str = "accent") -> str:
+    """Draw for each named share a hundred dots, so many of them filled: what "48 in 100" looks like beside "18"."""
+    step, head = 21, 24
+    down = 100 // across
     body = []
-    for i in range(total):
-        x, y = step * (i % across) + step / 2, step * (i // across) + step / 2
-        if i < filled:
-            body.append(dot(x, y, 8, TONES[tone]))
-        else:
-            body.append(
-                f'<circle cx="{px(x)}" cy="{px(y)}" r="7.2" '
-                f'style="fill:none;stroke:{SOFT};stroke-width:1.4;opacity:.6"/>'
-            )
-    sized = Frame(title=frame.title, desc=frame.desc, width=step * across, height=step * down)
-    return svg(sized, body)
+    for g, (name, share) in enumerate(groups):
+        top = g * (head + step * down + 10)
+        filled = math.floor(100 * share + 0.5)
+        body.append(text_at(2, top + 14, name, colour=INK, size=13, weight=600))
+        for i in range(100):
+            x, y = step * (i % across) + step / 2, top + head + step * (i // across) + step / 2
+            body.append(dot(x, y, 7.6, TONES[tone]) if i < filled else ring(x, y, 6.9))
+    sized = Frame(title=frame.title, desc=frame.desc, width=step * across)
+    return svg(sized, body, height=len(groups) * (head + step * down + 10) - 8)
 
 
 def spark(values: Sequence[float | None], frame: Frame, *, tone: str = "accent") -> str:
@@ -338,7 +357,7 @@ def svg(frame: Frame, body: Sequence[str], *, height: float | None = None) -> st
     name = hashlib.sha256(f"{frame.title}\n{frame.desc}\n{inside}".encode()).hexdigest()[:10]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {frame.width} {tall}" role="img" '
-        f'aria-labelledby="t{name} d{name}" style="width:100%;max-width:{frame.width * 1.25:.0f}px;height:auto;'
+        f'aria-labelledby="t{name} d{name}" style="width:100%;max-width:{frame.width * 1.1:.0f}px;height:auto;'
         f'font:12px ui-sans-serif,system-ui,sans-serif">'
         f'<title id="t{name}">{esc(frame.title)}</title><desc id="d{name}">{esc(frame.desc)}</desc>{inside}</svg>'
     )
@@ -351,18 +370,33 @@ def px(value: float) -> str:
 
 
 def text_at(
-    x: float, y: float, text: str, *, anchor: str = "start", colour: str = SOFT, size: int = 12, weight: int = 400
+    x: float,
+    y: float,
+    text: str,
+    *,
+    anchor: str = "start",
+    colour: str = SOFT,
+    size: int = 12,
+    weight: int = 400,
+    halo: bool = False,
 ) -> str:
-    """Place text; its colour comes from the page."""
+    """Place text; its colour comes from the page; a halo of paper keeps it legible over lines."""
+    rim = f";paint-order:stroke;stroke:{PAPER};stroke-width:4px;stroke-linejoin:round" if halo else ""
     return (
         f'<text x="{px(x)}" y="{px(y)}" text-anchor="{anchor}" style="fill:{colour};font-size:{size}px;'
-        f'font-weight:{weight};font-variant-numeric:tabular-nums">{esc(text)}</text>'
+        f'font-weight:{weight};font-variant-numeric:tabular-nums{rim}">{esc(text)}</text>'
     )
 
 
 def dot(x: float, y: float, radius: float, colour: str) -> str:
     """Place a dot with a thin rim of paper, so that dots that touch stay apart."""
     return f'<circle cx="{px(x)}" cy="{px(y)}" r="{px(radius)}" style="fill:{colour};stroke:{PAPER};stroke-width:1"/>'
+
+
+def ring(x: float, y: float, radius: float) -> str:
+    """Place an empty dot."""
+    style = f"fill:none;stroke:{SOFT};stroke-width:1.3;opacity:.55"
+    return f'<circle cx="{px(x)}" cy="{px(y)}" r="{px(radius)}" style="{style}"/>'
 
 
 def fitted(text: str, width_px: float) -> str:

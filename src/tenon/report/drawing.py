@@ -110,8 +110,16 @@ def _html(page: Page, facts: Facts) -> str:
         seen = dict.fromkeys(sources.number(facts["figures"][key]["source"]) for key in keys)
         return _parts(parts, facts) + _marks(list(seen))
 
+    def caption(picture: Picture) -> Markup:
+        keys = [part.key for part in picture.caption if isinstance(part, Shown)]
+        quoted_ = [facts["figures"][key]["source"] for key in keys]
+        if picture.source in facts["tables"]:
+            quoted_.append(facts["tables"][picture.source]["source"])
+        return _parts(picture.caption, facts) + _marks(list(dict.fromkeys(sources.number(one) for one in quoted_)))
+
     environment.filters |= {
         "line": line,
+        "caption": caption,
         "bare": lambda parts: _parts(parts, facts, in_cell=True),
         "mark": mark,
         "cell": word.cell,

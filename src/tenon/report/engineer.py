@@ -33,6 +33,7 @@ from tenon.report.page import (
     rows_of,
     show,
 )
+from tenon.report.plainly import marked
 from tenon.report.sheet import finite, metric_name
 
 Facts = Mapping[str, Any]
@@ -72,24 +73,21 @@ def engineer(facts: Facts) -> Page:
 def _tiles(facts: Facts) -> tuple[Tile, ...]:
     metric = facts["metric"]
     shown = []
-    for key, label, note in (
-        (f"test.{metric}", f"{metric_name(metric)}, test", "interval"),
-        (f"live.last.{metric}", f"{metric_name(metric)}, last judged window", "interval"),
+    for key, label, how in (
+        (f"test.{metric}", f"{metric_name(metric)}, test", ""),
+        (f"live.last.{metric}", f"{metric_name(metric)}, last judged window", ""),
         ("skill", "error below the constant's", ""),
         ("version.p99_ms", "p99 of one prediction", ""),
-        ("drift.worst", "largest drift", ""),
-        ("making.seconds", "to make it", ""),
+        ("drift.worst", "largest PSI of an input", "decimal2"),
     ):
         if has(facts, key):
-            under: Line = (show(facts, key, note),) if note else ()
-            if key == "drift.worst":
-                under = (str(facts["figures"][key]["label"]).removeprefix("largest drift, of "),)
-            shown.append(Tile(label=label, value=(show(facts, key),), note=under))
+            note: Line = (show(facts, key, "interval"),) if "low" in facts["figures"][key] else ()
+            shown.append(Tile(label=label, value=(show(facts, key, how),), note=note))
     return tuple(shown)
 
 
 def _missing(facts: Facts) -> tuple[Block, ...]:
-    lines = tuple((f"Not known: {one['said']}. To know it: {one['todo']}.",) for one in facts["missing"])
+    lines = tuple(marked(f"Not known: {one['said']}. To know it: {one['todo']}.") for one in facts["missing"])
     return (Points(lines),) if lines else ()
 
 
@@ -108,9 +106,7 @@ def _findings(facts: Facts) -> tuple[Block, ...]:
                 (one["said"],),
                 (
                     ", ".join(
-                        f"{name} {word.decimal(number)}"
-                        for name, number in one["numbers"].items()
-                        if finite(number) is not None
+                        _number(name, number) for name, number in one["numbers"].items() if finite(number) is not None
                     ),
                 ),
             )
@@ -118,6 +114,12 @@ def _findings(facts: Facts) -> tuple[Block, ...]:
         ),
     )
     return (*notes, table) if found else (Say(("None: nothing was found in the data, the run or the live traffic.",)),)
+
+
+def _number(name: str, number: float) -> str:
+    """Word one of a finding's numbers by its name; an instant as a day."""
+    instant = name.endswith("_s") and number > 1e8
+    return f"{name.removesuffix('_s')} {word.day(number)}" if instant else f"{name} {word.compact(number)}"
 
 
 # ── data and features ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -144,30 +146,28 @@ def _data(facts: Facts) -> tuple[Block, ...]:
         numeric=frozenset({2, 3, 4, 5}),
         source="datasets",
     )
-    blocks: list[Block] = [data_table(facts), balance]
-    blocks += [_columns(row) for row in rows if row["columns"]]
-    breaches = [one for one in facts["findings"] if one["about"] == "dataset"]
-    if breaches:
-        blocks.append(Say((f"{word.plural(len(breaches), 'finding')} about the data, listed above under Findings.",)))
-    return tuple(blocks)
-
-
-def _columns(row: Mapping[str, Any]) -> Table:
-    return Table(
-        caption=f"Columns of {row['source']}",
-        heads=("column", "type", "unit", "missing"),
-        rows=tuple(
-            (
-                (Quoted(str(one.get("name", ""))),),
-                (str(one.get("type", "")),),
-                (str(one.get("unit") or ""),),
-                (f"{word.decimal(pct, 2)}%" if (pct := finite(one.get("null_pct"))) is not None else "–",),
-            )
-            for one in row["columns"]
-        ),
-        numeric=frozenset({3}),
+    columns = Table(
+        caption="Columns as read",
+        heads=("source", "column", "type", "unit", "missing"),
+        rows=tuple(_column(str(row["source"]), one) for row in rows for one in row["columns"]),
+        numeric=frozenset({4}),
         source="datasets",
     )
+    breaches = [one for one in facts["findings"] if one["about"] == "dataset"]
+    said = f"{word.plural(len(breaches), 'finding')} about the data, listed under Findings." if breaches else ""
+    blocks: list[Block] = [data_table(facts), balance]
+    blocks += [columns] if columns.rows else []
+    return (*blocks, Say((said,))) if said else tuple(blocks)
+
+
+def _column(source: str, one: Mapping[str, Any]) -> tuple[Line, ...]:
+    missing = finite(one.get("null_pct"))
+    cells = (
+        str(one.get("type", "")),
+        str(one.get("unit") or ""),
+        "–" if missing is None else f"{word.decimal(missing, 2)}%",
+    )
+    return ((source,), (Quoted(str(one.get("name", ""))),), *((cell,) for cell in cells))
 
 
 def _features(facts: Facts) -> tuple[Block, ...]:
@@ -295,7 +295,7 @@ def _calibration(facts: Facts, groups: list[dict[str, Any]]) -> Table:
             )
             for one in groups
         ),
-        numeric=frozenset({0, 1, 2, 3}),
+        numeric=frozenset({1, 2, 3}),
         source="calibration",
     )
 
@@ -423,13 +423,13 @@ def _again(facts: Facts) -> tuple[Block, ...]:
     ):
         if found not in (None, "", {}, []):
             rows.append(((name,), (_worded(found),)))
-    commands = ["tenon run            # does again only what changed", f"tenon models list {facts['model']}"]
+    commands = ["tenon run            # does again only what changed", "tenon models list"]
     commit = git.get("commit") if isinstance(git, Mapping) else None
     if isinstance(commit, str) and commit.isalnum():
         commands.insert(0, f"git checkout {commit}")
     if facts["lineage"]["run"]:
         commands.append(f"tenon runs show {facts['lineage']['run']}")
-    commands.append(f"tenon report {facts['model']} --for engineer --json   # every figure above with its source")
+    commands.append("tenon report --for engineer --json   # every figure above with its source")
     blocks: list[Block] = [Code("\n".join(commands))]
     if rows:
         blocks.append(Table(caption="The run's circumstances", heads=("what", "as recorded"), rows=tuple(rows)))

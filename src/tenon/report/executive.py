@@ -39,7 +39,7 @@ ANSWERS = {"yes": "Yes", "care": "Yes, with care", "no": "No", "unknown": "Not k
 # How a simple rule is spoken of.
 RULES = {
     "constant": "always quoting the average",
-    "logistic": "a simple points rule",
+    "logistic": "a simple scorecard",
     "linear": "a straight-line rule",
 }
 
@@ -183,14 +183,13 @@ def _money(facts: Facts) -> tuple[Block, ...]:
         worth.append(
             say(
                 facts,
-                "Looking only at the {top.share:percent0} of {unit_plural} it calls riskiest finds {top.caught:of_hundred} of "
-                "every 100 {positive_word} ones; picking as many blindly would find {top.share:of_hundred}.",
+                "Looking only at the {top.share:percent0} of {unit_plural} it calls riskiest finds "
+                "{top.caught:of_hundred} of every 100 {positive_word} ones; picking as many blindly would find "
+                "{top.share:of_hundred}.",
             )
         )
     if has(facts, "skill"):
-        worth.append(
-            say(facts, "Its forecasts miss by {skill:percent0} less than always quoting the average (squared error).")
-        )
+        worth.append(say(facts, "Its forecasts miss by {skill:percent0} less than always quoting the average."))
     if has(facts, "value.month"):
         worth.append(
             say(
@@ -201,25 +200,25 @@ def _money(facts: Facts) -> tuple[Block, ...]:
     elif worth:
         worth.append(("What one true alert is worth in money has not been declared, so no sum is given.",))
     blocks: list[Block] = [Points(tuple(worth))] if worth else [Say(("What it is worth has not been measured yet.",))]
-    tiles = cost_tiles(facts)
+    tiles = cost_tiles(facts, "money_words")
     if tiles:
         blocks.append(Tiles(tiles))
     return tuple(blocks)
 
 
-def cost_tiles(facts: Facts) -> tuple[Tile, ...]:
-    """The three sums people ask for; the sum of a month that is not known has a tile that says so."""
+def cost_tiles(facts: Facts, how: str = "usd") -> tuple[Tile, ...]:
+    """The three sums people ask for, in words or to the digit; a month that is not known has a tile that says so."""
     if has(facts, "cost.month"):
         note = say(facts, "for {month.rows:count} predictions and one new training")
-        shown = [Tile(label="a month", value=(show(facts, "cost.month"),), note=note)]
+        shown = [Tile(label="a month", value=(show(facts, "cost.month", how),), note=note)]
     else:
         shown = [Tile(label="a month", value=("not known yet",), note=("it has not been watched at work",))]
     if has(facts, "cost.thousand"):
         note = say(facts, "over {live.rows:count} answered")
-        shown.append(Tile(label="for 1,000 predictions", value=(show(facts, "cost.thousand"),), note=note))
+        shown.append(Tile(label="for 1,000 predictions", value=(show(facts, "cost.thousand", how),), note=note))
     if has(facts, "making.usd"):
         text = "of a budget of {budget.usd}" if has(facts, "budget.usd") else "from raw files to a judged model"
-        shown.append(Tile(label="to build it", value=(show(facts, "making.usd"),), note=say(facts, text)))
+        shown.append(Tile(label="to build it", value=(show(facts, "making.usd", how),), note=say(facts, text)))
     return tuple(shown)
 
 
@@ -250,14 +249,10 @@ def _risks(facts: Facts) -> tuple[Block, ...]:
             text += "; 99 in 100 were answered within {live.p99_ms:ms}, even in the slowest {window}"
         lines.append(say(facts, text + ".", window=window_name(facts)))
     if has(facts, "data.quarantined"):
-        lost = value(facts, "data.unaccounted_bytes") if has(facts, "data.unaccounted_bytes") else None
-        said = {None: "how much was lost is not known", 0: "nothing was lost"}.get(
-            lost, "some bytes are unaccounted for"
-        )
         text = (
             "Its data may be wrong. Of {data.rows:count} rows read, {data.quarantined:count} were set aside as broken; "
         )
-        lines.append(say(facts, text + said + "."))
+        lines.append(say(facts, text + lost_words(facts) + "."))
     alerts = [one for one in facts["findings"] if one["about"] == "watch" and one["severity"] in ("warning", "error")]
     owner = facts["words"]["owner"]
     if alerts:
@@ -266,3 +261,10 @@ def _risks(facts: Facts) -> tuple[Block, ...]:
     else:
         lines.append((f"Alerts go to {owner}; there is none now.",))
     return (Points(tuple(lines)),)
+
+
+def lost_words(facts: Facts) -> str:
+    """Say whether anything of the raw data was lost."""
+    if not has(facts, "data.unaccounted_bytes"):
+        return "how much was lost is not known"
+    return "some bytes are unaccounted for" if value(facts, "data.unaccounted_bytes") else "nothing was lost"

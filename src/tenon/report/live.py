@@ -64,7 +64,11 @@ def _serving(sheet: Sheet, records: Records) -> None:
     if not states:
         sheet.lack("serving", "it has never been served", "serve it with `tenon serve`")
     if records.version and not records.alias:
-        sheet.lack("production", "no version is in production", f"promote one with `tenon models promote {model}`")
+        sheet.lack(
+            "production",
+            "no version is in production",
+            f"promote one with `tenon models promote {records.version.get('id', 'VERSION')}`",
+        )
 
 
 def _windows(sheet: Sheet, watch: Record, windows: list[Any]) -> None:
@@ -238,4 +242,4 @@ def _timeline(sheet: Sheet, records: Records) -> None:
         windows = word.plural(len(watch.get("windows") or ()), "window")
         add(watch.get("at"), f"watched {windows}: {word.plural(alerts, 'alert')}", "watch", watch.get("id"))
     rows.sort(key=lambda row: row["at"])
-    sheet.table("timeline", rows, Origin(record="several", id=records.model, field="at"))
+    sheet.table("timeline", rows, Origin(record="all records of", id=records.model, field="at"))

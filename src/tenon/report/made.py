@@ -157,7 +157,7 @@ def _quality(sheet: Sheet, run: Record) -> None:
     baselines = run.get("baselines") or {}
     for name, found in baselines.items():
         sheet.estimates(f"baseline.{name}", found or {}, f"baseline {name}, test split", origin, f"baselines.{name}")
-    sheet.estimates("lift", run.get("lift") or {}, "better than the best baseline", origin, "lift")
+    sheet.estimates("lift", run.get("lift") or {}, "better than the best baseline", origin, "lift", unit="fine")
     test = measured.get("test") or {}
     if not test:
         sheet.lack("quality", f"run {origin.id} has no measured quality", "train again with `tenon run`")

@@ -30,7 +30,7 @@ from tenon.report.page import (
     show,
     value,
 )
-from tenon.report.plainly import sentence_case
+from tenon.report.plainly import marked, sentence_case
 from tenon.report.sheet import finite, metric_name
 
 Facts = Mapping[str, Any]
@@ -96,11 +96,11 @@ def finding_note(facts: Facts, found: Mapping[str, Any]) -> Note:
     """Word one finding with its action and owner."""
     owner = facts["words"]["owner"]
     about = {"watch": "live traffic", "run": "training", "dataset": f"data: {found['source']}"}[found["about"]]
-    todo: Line = (f"{sentence_case(found['hint'])} ",) if found["hint"] else ("Look into it. ",)
+    todo = sentence_case(found["hint"]) if found["hint"] else "Look into it."
     return Note(
         head=(found["code"], f" · {about}"),
-        said=(sentence_case(found["said"]),),
-        todo=(*todo, f"Owner: {owner}."),
+        said=marked(sentence_case(found["said"])),
+        todo=marked(f"{todo} Owner: {owner}."),
         tone=found["severity"],
     )
 
@@ -238,7 +238,7 @@ def gate(facts: Facts) -> tuple[Block, ...]:
 def _figure(number: Any) -> str:
     if isinstance(number, bool) or number is None:
         return "–"
-    return word.decimal(number) if isinstance(number, int | float) else str(number)
+    return word.compact(number) if isinstance(number, int | float) else str(number)
 
 
 def _weeks(facts: Facts) -> tuple[Block, ...]:
@@ -357,7 +357,7 @@ def _next(facts: Facts) -> tuple[Block, ...]:
         if one["severity"] in ("warning", "error") and one["hint"]
     ]
     acts += [f"Not known: {one['said']}. To know it: {one['todo']}." for one in facts["missing"]]
-    unique: list[Line] = [(text,) for text in dict.fromkeys(acts)]
+    unique: list[Line] = [marked(text) for text in dict.fromkeys(acts)]
     if facts["verdict"]["good"]["answer"] == "no":
         unique.append(("Train a better version, or change the limits with a reason; the gate keeps both on record.",))
     if has(facts, "calibration.gap"):
@@ -372,8 +372,8 @@ def _next(facts: Facts) -> tuple[Block, ...]:
         unique.append(
             say(
                 facts,
-                "All quality figures rest on {split.test.rows:count} {unit_plural} of one stretch of time; another season "
-                "may differ.",
+                "All quality figures rest on {split.test.rows:count} {unit_plural} of one stretch of time; another "
+                "season may differ.",
             )
         )
     return (Points(tuple(unique)),)

@@ -215,6 +215,7 @@ def _as(number: Any, how: str) -> str:
 
 HOW: dict[str, Callable[[Any], str]] = {
     "": word.decimal,
+    "fine": lambda number: word.decimal(number, 4),
     "decimal2": lambda number: word.decimal(number, 2),
     "count": word.count,
     "share": word.percent,

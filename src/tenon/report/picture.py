@@ -13,31 +13,40 @@ from tenon.report import chart, word
 from tenon.report.chart import Bar, Frame, Point, Series, Span
 from tenon.report.made import PART_NAMES
 from tenon.report.page import Picture, has, rows_of, say, show, value
+from tenon.report.plainly import window_name
 from tenon.report.sheet import HIGHER_IS_BETTER, finite, metric_name
 
 Facts = Mapping[str, Any]
+MOVED = "alert.drift.psi_"  # figures of inputs that a finding says moved
 DRIFT_ROWS = 12  # the columns of a heat map on a manager's page; the engineer's table has them all
 
 
 def hundred(facts: Facts) -> Picture | None:
-    """Of 100 rows in the riskiest group, how many came true, as dots."""
+    """Of 100 rows in the riskiest group, and of 100 in all, how many came true, as dots."""
     if not has(facts, "top.true", "split.test.rate"):
         return None
-    true = value(facts, "top.true")
+    true, usual = value(facts, "top.true"), value(facts, "split.test.rate")
     words = facts["words"]
-    said = (
-        f"Of 100 {words['unit_plural']} it calls riskiest, {word.of_hundred(true)} were truly {words['positive_word']}"
+    groups = [
+        (f"{name} {words['unit_plural']}: {word.of_hundred(share)} of 100 {words['positive_word']}", share)
+        for name, share in (("Riskiest", true), ("All", usual))
+    ]
+    picture = chart.icons(
+        groups,
+        Frame(title=f"How many were truly {words['positive_word']}", desc="; ".join(name for name, _ in groups)),
     )
     text = (
         "Of 100 {unit_plural} among the {top.share:percent0} it calls riskiest, {top.true:of_hundred} were truly "
-        "{positive_word} (filled dots). Among all {unit_plural} it is {split.test.rate:of_hundred} in 100."
+        "{positive_word} (filled dots); of 100 {unit_plural} of any kind, {split.test.rate:of_hundred} were."
     )
-    picture = chart.icons(
-        true, Frame(title=said, desc=f"{said}; among all of them {word.of_hundred(value(facts, 'split.test.rate'))}.")
+    return Picture(
+        svg=picture, caption=say(facts, text), text="\n".join(f"{name}\n{_dots(share)}" for name, share in groups)
     )
-    filled = int(word.of_hundred(true))
-    dots = "\n".join("".join("●" if 20 * row + i < filled else "·" for i in range(20)) for row in range(5))
-    return Picture(svg=picture, caption=say(facts, text), text=dots)
+
+
+def _dots(share: float) -> str:
+    filled = int(word.of_hundred(share))
+    return "\n".join("".join("●" if 50 * row + i < filled else "·" for i in range(50)) for row in range(2)) + "\n"
 
 
 def quality(facts: Facts, *, plain: bool = False) -> Picture | None:
@@ -57,7 +66,8 @@ def quality(facts: Facts, *, plain: bool = False) -> Picture | None:
         desc=f"{len(judged)} windows from {word.day(judged[0]['start'])} to {word.day(judged[-1]['start'])}; "
         f"test split {word.decimal(promised)}.",
         y_name=name,
-        height=230,
+        width=430 if plain else 620,
+        height=215,
     )
     level = promised * 100 if hundred_ else promised
     picture = chart.line(
@@ -67,16 +77,21 @@ def quality(facts: Facts, *, plain: bool = False) -> Picture | None:
         x_text=lambda at: word.day(at, year=False),
         y_text=word.count if hundred_ else word.decimal,
     )
-    start = "How often it ranks a pair right" if hundred_ else f"{metric_name(metric)}"
-    caption = say(
-        facts,
-        "{start} in each of {live.judged} windows whose outcomes are in, with 95% intervals; the dashed line is what "
-        f"the test promised ({{test.{metric}{':of_hundred' if hundred_ else ''}}}).",
-        start=start,
-    )
+    promise = f"{{test.{metric}{':of_hundred' if hundred_ else ''}}}"
+    if plain:
+        text = (
+            "Each {window} whose outcomes are in. The shade is the margin of error, the dashed line what was promised "
+        )
+    else:
+        text = (
+            "{name} in each of {live.judged} windows whose outcomes are in; the shade is the 95% interval, the dashed "
+        )
+        text += "line what the test promised "
+    text += f"({promise})."
+    caption = say(facts, text, name=name, window=window_name(facts))
     values = [(row["start"], row["metrics"][metric]) for row in windows if metric in row["metrics"] and row["mature"]]
-    text = "\n".join(f"{word.day(at):>12}  {_said(found)}" for at, found in values)
-    return Picture(svg=picture, caption=caption, text=text, source="windows")
+    shown = "\n".join(f"{word.day(at):>12}  {_said(found)}" for at, found in values)
+    return Picture(svg=picture, caption=caption, text=shown, source="windows")
 
 
 def _window_point(row: Mapping[str, Any], metric: str) -> Point:
@@ -143,7 +158,7 @@ def gains(facts: Facts) -> Picture | None:
     if not found:
         return None
     ours = (Point(x=0.0, y=0.0), *(Point(x=one["flagged"], y=one["caught"]) for one in found))
-    blind = (Point(x=0.0, y=0.0), Point(x=1.0, y=1.0))
+    blind = (Point(x=0.0, y=0.0), Point(x=0.6, y=0.6), Point(x=1.0, y=1.0))
     words = facts["words"]
     frame = Frame(
         title=f"Share of the {words['positive_word']} {words['unit_plural']} caught by flagging the riskiest",
@@ -154,8 +169,8 @@ def gains(facts: Facts) -> Picture | None:
         height=330,
     )
     series = [
-        Series(name="by chance", points=blind, tone="", band=False),
-        Series(name="model", points=ours, band=False),
+        Series(name="by chance", points=blind, tone="", band=False, name_at=0.6),
+        Series(name="this model", points=ours, band=False, name_at=0.3),
     ]
 
     def whole(share: float) -> str:
@@ -222,11 +237,12 @@ def importance(facts: Facts, limit: int = 15) -> Picture | None:
     frame = Frame(
         title="What the model leans on",
         desc="; ".join(f"{row['name']} {word.percent(row['share'])}" for row in shown),
+        width=680,
     )
     caption = say(
         facts,
-        "Share of the improvement in training that came from each feature. It says what the model uses, not what causes "
-        "the outcome.",
+        "Share of the improvement in training that came from each feature. It says what the model uses, not what "
+        "causes the outcome.",
     )
     text = "\n".join(f"{row['name']:<28} {word.percent(row['share']):>6}" for row in shown)
     return Picture(svg=chart.bars(rows, frame), caption=caption, text=text, source="features")
@@ -239,6 +255,7 @@ def drift(facts: Facts, limit: int = DRIFT_ROWS) -> Picture | None:
     if not found or not has(facts, "drift.warning", "drift.error"):
         return None
     steps = (value(facts, "drift.warning"), value(facts, "drift.error"))
+    moved = frozenset(key.removeprefix(MOVED) for key in facts["figures"] if key.startswith(MOVED))
     frame = Frame(
         title="Drift of each input, window by window",
         desc="; ".join(f"{row['column']} at most {row['worst']:.2f}" for row in found),
@@ -250,13 +267,14 @@ def drift(facts: Facts, limit: int = DRIFT_ROWS) -> Picture | None:
         [row["values"] for row in found],
         frame,
         steps=steps,
+        marked=moved,
     )
     more = len(rows_of(facts, "drift")) - len(found)
     caption = say(
         facts,
         "Population stability index of each input against the training data: amber from {drift.warning:decimal2}, red "
-        "from {drift.error:decimal2}. Seasonal inputs are red every week without harm; alerts are only given beyond what "
-        "weeks of the training data did.{more}",
+        "from {drift.error:decimal2}. Seasonal inputs are red every week without harm; an alert needs more than weeks "
+        "of the training data did, and its inputs are named in bold.{more}",
         more=f" The {more} inputs that moved least are left out." if more > 0 else "",
     )
     text = "\n".join(

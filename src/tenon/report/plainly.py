@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from tenon.report import word
-from tenon.report.page import HOLE, Line, has, rows_of, say, value
+from tenon.report.page import HOLE, Line, Quoted, has, rows_of, say, value
 
 Facts = Mapping[str, Any]
 
 # code -> what happened, the fullest sentence first
 HAPPENED: dict[str, tuple[str, ...]] = {
     "watch/performance": (
-        "{when} it told {unit_plural} apart less well than promised: right {alert.performance.roc_auc:of_hundred} times in "
-        "100 instead of {alert.performance.roc_auc_test:of_hundred}.",
+        "{when} it told {unit_plural} apart less well than promised: right {alert.performance.roc_auc:of_hundred} "
+        "times in 100 instead of {alert.performance.roc_auc_test:of_hundred}.",
         "{when} its answers were worse than promised.",
     ),
     "watch/calibration": (
@@ -28,13 +28,13 @@ HAPPENED: dict[str, tuple[str, ...]] = {
         "{when} its answers were off on average.",
     ),
     "watch/label-rate": (
-        "{when} {alert.label-rate.rate:of_hundred} in 100 {unit_plural} were {positive_word}, unlike the times it learned "
-        "from.",
+        "{when} {alert.label-rate.rate:of_hundred} in 100 {unit_plural} were {positive_word}, unlike the times it "
+        "learned from.",
         "What it predicts happens more or less often than when it learned.",
     ),
     "watch/drift": (
-        "{drift.over:count} of its {drift.columns:count} inputs no longer look like what it learned from, {most} most of "
-        "all.",
+        "{drift.over:count} of its {drift.columns:count} inputs no longer look like what it learned from, {most} most "
+        "of all.",
         "Some of its inputs no longer look like what it learned from.",
     ),
     "watch/score-drift": ("Its answers are spread differently than when it was built.",),
@@ -82,7 +82,7 @@ def happened(facts: Facts, reason: Mapping[str, str]) -> Line:
 
 def next_step(finding: Mapping[str, Any]) -> str:
     """Say what is to be done about a finding, in plain words."""
-    return NEXT.get(finding["code"], finding["hint"] or "look at the manager's page.")
+    return NEXT.get(str(finding["code"]), str(finding["hint"]) or "look at the manager's page.")
 
 
 def most_moved(facts: Facts) -> str:
@@ -90,8 +90,8 @@ def most_moved(facts: Facts) -> str:
     prefix = "alert.drift.psi_"
     moved = {key.removeprefix(prefix): value(facts, key) for key in facts["figures"] if key.startswith(prefix)}
     if moved:
-        return max(moved, key=lambda name: (moved[name], name))
-    return next((row["column"] for row in rows_of(facts, "drift") if row["column"] != "score"), "none")
+        return str(max(moved, key=lambda name: (moved[name], name)))
+    return next((str(row["column"]) for row in rows_of(facts, "drift") if row["column"] != "score"), "none")
 
 
 def _when(facts: Facts, code: str) -> str:
@@ -108,6 +108,11 @@ def window_name(facts: Facts) -> str:
         if start is not None and end is not None:
             return {1: "day", 7: "week"}.get(round((end - start) / 86_400), "window")
     return "window"
+
+
+def marked(text: str) -> Line:
+    """Turn words in backticks into names and commands in the fixed-width face."""
+    return tuple(Quoted(part) if i % 2 else part for i, part in enumerate(text.split("`")) if part)
 
 
 def sentence_case(text: str) -> str:

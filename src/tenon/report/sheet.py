@@ -56,12 +56,14 @@ class Sheet:
                 entry |= {"low": low, "high": high}
         self.figures[key] = entry
 
-    def estimates(self, key: str, found: Mapping[str, Any], label: str, origin: Origin, field: str) -> None:
+    def estimates(
+        self, key: str, found: Mapping[str, Any], label: str, origin: Origin, field: str, *, unit: str = ""
+    ) -> None:
         """Enter every metric of a mapping name -> {value, low, high}, or name -> number."""
         for name, estimate in found.items():
             value = estimate.get("value") if isinstance(estimate, Mapping) else estimate
             place = Origin(record=origin.record, id=origin.id, field=f"{field}.{name}", said=origin.said)
-            self.figure(f"{key}.{name}", value, f"{metric_name(name)}, {label}", place, of=estimate)
+            self.figure(f"{key}.{name}", value, f"{metric_name(name)}, {label}", place, unit=unit, of=estimate)
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]], origin: Origin) -> None:
         """Enter a table; an empty one is left out."""

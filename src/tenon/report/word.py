@@ -70,6 +70,11 @@ def decimal(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}f}".replace("-0." + "0" * digits, "0." + "0" * digits)
 
 
+def compact(value: float) -> str:
+    """Write any number with four significant digits and no more than it needs: ``0.038``, ``10``, ``3.1e-07``."""
+    return count(value) if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def percent(share: float, digits: int = 1) -> str:
     """Write a share of one as percent: ``23.4%``; a share that would round to none or all says so (``<0.1%``)."""
     least = 0.5 * 10 ** -(digits + 2)
