@@ -13,9 +13,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tenon.sketch.summary import ColumnProfile
-    from tenon.sketch.contrast import Comparison, Difference, compare, diff
     from tenon.sketch.build import Profile, profile
+    from tenon.sketch.contrast import Comparison, Difference, compare, diff
+    from tenon.sketch.summary import ColumnProfile
 
 _HOMES = {
     "ColumnProfile": "summary",

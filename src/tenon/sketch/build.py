@@ -55,7 +55,7 @@ class Profile:
 
     @staticmethod
     def from_bytes(body: bytes) -> Profile:
-        """Read back what `to_bytes` gave; CorruptError when it is none, InputError when it is newer than this release."""
+        """Read back what `to_bytes` gave; CorruptError when it is none, InputError when it is newer."""
         try:
             found = msgspec.msgpack.decode(body)
             number = int(found["format"])

@@ -1,4 +1,4 @@
-"""Two summaries side by side: how far a column has moved, in figures with known formulas. Judging them is not done here.
+"""Two summaries side by side: how far a column has moved, in figures with known formulas. Others judge them.
 
 - PSI, the population stability index: sum over bins of (p - q) ln(p / q), p of the reference and q of the other. It is
   the symmetric Kullback-Leibler divergence (Kullback and Leibler, 1951). Bins of numbers are the reference's deciles
@@ -70,7 +70,8 @@ def compare(reference: Profile, other: Profile) -> dict[str, Comparison]:
 def _compare(reference: ColumnProfile, other: ColumnProfile) -> Comparison:
     alike = reference.kind == other.kind
     psi, bins, distance = math.nan, 0, math.nan
-    unseen, levels = 0.0, ()
+    unseen = 0.0
+    levels: tuple[str, ...] = ()
     if alike and reference.count and other.count:
         if reference.kind == "category":
             psi, bins, distance = _categories(reference, other)
@@ -99,7 +100,7 @@ def _numbers(reference: ColumnProfile, other: ColumnProfile) -> tuple[float, int
     # The last edge may be the highest value there is: its bin is then empty on both sides, and is no bin.
     used = (shares[0] > 0) | (shares[1] > 0)
     psi = _psi(shares[0][used], shares[1][used], reference.count, other.count)
-    points = np.unique(np.concatenate([column.quantile(np.linspace(0, 1, POINTS)) for column in (reference, other)]))
+    points = np.unique(np.concatenate([column.quantile(np.linspace(0, 1, POINTS).tolist()) for column in (reference, other)]))
     distance = float(np.abs(reference.cdf(points) - other.cdf(points)).max())
     return psi, int(used.sum()), distance
 
