@@ -138,14 +138,14 @@ class Lane:
         full, rest = divmod(self.waiting_rows, self.limits.batch_rows)
         return full * self.curve.seconds(self.limits.batch_rows) + (self.curve.seconds(rest) if rest else 0.0)
 
-    def submit(self, checked: Rows, arrived: float, at: float) -> asyncio.Future[list[float]]:
-        """Queue checked rows; the future gets their scores, or the exception that prevented them."""
+    def submit(self, service: Service, checked: Rows, arrived: float, at: float) -> asyncio.Future[list[float]]:
+        """Queue rows that `service` has checked; the future gets their scores, or what prevented them."""
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
         answer: asyncio.Future[list[float]] = loop.create_future()
         when = (arrived, at, arrived + self.limits.request_s)
-        self._jobs.append(Job(self.service, checked, when, answer))
+        self._jobs.append(Job(service, checked, when, answer))
         self.waiting_rows += len(checked.rows)
         if not self._asked and not self._busy:
             self._asked = True

@@ -47,13 +47,13 @@ class Live:
 
     async def predict(self, asked: Asked) -> Result:
         """Answer ``{"rows": [...]}`` or one bare row with a score for each, and a decision if it has a threshold."""
-        head, threshold = self._head, self.service.threshold
+        service, head, threshold = self.service, self._head, self.service.threshold
         body = asked.body
         if len(body) <= LARGE_BYTES:
             checked = self.reader.read(body)
         else:  # so that checking it stops nobody else's answer
             checked = await asyncio.to_thread(self.reader.read, body)
-        scores = await self.answer(checked, asked)
+        scores = await self.answer(service, checked, asked)
         if isinstance(scores, Refused):
             return scores
         assert isinstance(checked, Rows)
@@ -66,8 +66,8 @@ class Live:
             ]
         return head + msgspec.json.encode(every) + b"}"
 
-    async def answer(self, checked: Rows | Refused, asked: Asked) -> list[float] | Refused:
-        """Return the scores of checked rows, giving an id to each row without one; or why there are none."""
+    async def answer(self, service: Service, checked: Rows | Refused, asked: Asked) -> list[float] | Refused:
+        """Return the scores of rows that `service` has checked, with an id for each row that has none; or why not."""
         if isinstance(checked, Refused):
             return self.refuse(checked, asked)
         admission = self.lane.admit(len(checked.rows))
@@ -78,7 +78,7 @@ class Live:
             if own is None:
                 ids[number] = next(self._ids)
         try:
-            return await self.lane.submit(checked, asked.arrived, asked.at)
+            return await self.lane.submit(service, checked, asked.arrived, asked.at)
         except Late:
             wait_s = max(1.0, self.lane.wait_s())
             said = f"expected an answer within {self.limits.request_s:g} s, got a longer queue; come back"
@@ -86,7 +86,7 @@ class Live:
         except Unreadable as error:
             return Refused(status=422, said=f"expected rows whose features can be computed, got {error}")
         except Exception:  # noqa: BLE001 - the edge of a request; the lane has logged and counted it
-            return Refused(status=500, said=f"'{self.service.name}' could not score this request; its log says why")
+            return Refused(status=500, said=f"'{service.name}' could not score this request; its log says why")
 
     def refuse(self, refusal: Refused, asked: Asked) -> Refused:
         """Count a refusal and let monitoring know, then pass it on."""

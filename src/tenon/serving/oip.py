@@ -11,10 +11,12 @@ The specification: https://github.com/open-inference/open-inference-protocol and
 
 from __future__ import annotations
 
+import asyncio
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -23,9 +25,9 @@ import numpy as np
 
 from tenon.errors import quoted
 from tenon.serving.door import Act, Asked, Door, Page, Result
-from tenon.serving.live import Live
+from tenon.serving.live import LARGE_BYTES, Live
 from tenon.serving.refusal import Refused, reply, shown
-from tenon.serving.rows import Rows, decode
+from tenon.serving.rows import RowReader, Rows, decode
 
 DATATYPES = {"int": "INT64", "float": "FP64", "text": "BYTES", "bool": "BOOL", "date": "BYTES", "timestamp": "BYTES"}
 NUMBERS = {
@@ -121,35 +123,55 @@ def _metadata(live: Live) -> Act:
 # ── infer ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asking:
+    """An infer request, read: its own id, the outputs it wants (as bytes or not), and its checked rows."""
+
+    id: str | None
+    wanted: Mapping[str, bool]
+    checked: Rows
+
+
 def _infer(live: Live) -> Act:
     async def infer(asked: Asked) -> Result:
-        service = live.service
-        head, blob = _split(asked)
-        if isinstance(head, Refused):
-            return live.refuse(head, asked)
+        service, reader = live.service, live.reader
         names = ("score", "id") if service.threshold is None else ("score", "decision", "id")
-        wanted = _wanted(head, names)
-        if isinstance(wanted, Refused):
-            return live.refuse(wanted, asked)
-        rows = _rows(head, blob, live.limits.rows_per_request)
-        checked = rows if isinstance(rows, Refused) else live.reader.convert(rows)
-        if isinstance(checked, Refused):
-            faults = [{**each, "path": PATH.sub(r"inputs[\2][\1]", each["path"])} for each in checked.faults]
-            checked = replace(checked, faults=faults)
-        scores = await live.answer(checked, asked)
+        read = partial(_read, asked, reader, names, live.limits.rows_per_request)
+        asking = read() if len(asked.body) <= LARGE_BYTES else await asyncio.to_thread(read)
+        if isinstance(asking, Refused):
+            return live.refuse(asking, asked)
+        checked = asking.checked
+        scores = await live.answer(service, checked, asked)
         if isinstance(scores, Refused):
             return scores
-        assert isinstance(checked, Rows)
-        tensors: dict[str, tuple[str, Sequence[Any]]] = {"score": ("FP64", scores)}
+        tensors: dict[str, tuple[str, Sequence[Any]]] = {"score": ("FP64", scores), "id": ("BYTES", checked.ids)}
         if service.threshold is not None:
             tensors["decision"] = ("BOOL", [score >= service.threshold for score in scores])
-        tensors["id"] = ("BYTES", checked.ids)
         answer = {"model_name": service.name, "model_version": service.version}
-        if isinstance(head.get("id"), str):
-            answer["id"] = head["id"]
-        return _outputs(wanted, answer, tensors)
+        if asking.id is not None:
+            answer["id"] = asking.id
+        return _outputs(asking.wanted, answer, tensors)
 
     return infer
+
+
+def _read(asked: Asked, reader: RowReader, names: Sequence[str], limit: int) -> Asking | Refused:
+    """Read and check an infer request; a fault's path is that of the tensor, ``inputs[NAME][ROW]``."""
+    head, blob = _split(asked)
+    if isinstance(head, Refused):
+        return head
+    wanted = _wanted(head, names)
+    if isinstance(wanted, Refused):
+        return wanted
+    rows = _rows(head, blob, limit)
+    if isinstance(rows, Refused):
+        return rows
+    checked = reader.convert(rows)
+    if isinstance(checked, Refused):
+        faults = [{**each, "path": PATH.sub(r"inputs[\2][\1]", each["path"])} for each in checked.faults]
+        return replace(checked, faults=faults)
+    own = head.get("id")
+    return Asking(id=own if isinstance(own, str) else None, wanted=wanted, checked=checked)
 
 
 def _split(asked: Asked) -> tuple[Any, bytes]:
@@ -165,9 +187,9 @@ def _split(asked: Asked) -> tuple[Any, bytes]:
     head = decode(body[:size], 8)
     if isinstance(head, dict):
         return head, body[size:]
-    return head if isinstance(head, Refused) else Refused(
-        status=400, said=f"expected an object, got {shown(head)}"
-    ), b""
+    if not isinstance(head, Refused):
+        head = Refused(status=400, said=f"expected an object, got {shown(head)}")
+    return head, b""
 
 
 def _rows(head: Mapping[str, Any], blob: bytes, limit: int) -> list[dict[str, Any]] | Refused:

@@ -21,7 +21,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
 from urllib.parse import quote
@@ -69,7 +69,7 @@ class Pace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
-    """What a replay did: rows predicted, facts and labels taken, requests refused (the first in words), and the pace."""
+    """What a replay did: rows predicted, facts and labels taken, requests refused (the first of them in words)."""
 
     predictions: int
     facts: int
@@ -89,6 +89,10 @@ class Replayed:
     def rate_per_s(self) -> float:
         """Return predictions a second."""
         return self.predictions / self.seconds if self.seconds else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what was done as plain data."""
+        return {**asdict(self), "said": list(self.said), "rate_per_s": self.rate_per_s}
 
 
 def replay(
