@@ -17,6 +17,18 @@ Severity = Literal["info", "warning", "error"]
 
 # code -> what it says when nothing more is known. Keep sorted; docs/findings/<code with / as ->.md explains it.
 CODES: dict[str, str] = {
+    "contract/between": "Values lie outside the range their column allows.",
+    "contract/finite": "A column of numbers holds NaN or infinity.",
+    "contract/freshness": "The newest row is older than the contract allows.",
+    "contract/key": "A key is missing, or identifies more than one row.",
+    "contract/missing-column": "A column of the contract did not come.",
+    "contract/null": "A value is missing where it may not be.",
+    "contract/one-of": "Values are not among those their column allows.",
+    "contract/pattern": "Text does not have the form its column demands.",
+    "contract/rule": "Rows break a rule written in SQL.",
+    "contract/type": "Values cannot be read as the type of their column.",
+    "contract/unique": "A value occurs twice in a column where it may not.",
+    "contract/unknown-column": "A column came that a strict contract does not name.",
     "feature/constant": "A feature has one value, or none, in every row.",
     "feature/known-early": "Rows claim to be known before they happened.",
     "feature/never-known": "Rows never became known and are in no window.",

@@ -39,7 +39,9 @@ def store_gc(project: Path, as_json: bool) -> None:
     with opened(project, output) as work:
         freed = work.store.gc()
     data = {"blobs": freed.blobs, "bytes": freed.size_bytes, "leftovers": freed.leftovers}
-    output.emit(data, f"deleted {freed.blobs:,} blobs ({freed.size_bytes / 1e6:,.1f} MB), {freed.leftovers:,} leftovers")
+    output.emit(
+        data, f"deleted {freed.blobs:,} blobs ({freed.size_bytes / 1e6:,.1f} MB), {freed.leftovers:,} leftovers"
+    )
 
 
 @click.command()

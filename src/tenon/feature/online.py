@@ -132,6 +132,12 @@ class Online:
                 )
             ) from error
 
+    def moments(self, rows: Sequence[Row]) -> list[dt.datetime]:
+        """Return the time of each plain row, derived where the rows bring only what it is derived from; reads only."""
+        spine = self._features.spine
+        with self._lock:
+            return [row[spine.time] for row in self._deriver.rows(spine.name, (spine.time,), rows)]
+
     def warm(self) -> None:
         """Make every list that reading would make when first needed."""
         with self._lock:

@@ -24,12 +24,13 @@ import polars as pl
 from tenon import contract, ledger, model, serving, watch
 from tenon.contract import sql
 from tenon.contract.column import Source
-from tenon.errors import ConfigError, InputError, UsageError, sentence
+from tenon.errors import InputError, UsageError, sentence
 from tenon.feature import FeatureSet, Online
 from tenon.feature.plan import duration_us
 from tenon.flow import learn, promote
 from tenon.flow.data import frame
 from tenon.flow.work import Work, newest
+from tenon.serving.replay import replay as play
 
 PROBES = 50  # rows scored to learn what one costs
 CHARGE_S = 60.0  # how often a running service writes down what it has cost
@@ -58,7 +59,9 @@ def awaken(work: Work, name: str, wanted: str, *, as_of: datetime | None = None)
     if as_of is None:
         online = chosen.load(work.store.blobs.read(made["online"]))
     else:
-        online = chosen.online({source: _known_by(work, chosen, source, id, as_of) for source, id in made["datasets"].items()})
+        online = chosen.online(
+            {source: _known_by(work, chosen, source, id, as_of) for source, id in made["datasets"].items()}
+        )
     manifest = msgspec.json.decode(work.store.blobs.read(record["manifest"]))
     predictor = model.Predictor.load(work.store.blobs.read(record["onnx"]), manifest)
     return Live(record=record, features=chosen, online=online, predictor=predictor)
@@ -110,7 +113,7 @@ def service(work: Work, live: Live, *, facts_seq: int = 0) -> serving.Service:
         usd_per_row=_usd_per_row(work, live, example),
         key=[name for name in spine.key if name in live.features.inputs],
         time=spine.time,
-        moments=live.features.moments,
+        moments=live.online.moments,
         example=example,
         facts_seq=facts_seq,
     )
@@ -335,12 +338,14 @@ def replay(work: Work, asked: Replay) -> serving.Replayed:
     rows = frames[spine.name].filter((pl.col(spine.time) >= start) & (pl.col(spine.time) < end))
     if not rows.height:
         reach = f"rows from {frames[spine.name][spine.time].min()} to {latest}"
-        raise InputError(sentence(f"rows from {start} to {end}", reach, at=f"source '{spine.name}'", hint="mend --from or --to"))
+        raise InputError(
+            sentence(f"rows from {start} to {end}", reach, at=f"source '{spine.name}'", hint="mend --from or --to")
+        )
     serve_config = work.config.serve
     url = asked.url or f"http://{serve_config.host}:{serve_config.port}"
     pace = serving.Pace(speed=asked.speed, token=serve_config.token, total_rows=rows.height)
     span = Span(start=start, end=end, step=step)
-    return serving.replay(ticks(chosen, frames, span), url, declared.name, pace=pace, progress=_replaying(work))
+    return play(ticks(chosen, frames, span), url, declared.name, pace=pace, progress=_replaying(work))
 
 
 def _replaying(work: Work) -> Callable[[float, float, str], None]:
@@ -365,15 +370,17 @@ def ticks(chosen: FeatureSet, frames: Mapping[str, pl.DataFrame], span: Span) ->
     last prediction until every outcome of the stretch is known.
     """
     spine = chosen.spine
-    facts = {name: _by_tick(rows, chosen.sources[name].known_at, span, _raw(chosen.sources[name], rows)) for name, rows in frames.items()}
     asked = frames[spine.name].filter(pl.col(spine.time) < span.end)
     rows = _by_tick(asked, spine.time, span, list(chosen.inputs))
-    numbers = sorted({*rows, *(number for found in facts.values() for number in found)})
     last = max(rows)
+    facts = {}
+    for name, whole in frames.items():
+        source = chosen.sources[name]
+        found = _by_tick(asked if name == spine.name else whole, source.known_at, span, _raw(source, whole))
+        facts[name] = {number: part for number, part in found.items() if number <= last or name == spine.name}
+    numbers = sorted({*rows, *(number for found in facts.values() for number in found)})
     for number in numbers:
-        here = {name: found[number] for name, found in facts.items() if number in found and (number <= last or name == spine.name)}
-        if not here and number not in rows:
-            continue
+        here = {name: found[number] for name, found in facts.items() if number in found}
         end = span.start + (number + 1) * span.step
         yield serving.Tick(
             end=end.replace(tzinfo=UTC).timestamp(),
@@ -387,7 +394,9 @@ def _by_tick(rows: pl.DataFrame, column: str, span: Span, keep: Sequence[str]) -
     step_us = span.step // timedelta(microseconds=1)
     number = ((pl.col(column) - span.start).dt.total_microseconds() // step_us).alias("_tick")
     kept = rows.filter(pl.col(column) >= span.start).sort(column, maintain_order=True)
-    parts = kept.select([*(pl.col(name) for name in keep), number]).partition_by("_tick", as_dict=True, include_key=False)
+    parts = kept.select([*(pl.col(name) for name in keep), number]).partition_by(
+        "_tick", as_dict=True, include_key=False
+    )
     return {int(key[0]): part for key, part in parts.items()}
 
 
@@ -398,7 +407,9 @@ def _raw(source: Source, rows: pl.DataFrame) -> list[str]:
 
 def dicts(rows: pl.DataFrame) -> list[dict[str, Any]]:
     """Return rows as JSON has them; absent values are left out."""
-    return [{name: plain(value) for name, value in row.items() if value is not None} for row in rows.iter_rows(named=True)]
+    return [
+        {name: plain(value) for name, value in row.items() if value is not None} for row in rows.iter_rows(named=True)
+    ]
 
 
 # ── late outcomes ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -440,8 +451,14 @@ def labels(work: Work, file: Path, name: str) -> dict[str, Any]:
     columns = single.columns(file)
     if {"id", "label"} <= set(columns):
         rows = single.table(file, text=("id",))
-        known = rows["known"] if "known" in rows.columns else pl.Series("known", [datetime.fromtimestamp(now, UTC).replace(tzinfo=None)] * rows.height)
-        kept = rows.select(pl.col("id").cast(pl.String), pl.col("label").cast(pl.Float64)).with_columns(known.alias("known"))
+        known = (
+            rows["known"]
+            if "known" in rows.columns
+            else pl.Series("known", [datetime.fromtimestamp(now, UTC).replace(tzinfo=None)] * rows.height)
+        )
+        kept = rows.select(pl.col("id").cast(pl.String), pl.col("label").cast(pl.Float64)).with_columns(
+            known.alias("known")
+        )
         _append(work, "labels", declared.name, kept, "known", now)
         ids = set(kept["id"].to_list())
         seen = _observed_ids(work, declared.name)

@@ -58,7 +58,9 @@ def read(asked: Read, progress: Progress = quiet) -> Done:
     name = asked.name or ingest.name_of(asked.paths)
     if asked.csv is not None:
         with tempfile.TemporaryDirectory(prefix="tenon-") as folder:
-            job = ingest.Job(paths=tuple(asked.paths), out=Path(folder), name=name, policy=asked.policy, text=asked.text)
+            job = ingest.Job(
+                paths=tuple(asked.paths), out=Path(folder), name=name, policy=asked.policy, text=asked.text
+            )
             done = ingest.ingest(job, progress=progress)
             ingest.write_csv(done, asked.csv)
         return Done(ingested=done, written=[asked.csv])
@@ -131,7 +133,9 @@ def writer(path: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
     """Yield a function that appends frames to a .parquet, .csv or .jsonl file, put in place when the block ends."""
     if path.suffix not in FORMATS:
         raise UsageError(
-            sentence("a file to write named .parquet, .csv or .jsonl", f"'{path.name}'", hint=nearest(path.suffix, FORMATS))
+            sentence(
+                "a file to write named .parquet, .csv or .jsonl", f"'{path.name}'", hint=nearest(path.suffix, FORMATS)
+            )
         )
     beside = path.with_name(f".{path.name}.new")
     started = False
@@ -216,13 +220,16 @@ def _records(file: Path) -> pl.LazyFrame:
         raise InputError(sentence("a quarantine file", str(error).splitlines()[0], at=str(file))) from error
     if missing:
         hint = "it is written beside the data by `tenon ingest`, and ends in .quarantine.parquet"
-        raise InputError(sentence("a quarantine file", f"Parquet without '{sorted(missing)[0]}'", at=str(file), hint=hint))
+        raise InputError(
+            sentence("a quarantine file", f"Parquet without '{sorted(missing)[0]}'", at=str(file), hint=hint)
+        )
     return rows
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        name: value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value for name, value in row.items()
+        name: value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+        for name, value in row.items()
     }
 
 

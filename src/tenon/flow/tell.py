@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tenon import ledger, report, sketch, watch as watching
+import polars as pl
+
+from tenon import ledger, report, sketch
+from tenon import watch as watching
 from tenon.errors import InputError, sentence
 from tenon.flow import live, promote
+from tenon.flow.data import parquet
 from tenon.flow.work import Work, digest, newest
+from tenon.watch.examine import alerts as alerts_of
+from tenon.watch.examine import examine
 
 AUDIENCES = ("engineer", "manager", "executive")
 EXTENSIONS = {"html": "html", "text": "txt", "json": "json"}
@@ -28,6 +35,75 @@ class Look:
     model: str = ""
     as_of: str = ""
     window: str = ""
+
+
+def watch(work: Work, asked: Look) -> dict[str, Any]:
+    """Examine what the model's service answered, keep the examination, and return it with what is new since the last."""
+    declared = work.model(asked.model)
+    name = declared.name
+    now = promote.current(work, name) or newest(work, "version", f"a version of '{name}'", model=name)
+    made = newest(work, "features", "the features of the version", id=now["features"])
+    trained = newest(work, "run", "the run of the version", id=now["run"])
+    reference = sketch.Profile.from_bytes(work.store.blobs.read(made["profile"]))
+    config = replace(work.config.watch, window=asked.window) if asked.window else work.config.watch
+    matrix = parquet(work, made["matrix"])
+    words = declared.words
+    context = watching.Context(
+        version=now["id"],
+        run=trained,
+        metric=declared.gate.metric,
+        usual=_usual(work, made, Stretch(matrix=matrix, before=declared.split_at[0], window=config.window), reference),
+        labels=live.label_source(work, declared),
+        offline=matrix.filter(pl.col("_time") >= declared.split_at[1]),
+        words={
+            "unit_plural": words.unit_plural,
+            "unit_singular": words.unit_singular,
+            "positive_word": words.positive_word,
+        },
+        limits=work.config.limits.watch,
+        clock=work.clock,
+        progress=work.progress,
+    )
+    moment = live.moment_of(asked.as_of, "--as-of") if asked.as_of else None
+    previous = work.store.find("watch", limit=1, model=name)
+    watched = examine(
+        work.store,
+        name,
+        reference=reference,
+        task=trained["task"],
+        config=config,
+        as_of=moment,
+        context=context,
+    )
+    change = alerts_of(watched.findings, previous[0]["findings"] if previous else [])
+    told = {"new": change.new, "still": change.still, "gone": change.gone}
+    alerts = {name: [finding.to_dict() for finding in findings] for name, findings in told.items()}
+    body = {**watched.to_dict(), "alerts": alerts}
+    with work.store.atomic():
+        work.store.put("watch", watched.id, body)
+        for finding in change.new:
+            work.store.event("alert", name, finding.to_dict())
+    return body
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stretch:
+    """The training part of a matrix, to be looked at in windows."""
+
+    matrix: pl.DataFrame
+    before: datetime
+    window: str
+
+
+def _usual(work: Work, made: Mapping[str, Any], stretch: Stretch, reference: sketch.Profile) -> watching.Usual:
+    """Return how much windows of the training data vary among themselves, measured once for these features."""
+    id = f"{made['id']}-{stretch.window}"
+    kept = work.store.get("usual", id)
+    if kept is not None:
+        return watching.Usual.from_dict(kept)
+    found = watching.usual(stretch.matrix.filter(pl.col("_time") < stretch.before), stretch.window, reference=reference)
+    work.store.put("usual", id, found.to_dict())
+    return found
 
 
 # ── reports ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -64,7 +140,14 @@ def reports(work: Work, asked: Telling) -> list[dict[str, Any]]:
         path = folder / f"{name}.{EXTENSIONS[asked.form]}"
         _place(work.store.blobs.path(blob), path)
         id = digest(["report", declared.name, audience, asked.form, blob])[:12]
-        body = {"id": id, "model": declared.name, "audience": audience, "format": asked.form, "file": blob, "path": str(path)}
+        body = {
+            "id": id,
+            "model": declared.name,
+            "audience": audience,
+            "format": asked.form,
+            "file": blob,
+            "path": str(path),
+        }
         if work.store.get("report", id) is None:
             work.store.put("report", id, {**body, "at": work.clock()})
         told.append({**body, "text": text})
