@@ -14,31 +14,53 @@ from typing import TYPE_CHECKING, Any
 from tenon.contract.column import Column, Source
 
 if TYPE_CHECKING:
+    from tenon.contract.agreement import Contract, Rule
     from tenon.contract.derived import Derivation, derivation, derive, derive_rows
+    from tenon.contract.draft import infer
+    from tenon.contract.file import FileVerdict, check_file
     from tenon.contract.frame import normal, types_of
     from tenon.contract.request import Checked, check_rows, row_checker
+    from tenon.contract.verdict import Count, Verdict, check, require
 
 _HOMES = {
     "Checked": "request",
+    "Contract": "agreement",
+    "Count": "verdict",
     "Derivation": "derived",
+    "FileVerdict": "file",
+    "Rule": "agreement",
+    "Verdict": "verdict",
+    "check": "verdict",
+    "check_file": "file",
     "check_rows": "request",
     "derivation": "derived",
     "derive": "derived",
     "derive_rows": "derived",
+    "infer": "draft",
     "normal": "frame",
+    "require": "verdict",
     "row_checker": "request",
     "types_of": "frame",
 }
 __all__ = [
     "Checked",
     "Column",
+    "Contract",
+    "Count",
     "Derivation",
+    "FileVerdict",
+    "Rule",
     "Source",
+    "Verdict",
+    "check",
+    "check_file",
     "check_rows",
     "derivation",
     "derive",
     "derive_rows",
+    "infer",
     "normal",
+    "require",
     "row_checker",
     "types_of",
 ]

@@ -292,13 +292,13 @@ def _make_timestamp(node: Node, *args: pl.Expr) -> pl.Expr:
 def _cast(node: Node, a: pl.Expr) -> pl.Expr:
     source, target = node.args[0].type, node.value
     if source:
-        return _cast_known(a, source, target)
+        return cast_column(a, source, target)
     dtype = DTYPES[target]
 
     def choose(series: pl.Series) -> pl.Series:
         kind = _kind_of(series.dtype)
         column = pl.col(series.name)
-        return series.to_frame().select(_cast_known(column, kind, target) if kind else pl.lit(None, dtype)).to_series()
+        return series.to_frame().select(cast_column(column, kind, target) if kind else pl.lit(None, dtype)).to_series()
 
     return a.map_batches(choose, return_dtype=dtype, is_elementwise=True)
 
@@ -310,7 +310,8 @@ def _kind_of(dtype: Any) -> str:
     return "null" if dtype == pl.Null else type_of(dtype) or ""
 
 
-def _cast_known(a: pl.Expr, source: str, target: str) -> pl.Expr:
+def cast_column(a: pl.Expr, source: str, target: str) -> pl.Expr:
+    """Return the cast of a column of known type as SQL makes it: null where it cannot be made."""
     if source == target and source != "":
         return a
     if source == "text":

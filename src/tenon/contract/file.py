@@ -1,0 +1,251 @@
+"""Checking a file larger than memory: the same rules over batches, good and bad rows written as they come.
+
+The file is read in batches (Parquet as it is, CSV as raw text that is read as the declared types, so that a value that
+cannot be read is a fault of its row). Each batch is judged by the same `verdict.part` as a frame; only counts stay in
+memory. Parts are written to a folder beside the result and put together at the end; the two results appear whole or
+not at all.
+
+Uniqueness needs the whole file, so it takes a first pass over the key columns alone: 128 bits of hash for each row are
+spilt to disk in 64 parts by their value, and the hashes that occur twice are found part by part. What stays in memory
+is 16 bytes for each repeated key. (Two different keys of a billion share 128 bits once in 10^20 files.)
+
+CSV here means clean CSV: one header row, commas (tabs for .tsv), quotes doubled. Anything messier goes through
+`ingest`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from tenon.contract.agreement import Contract
+from tenon.contract.frame import normal
+from tenon.contract.rules import RAW, Plan, plan
+from tenon.contract.verdict import Count, Tally, conclude, junit, part, passed, summary
+from tenon.errors import InputError, MissingError, StoreError, sentence
+from tenon.finding import Finding
+
+Progress = Callable[[float, float, str], None]
+BATCH_ROWS = 250_000
+PARTITIONS = 64
+_SEEDS = (11, 1213)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileVerdict:
+    """Where the good and the bad rows of a file are (`bad` is None when there are none), findings, and counts."""
+
+    contract: Contract
+    good: Path
+    bad: Path | None
+    rows: int
+    bad_rows: int
+    findings: tuple[Finding, ...]
+    counts: Mapping[str, Count]
+
+    @property
+    def passed(self) -> bool:
+        """Say whether the contract holds: no finding is an error."""
+        return passed(self.findings)
+
+    def to_junit(self) -> str:
+        """Write the verdict as JUnit XML for a CI."""
+        return junit(self.contract.name, self.counts.values(), self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counts and findings as plain data."""
+        return summary(self.contract, self.rows - self.bad_rows, self.bad_rows, self.findings, self.counts)
+
+
+def check_file(
+    path: Path,
+    contract: Contract,
+    out: Path,
+    *,
+    now: float | None = None,
+    batch_rows: int = BATCH_ROWS,
+    progress: Progress = lambda done, total, said: None,
+) -> FileVerdict:
+    """Check a Parquet or CSV file in batches; write `<name>.good.parquet` and `<name>.bad.parquet` into `out`.
+
+    Memory does not grow with the file. A result of an earlier check is replaced when this one is complete.
+    """
+    path, out = Path(path), Path(out)
+    lazy = _scan(path)
+    schema = normal(lazy).collect_schema()
+    out.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".check-", dir=out))
+    try:
+        prepared = _prepare(contract, schema, lambda names: _batches(lazy.select(names), path, batch_rows), scratch)
+        parts: dict[str, list[Path]] = {"good": [], "bad": []}
+        progress(0, 1, "reading")
+        tallies, total, done = [], int(lazy.select(pl.len()).collect(engine="streaming").item()), 0
+        for batch in _batches(lazy, path, batch_rows):
+            judged = part(normal(batch), prepared)
+            tallies.append(judged.tally)
+            for kind, frame in (("good", judged.good), ("bad", judged.bad)):
+                if frame.height:
+                    parts[kind].append(_write(frame, scratch / f"{kind}-{len(tallies):06d}.parquet"))
+            done += batch.height
+            progress(done, total, "checking rows")
+        return _finish(path, out, prepared, parts, tallies, (now, part(pl.DataFrame(schema=schema), prepared).good))
+    except OSError as error:
+        wanted = f"room and leave to write in {out}"
+        raise StoreError(sentence(wanted, str(error), at=str(path), hint="free some space")) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _prepare(
+    contract: Contract, schema: pl.Schema, read: Callable[[list[str]], Iterator[pl.DataFrame]], scratch: Path
+) -> Plan:
+    """Plan the tests; those of uniqueness look up what a first pass over their columns found."""
+    wanted: dict[tuple[str, ...], pl.DataFrame] = {}
+
+    def note(names: tuple[str, ...]) -> pl.Expr:
+        wanted[names] = pl.DataFrame()
+        return pl.lit(False)
+
+    first = plan(contract, schema, note)
+    for names in wanted:
+        there = [name for name in names if name in schema]
+        convert = [each for each in first.convert if each.meta.output_name().removeprefix(RAW) in names]
+        batches = (normal(batch).with_columns(convert) for batch in read(there))
+        wanted[names] = _repeats(batches, names, scratch)
+    return plan(contract, schema, lambda names: _is_repeated(names, wanted[names]))
+
+
+def _finish(
+    path: Path,
+    out: Path,
+    prepared: Plan,
+    parts: Mapping[str, Sequence[Path]],
+    tallies: Sequence[Tally],
+    last: tuple[float | None, pl.DataFrame],
+) -> FileVerdict:
+    """Put the parts together and add the counts up."""
+    now, empty = last
+    tallies = tallies or [part(empty, prepared).tally]
+    findings, counts = conclude(prepared, tallies, now)
+    stem = path.name.split(".")[0]
+    good = _join(parts["good"], out / f"{stem}.good.parquet", empty)
+    target = out / f"{stem}.bad.parquet"
+    if parts["bad"]:
+        _join(parts["bad"], target, empty)
+    else:
+        target.unlink(missing_ok=True)
+    rows = sum(tally.rows for tally in tallies)
+    kept = pl.scan_parquet(good).select(pl.len()).collect().item()
+    return FileVerdict(
+        contract=prepared.contract,
+        good=good,
+        bad=target if parts["bad"] else None,
+        rows=rows,
+        bad_rows=rows - int(kept),
+        findings=findings,
+        counts=counts,
+    )
+
+
+# ── reading and writing ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _scan(path: Path) -> pl.LazyFrame:
+    if not path.is_file():
+        raise MissingError(sentence("a file", "nothing", at=str(path), hint="look at the path"))
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            lazy = pl.scan_parquet(path)
+        elif suffix in (".csv", ".tsv"):
+            lazy = pl.scan_csv(path, infer_schema=False, separator="\t" if suffix == ".tsv" else ",")
+        else:
+            wanted = "a .parquet, .csv or .tsv file"
+            raise InputError(sentence(wanted, f"'{path.name}'", at=str(path), hint="ingest it first"))
+        lazy.collect_schema()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _unreadable(path, error) from error
+    return lazy
+
+
+def _batches(lazy: pl.LazyFrame, path: Path, batch_rows: int) -> Iterator[pl.DataFrame]:
+    """Yield the rows in order, a batch at a time."""
+    try:
+        yield from lazy.collect_batches(chunk_size=batch_rows, maintain_order=True)
+    except pl.exceptions.PolarsError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    kind = "Parquet" if path.suffix.lower() == ".parquet" else "clean CSV"
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return InputError(sentence(f"{kind}", said, at=str(path), hint=f"tenon ingest {path.name} reads what is messy"))
+
+
+def _write(frame: pl.DataFrame, path: Path) -> Path:
+    frame.write_parquet(path, compression="zstd", compression_level=1)
+    return path
+
+
+def _join(parts: Sequence[Path], target: Path, empty: pl.DataFrame) -> Path:
+    """Write one file of many parts, in order; it takes the place of an older one in one step."""
+    temporary = parts[0].parent / target.name if parts else target.with_name(f".{target.name}.new")
+    if len(parts) == 1:
+        temporary = parts[0]
+    elif parts:
+        pl.scan_parquet(list(parts)).sink_parquet(temporary, compression="zstd", compression_level=1)
+    else:
+        _write(empty, temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(target)
+    return target
+
+
+# ── what occurs twice in a file ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _hashes(names: tuple[str, ...]) -> list[pl.Expr]:
+    key = pl.struct(names)
+    return [key.hash(seed=seed).alias(f"_h{seed}") for seed in _SEEDS]
+
+
+def _repeats(batches: Iterator[pl.DataFrame], names: tuple[str, ...], scratch: Path) -> pl.DataFrame:
+    """Return the hashes of the keys that occur more than once; rows with a missing key are passed over."""
+    folder = Path(tempfile.mkdtemp(prefix="keys-", dir=scratch))
+    files = [(folder / str(number)).open("ab") for number in range(PARTITIONS)]
+    try:
+        for batch in batches:
+            pairs = batch.drop_nulls(list(names)).select(_hashes(names)).to_numpy(order="c")
+            parts = pairs[:, 0] % np.uint64(PARTITIONS)
+            order = np.argsort(parts, kind="stable")
+            borders = np.searchsorted(parts[order], np.arange(PARTITIONS + 1))
+            for number, file in enumerate(files):
+                pairs[order[borders[number] : borders[number + 1]]].tofile(file)
+    finally:
+        for file in files:
+            file.close()
+    found = []
+    for number in range(PARTITIONS):
+        pairs = np.fromfile(folder / str(number), dtype=np.uint64).reshape(-1, 2)
+        frame = pl.DataFrame({f"_h{seed}": pairs[:, at] for at, seed in enumerate(_SEEDS)})
+        found.append(frame.filter(pl.struct(pl.all()).is_duplicated()).unique())
+    return pl.concat(found)
+
+
+def _is_repeated(names: tuple[str, ...], repeats: pl.DataFrame) -> pl.Expr:
+    if not repeats.height:
+        return pl.lit(False)
+    first, second = _hashes(names)
+    there = repeats[f"_h{_SEEDS[0]}"].implode()
+    maybe = first.is_in(there)
+    pairs = repeats.select(pl.struct(pl.all()).alias("pair"))["pair"].implode()
+    return maybe & pl.struct(first, second).is_in(pairs)

@@ -1,0 +1,375 @@
+"""Contracts as YAML of the Open Data Contract Standard 3.1 (https://bitol.io), out and back without loss.
+
+What the standard has a word for is written in that word, so that other tools understand it: types, required, unique,
+primary key, minimum and maximum, patterns, valid values, row rules as SQL that counts the rows breaking them,
+thresholds, the transform of derived columns, freshness as a service level. What it has no word for (a unit, a late
+column, the two times) goes into `customProperties`, its place for such things. Reading back gives the same digest.
+
+A file written by others is read as far as a Contract can hold it: bounds that exclude their end, lengths and multiples
+become row rules; everything else is named in `Contract.unread`, so that a person sees what is not being checked.
+
+The words are those of the published JSON Schema, odcs-json-schema-v3.1.0; a test validates against it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from tenon.contract.agreement import Contract, Rule
+from tenon.contract.column import Column, ColumnType
+from tenon.errors import ConfigError, nearest, sentence
+
+VERSION = "v3.1.0"
+MAX_BYTES = 4 * 1024 * 1024
+_LOGICAL = {
+    "int": "integer",
+    "float": "number",
+    "text": "string",
+    "bool": "boolean",
+    "date": "date",
+    "timestamp": "timestamp",
+}
+_TYPES: dict[str, ColumnType] = {
+    "integer": "int",
+    "number": "float",
+    "string": "text",
+    "boolean": "bool",
+    "date": "date",
+    "timestamp": "timestamp",
+}
+_SLA_UNITS = {"s": "s", "m": "min", "h": "h", "d": "d", "w": "wk"}
+_SLA_WORDS = {
+    **dict.fromkeys(("s", "sec", "second", "seconds"), "s"),
+    **dict.fromkeys(("m", "min", "minute", "minutes"), "m"),
+    **dict.fromkeys(("h", "hr", "hour", "hours"), "h"),
+    **dict.fromkeys(("d", "day", "days"), "d"),
+    **dict.fromkeys(("w", "wk", "week", "weeks"), "w"),
+}
+
+
+# ── out ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def to_odcs(contract: Contract) -> str:
+    """Write the contract as ODCS 3.1 YAML."""
+    body: dict[str, Any] = {
+        "apiVersion": VERSION,
+        "kind": "DataContract",
+        "id": contract.name,
+        "name": contract.name,
+        "version": contract.version,
+        "status": "draft" if contract.inferred else "active",
+    }
+    if contract.description:
+        body["description"] = {"purpose": contract.description}
+    table: dict[str, Any] = {"name": contract.name, "logicalType": "object"}
+    table["properties"] = [_property(contract, column) for column in contract.columns]
+    quality = [_rule(contract.name, rule) for rule in contract.rules]
+    if contract.key:
+        quality.append(_key(contract))
+    if quality:
+        table["quality"] = quality
+    body["schema"] = [table]
+    if contract.freshness:
+        number, unit = contract.freshness.strip()[:-1].strip(), contract.freshness.strip()[-1]
+        element = f"{contract.name}.{contract.known or contract.time}".rstrip(".")
+        body["slaProperties"] = [
+            {"property": "freshness", "value": _number(number), "unit": _SLA_UNITS[unit], "element": element}
+        ]
+    custom = {
+        "time": contract.time,
+        "known": contract.known,
+        "null": list(contract.null),
+        "strict": contract.strict,
+        "inferred": contract.inferred,
+    }
+    extra = _custom({name: value for name, value in custom.items() if value})
+    if extra:
+        body["customProperties"] = extra
+    text: str = yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=120)
+    return text
+
+
+def _property(contract: Contract, column: Column) -> dict[str, Any]:
+    body: dict[str, Any] = {"name": column.name, "logicalType": _LOGICAL[column.type]}
+    if column.description:
+        body["description"] = column.description
+    body["required"] = not column.nullable
+    if column.unique:
+        body["unique"] = True
+    if column.name in contract.key:
+        body["primaryKey"] = True
+        body["primaryKeyPosition"] = contract.key.index(column.name) + 1
+    options: dict[str, Any] = {}
+    custom: dict[str, Any] = {"unit": column.unit, "late": column.late, "on": column.on}
+    if column.between is not None:
+        if column.type == "text":
+            custom["between"] = list(column.between)
+        else:
+            options["minimum"], options["maximum"] = column.between
+    if column.pattern:
+        options["pattern"] = column.pattern
+    if options:
+        body["logicalTypeOptions"] = options
+    if column.derive:
+        body["transformLogic"] = column.derive
+    if column.of:
+        body["transformSourceObjects"] = [column.of]
+    if column.one_of is not None or column.severity != "error" or column.threshold_pct:
+        check: dict[str, Any] = {"type": "library", "metric": "invalidValues", "name": f"{column.name} is valid"}
+        if column.one_of is not None:
+            check["arguments"] = {"validValues": list(column.one_of)}
+        body["quality"] = [check | _limit(column.threshold_pct, column.severity)]
+    extra = _custom({name: value for name, value in custom.items() if value})
+    if extra:
+        body["customProperties"] = extra
+    return body
+
+
+def _rule(table: str, rule: Rule) -> dict[str, Any]:
+    body: dict[str, Any] = {"type": "sql", "name": rule.label}
+    if rule.description:
+        body["description"] = rule.description
+    end = "\n" if "--" in rule.sql else ""  # a comment in the rule must not swallow the bracket after it
+    body["query"] = f'SELECT COUNT(*) FROM "{table}" WHERE NOT ({rule.sql}{end})'
+    custom: dict[str, Any] = {"rule": rule.sql} | ({"name": rule.name} if rule.name else {})
+    return body | _limit(rule.threshold_pct, rule.severity) | {"customProperties": _custom(custom)}
+
+
+def _key(contract: Contract) -> dict[str, Any]:
+    body: dict[str, Any] = {"type": "library", "metric": "duplicateValues", "name": "key"}
+    body["arguments"] = {"properties": list(contract.identity)}
+    return body | _limit(contract.key_threshold_pct, contract.key_severity)
+
+
+def _limit(threshold_pct: float, severity: str) -> dict[str, Any]:
+    bound = (
+        {"mustBeLessOrEqualTo": threshold_pct, "unit": "percent"} if threshold_pct else {"mustBe": 0, "unit": "rows"}
+    )
+    return {**bound, "severity": severity}
+
+
+def _custom(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"property": name, "value": value} for name, value in values.items()]
+
+
+def _number(text: str) -> int | float:
+    return float(text) if "." in text else int(text)
+
+
+# ── back ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def from_odcs(text: str, schema: str = "") -> Contract:
+    """Read ODCS 3 YAML; ConfigError says what is not there or not of the right shape."""
+    if len(text) > MAX_BYTES:
+        raise ConfigError(sentence(f"a contract of at most {MAX_BYTES:,} characters", f"{len(text):,}", at="ODCS file"))
+    try:
+        body = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(sentence("YAML", str(error).splitlines()[0], at="ODCS file", hint="mend the file")) from error
+    if not isinstance(body, dict) or not str(body.get("apiVersion", "")).startswith("v3."):
+        got = f"apiVersion '{body.get('apiVersion', '')}'" if isinstance(body, dict) else type(body).__name__
+        raise ConfigError(sentence("a data contract of ODCS v3", got, at="ODCS file", hint="see https://bitol.io"))
+    reader = _Reader()
+    tables = {str(table.get("name", "")): table for table in reader.maps(body, "schema", "$")}
+    if schema and schema not in tables:
+        raise ConfigError(
+            sentence("a table of the contract", f"'{schema}'", at="$.schema", hint=nearest(schema, tables))
+        )
+    if not schema and len(tables) != 1:
+        hint = f"name one: {', '.join(tables)}" if tables else "add a schema"
+        raise ConfigError(sentence("one table in the contract", f"{len(tables)}", at="$.schema", hint=hint))
+    name, table = (schema, tables[schema]) if schema else next(iter(tables.items()))
+    return reader.contract(body, name, table)
+
+
+class _Reader:
+    """Reads plain YAML data into a Contract, keeping a list of what it could not hold."""
+
+    def __init__(self) -> None:
+        self.unread: list[str] = []
+        self.rules: list[Rule] = []
+
+    def contract(self, body: Mapping[str, Any], name: str, table: Mapping[str, Any]) -> Contract:
+        custom = self.custom(body, "$")
+        place = f"$.schema.{name}"
+        columns, positions = [], {}
+        for number, each in enumerate(self.maps(table, "properties", place)):
+            column = self.column(each, f"{place}.{each.get('name', number)}")
+            columns.append(column)
+            if each.get("primaryKey"):
+                position = each.get("primaryKeyPosition")
+                positions[column.name] = position if isinstance(position, int) and position > 0 else number + 1
+        bounds = list(self.rules)
+        self.rules.clear()
+        limit: dict[str, Any] = {}
+        for number, check in enumerate(self.maps(table, "quality", place)):
+            arguments = check.get("arguments") or {}
+            if check.get("metric") == "duplicateValues" and isinstance(arguments.get("properties"), list):
+                limit = self.limit(check, f"{place}.quality[{number}]")
+                positions = positions or {str(each): i for i, each in enumerate(arguments["properties"])}
+            else:
+                self.row_rule(check, f"{place}.quality[{number}]")
+        self.note(body, "$", _TOP)
+        self.note(table, place, {"name", "logicalType", "physicalType", "physicalName", "properties", "quality"})
+        said = body.get("description")
+        return Contract(
+            name=name,
+            columns=tuple(columns),
+            key=tuple(sorted(positions, key=lambda each: positions[each])),
+            time=str(custom.pop("time", "")),
+            known=str(custom.pop("known", "")),
+            rules=(*self.rules, *bounds),
+            null=tuple(str(word) for word in custom.pop("null", ())),
+            strict=bool(custom.pop("strict", False)),
+            freshness=self.freshness(body),
+            key_severity=limit.get("severity", "error"),
+            key_threshold_pct=limit.get("threshold_pct", 0.0),
+            inferred=bool(custom.pop("inferred", False)),
+            version=str(body.get("version", "1.0.0")),
+            description=str(said.get("purpose", "") if isinstance(said, dict) else said or ""),
+            unread=(*self.unread, *(f"$.customProperties.{name}" for name in custom)),
+        )
+
+    def column(self, body: Mapping[str, Any], place: str) -> Column:
+        name, logical = body.get("name"), body.get("logicalType", "string")
+        if not isinstance(name, str) or not name:
+            raise ConfigError(sentence("a column with a name", repr(name), at=place, hint="add name:"))
+        kind = _TYPES.get(str(logical))
+        if kind is None:
+            self.unread.append(f"{place}.logicalType: {logical}")
+            kind = "text"
+        custom = self.custom(body, place)
+        limits = self.limits(body.get("logicalTypeOptions") or {}, name, kind, place)
+        one_of, limit = None, {}
+        nullable, unique = not body.get("required", False), bool(body.get("unique", False))
+        for number, check in enumerate(self.maps(body, "quality", place)):
+            at, arguments = f"{place}.quality[{number}]", check.get("arguments") or {}
+            metric = check.get("metric") or check.get("rule")
+            if metric == "invalidValues" and set(arguments) <= {"validValues", "pattern"}:
+                one_of = tuple(arguments["validValues"]) if "validValues" in arguments else one_of
+                limits["pattern"] = arguments.get("pattern") or limits.get("pattern", "")
+                limit = self.limit(check, at)
+            elif metric == "nullValues" and check.get("mustBe") == 0:
+                nullable = False
+            elif metric == "duplicateValues" and check.get("mustBe") == 0:
+                unique = True
+            else:
+                self.row_rule(check, at)
+        sources = body.get("transformSourceObjects") or []
+        self.note(body, place, _PROPERTY)
+        self.unread += [f"{place}.customProperties.{key}" for key in custom.keys() - {"unit", "late", "on", "between"}]
+        between = limits.get("between") or (tuple(custom["between"]) if "between" in custom else None)
+        return Column(
+            name,
+            kind,
+            unit=str(custom.get("unit", "")),
+            nullable=nullable,
+            between=between,
+            one_of=one_of,
+            pattern=limits.get("pattern", ""),
+            unique=unique,
+            derive=str(body.get("transformLogic", "")),
+            of=str(sources[0]) if sources and custom.get("on") else "",
+            on=str(custom.get("on", "")),
+            late=bool(custom.get("late", False)),
+            description=str(body.get("description", "")),
+            **limit,
+        )
+
+    def limits(self, options: Mapping[str, Any], name: str, kind: str, place: str) -> dict[str, Any]:
+        """Read bounds; what a column cannot hold becomes a row rule, and what no rule can is noted."""
+        found: dict[str, Any] = {"pattern": str(options.get("pattern", ""))}
+        low, high = options.get("minimum"), options.get("maximum")
+        told = '"' + name.replace('"', '""') + '"'
+        if low is not None and high is not None:
+            found["between"] = (low, high) if kind in ("int", "float") else (str(low), str(high))
+        else:
+            options = {**options, **({"at least": low} if low is not None else {})}
+            options = {**options, **({"at most": high} if high is not None else {})}
+        signs = {"exclusiveMinimum": ">", "exclusiveMaximum": "<", "at least": ">=", "at most": "<="}
+        for key, value in options.items():
+            said = str(value) if kind in ("int", "float") else "'" + str(value).replace("'", "''") + "'"
+            if key in signs:
+                self.rules.append(Rule(sql=f"{told} {signs[key]} {said}"))
+            elif key in ("minLength", "maxLength"):
+                self.rules.append(Rule(sql=f"length({told}) {'>=' if key == 'minLength' else '<='} {value}"))
+            elif key == "multipleOf":
+                self.rules.append(Rule(sql=f"mod({told}, {value}) = 0"))
+            elif key not in ("minimum", "maximum", "pattern"):
+                self.unread.append(f"{place}.logicalTypeOptions.{key}")
+        return found
+
+    def row_rule(self, check: Mapping[str, Any], place: str) -> None:
+        custom = self.custom(check, place)
+        query = re.fullmatch(
+            r"(?is)\s*select\s+count\(\*\)\s+from\s+\S+\s+where\s+not\s*\((.*)\)\s*;?\s*", str(check.get("query", ""))
+        )
+        said = custom.get("rule") or (query[1].strip() if query else "")
+        if not said:
+            self.unread.append(place)
+            return
+        self.rules.append(
+            Rule(
+                sql=str(said),
+                name=str(custom.get("name", "")),
+                description=str(check.get("description", "")),
+                **self.limit(check, place),
+            )
+        )
+
+    def limit(self, check: Mapping[str, Any], place: str) -> dict[str, Any]:
+        """Read severity and threshold of one check."""
+        severity = str(check.get("severity", "error")).lower()
+        known = {"info": "info", "warning": "warning", "error": "error", "critical": "error", "low": "info"}
+        threshold = check.get("mustBeLessOrEqualTo", check.get("mustBe", 0))
+        percent = check.get("unit") in ("percent", "%")
+        if threshold and not (percent and isinstance(threshold, int | float)):
+            self.unread.append(f"{place}: a limit of {threshold} {check.get('unit', 'rows')}")
+            threshold = 0.0
+        return {"severity": known.get(severity, "error"), "threshold_pct": float(threshold or 0.0)}
+
+    def freshness(self, body: Mapping[str, Any]) -> str:
+        for number, each in enumerate(self.maps(body, "slaProperties", "$")):
+            unit = _SLA_WORDS.get(str(each.get("unit", "")))
+            if each.get("property") == "freshness" and unit is not None:
+                return f"{each.get('value')}{unit}"
+            self.unread.append(f"$.slaProperties[{number}]")
+        return ""
+
+    def maps(self, body: Mapping[str, Any], key: str, place: str) -> Sequence[dict[str, Any]]:
+        """Return a list of mappings, or say where it is not one."""
+        found = body.get(key) or []
+        if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+            raise ConfigError(sentence("a list of mappings", type(found).__name__, at=f"{place}.{key}"))
+        return found
+
+    def custom(self, body: Mapping[str, Any], place: str) -> dict[str, Any]:
+        return {str(each.get("property")): each.get("value") for each in self.maps(body, "customProperties", place)}
+
+    def note(self, body: Mapping[str, Any], place: str, read: set[str]) -> None:
+        self.unread += [f"{place}.{key}" for key in body if key not in read | {"customProperties", "id"}]
+
+
+_COUNTS = re.compile(r"(?is)\s*select\s+count\(\*\)\s+from\s+\S+\s+where\s+not\s*\((.*)\)\s*;?\s*")
+_TOP = {"apiVersion", "kind", "name", "version", "status", "description", "schema", "slaProperties"}
+_PROPERTY = {
+    "name",
+    "logicalType",
+    "physicalType",
+    "physicalName",
+    "description",
+    "required",
+    "unique",
+    "primaryKey",
+    "primaryKeyPosition",
+    "logicalTypeOptions",
+    "transformLogic",
+    "transformSourceObjects",
+    "quality",
+}

@@ -1,0 +1,254 @@
+"""A contract and the columns that came become a list of tests: Polars expressions that are true for each row at fault.
+
+`plan` looks at names and types once. Columns that came as text are read as their declared type (a value that cannot
+be read is a fault of its own, and the raw text stays in the bad row); wider types are narrowed where nothing is lost.
+Every test then is one boolean expression without nulls, so that any number of them run in one pass over the frame.
+
+What null means: a missing value breaks `null` where the column is not nullable, and no other rule of the column. A row
+rule that is null for a row (it compares with a missing value) is unknown: counted, and not broken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from tenon.contract import sql
+from tenon.contract.agreement import Contract, Rule
+from tenon.contract.column import Column, Severity
+from tenon.contract.frame import DTYPES, type_of
+from tenon.contract.request import bounds
+from tenon.contract.sql_columns import cast_column
+from tenon.errors import ConfigError, quoted, sentence
+from tenon.finding import Finding
+
+RAW = "_raw_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Test:
+    """One rule as it runs: true where a row is at fault, and what that means."""
+
+    rule: str
+    code: str
+    severity: Severity
+    threshold_pct: float
+    expected: str
+    broken: pl.Expr
+    unknown: pl.Expr | None = None
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to do with frames of one schema: bring columns to their types, run the tests, keep these columns."""
+
+    contract: Contract
+    convert: tuple[pl.Expr, ...]
+    tests: tuple[Test, ...]
+    keep: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    def typed(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Return the frame with every column in its declared type, and the raw ones beside those that changed."""
+        return frame.with_columns(self.convert) if self.convert else frame
+
+
+def plan(
+    contract: Contract, schema: Mapping[str, Any], repeated: Callable[[tuple[str, ...]], pl.Expr] | None = None
+) -> Plan:
+    """Prepare the tests of a contract for frames of this schema.
+
+    `repeated` gives the expression that is true where the values of some columns occur more than once; by default it
+    looks at the frame itself.
+    """
+    repeats = repeated or _repeated
+    findings: list[Finding] = []
+    convert: list[pl.Expr] = []
+    tests: list[Test] = []
+    types = {name: kind for name, dtype in schema.items() if (kind := type_of(dtype)) is not None}
+    for column in contract.columns:
+        types[column.name] = column.type
+        if column.name not in schema:
+            convert.append(pl.lit(None, DTYPES[column.type]).alias(column.name))
+            if column.nullable:
+                findings.append(_missing(contract, column, schema))
+            else:
+                tests.append(_test(column, "missing", "missing-column", "the column", pl.lit(True)))
+            continue
+        unreadable = _conversion(contract, column, schema[column.name], convert)
+        if unreadable is not None:
+            tests.append(_test(column, "type", "type", f"values of type {column.type}", unreadable))
+        tests += _column_tests(column, unreadable, repeats)
+    tests += _key_tests(contract, schema, repeats)
+    tests += [_row_test(contract, rule, types) for rule in contract.rules]
+    declared = {column.name for column in contract.columns} | set(contract.identity) | {contract.known}
+    extra = [name for name in schema if name not in declared]
+    if contract.strict and extra:
+        findings.append(_unknown(contract, extra))
+    keep = tuple(name for name in schema if not contract.strict or name in declared)
+    absent = tuple(column.name for column in contract.columns if column.name not in schema)
+    return Plan(
+        contract=contract, convert=tuple(convert), tests=tuple(tests), keep=keep + absent, findings=tuple(findings)
+    )
+
+
+def _repeated(names: tuple[str, ...]) -> pl.Expr:
+    return (pl.col(names[0]) if len(names) == 1 else pl.struct(names)).is_duplicated()
+
+
+# ── reading a column as its declared type ────────────────────────────────────────────────────────────────────────────
+
+
+def _conversion(contract: Contract, column: Column, dtype: Any, convert: list[pl.Expr]) -> pl.Expr | None:
+    """Add the conversion a column needs; return what is true where a value cannot be read as its type."""
+    kind, name = type_of(dtype), column.name
+    raw, at = pl.col(name), pl.col(RAW + name)
+    absent: pl.Expr | None = None
+    if kind == "text":
+        words = [*contract.null, *([] if column.type == "text" else [""])]
+        if words:
+            absent = at.is_in(words)
+            raw = pl.when(~raw.is_in(words)).then(raw)
+    if kind == column.type:
+        if absent is not None:
+            convert += [pl.col(name).alias(RAW + name), raw.alias(name)]
+        return None
+    exact = _EXACT.get((kind or "", column.type))
+    if kind == "text":
+        typed = cast_column(raw, "text", column.type)
+    elif exact is not None:
+        typed = exact(raw)
+    else:
+        typed = pl.lit(None, DTYPES[column.type])
+    convert += [pl.col(name).alias(RAW + name), typed.alias(name)]
+    if (kind, column.type) in (("int", "float"), ("date", "timestamp")):
+        return None
+    lost = at.is_not_null() & pl.col(name).is_null()
+    return lost & ~absent if absent is not None else lost
+
+
+_EXACT: dict[tuple[str, str], Callable[[pl.Expr], pl.Expr]] = {
+    ("int", "float"): lambda x: x.cast(pl.Float64),
+    ("float", "int"): lambda x: pl.when(x == x.floor()).then(x.cast(pl.Int64, strict=False)),
+    ("date", "timestamp"): lambda x: x.cast(pl.Datetime("us")),
+    ("timestamp", "date"): lambda x: pl.when(x == x.dt.truncate("1d")).then(x.cast(pl.Date)),
+}
+
+# ── the tests ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _test(column: Column, kind: str, code: str, expected: str, broken: pl.Expr) -> Test:
+    return Test(
+        rule=f"{column.name}/{kind}",
+        code=f"contract/{code}",
+        severity=column.severity,
+        threshold_pct=column.threshold_pct,
+        expected=expected,
+        broken=broken.fill_null(False),
+        columns=(column.name,),
+    )
+
+
+def _column_tests(
+    column: Column, unreadable: pl.Expr | None, repeats: Callable[[tuple[str, ...]], pl.Expr]
+) -> list[Test]:
+    value, found = pl.col(column.name), []
+    if not column.nullable:
+        absent = value.is_null() if unreadable is None else value.is_null() & ~unreadable
+        found.append(_test(column, "null", "null", "a value in every row", absent))
+    if column.type == "float":
+        found.append(_test(column, "finite", "finite", "finite numbers", ~value.is_finite()))
+    if column.between is not None:
+        low, high = (pl.lit(bound, DTYPES[column.type]) for bound in bounds(column))
+        if column.type == "int":  # a bound of 0.5 must not be cut to 0
+            low, high = (pl.lit(bound) for bound in bounds(column))
+        outside = (value < low) | (value > high)
+        outside = outside & value.is_finite() if column.type == "float" else outside
+        expected = f"values from {column.between[0]} to {column.between[1]}"
+        found.append(_test(column, "between", "between", expected, outside))
+    if column.one_of is not None:
+        allowed = pl.Series(values=list(column.one_of), dtype=DTYPES[column.type], strict=False).implode()
+        found.append(
+            _test(column, "one_of", "one-of", f"one of {quoted(map(str, column.one_of))}", ~value.is_in(allowed))
+        )
+    if column.pattern:
+        fits = value.str.contains(f"^(?:{column.pattern})$")
+        found.append(_test(column, "pattern", "pattern", f"text like {column.pattern}", ~fits))
+    if column.unique:
+        again = repeats((column.name,)) & value.is_not_null()
+        found.append(_test(column, "unique", "unique", "no value twice", again))
+    return found
+
+
+def _key_tests(
+    contract: Contract, schema: Mapping[str, Any], repeats: Callable[[tuple[str, ...]], pl.Expr]
+) -> list[Test]:
+    """A key must be whole, and with the time it must not repeat; every row of a repeated key is at fault."""
+    names = contract.identity
+    if not names:
+        return []
+    declared = {column.name for column in contract.columns}
+    lost = [name for name in names if name not in schema and name not in declared]
+    if lost:
+        broken, expected = pl.lit(True), f"the key columns {quoted(lost)}"
+    else:
+        whole = pl.all_horizontal(*(pl.col(name).is_not_null() for name in names))
+        broken, expected = ~whole | repeats(names), f"one row for each {', '.join(names)}, none of them missing"
+    return [
+        Test(
+            rule="key",
+            code="contract/key",
+            severity=contract.key_severity,
+            threshold_pct=contract.key_threshold_pct,
+            expected=expected,
+            broken=broken,
+            columns=() if lost else names,
+        )
+    ]
+
+
+def _row_test(contract: Contract, rule: Rule, types: Mapping[str, str]) -> Test:
+    place = f"contract '{contract.name}', rule"
+    expr = sql.parse(rule.sql, place, types)
+    if expr.type not in ("bool", "null", ""):
+        got = f"a value of type {expr.type}"
+        raise ConfigError(sentence("a condition", got, at=f"{place}: {rule.sql}", hint="compare it: x > 0"))
+    met = sql.to_polars(expr)
+    return Test(
+        rule=f"rule/{rule.label}",
+        code="contract/rule",
+        severity=rule.severity,
+        threshold_pct=rule.threshold_pct,
+        expected=rule.description or rule.label,
+        broken=(~met).fill_null(False),
+        unknown=met.is_null(),
+        columns=tuple(sorted(sql.columns(expr))),
+    )
+
+
+# ── what is wrong before any row is looked at ────────────────────────────────────────────────────────────────────────
+
+
+def _missing(contract: Contract, column: Column, schema: Mapping[str, Any]) -> Finding:
+    return Finding(
+        code="contract/missing-column",
+        severity="warning",
+        place=f"{contract.name}/{column.name}",
+        said=f"The column '{column.name}' did not come; it may be missing, so every row has null in it.",
+        hint=f"The columns that came: {', '.join(schema)}.",
+    )
+
+
+def _unknown(contract: Contract, extra: list[str]) -> Finding:
+    return Finding(
+        code="contract/unknown-column",
+        severity="error",
+        place=f"{contract.name}/{extra[0]}",
+        said=f"{len(extra)} columns came that the contract does not name: {quoted(extra)}. They are left out.",
+        hint="Add them to the contract, or say strict=False to keep what comes.",
+        numbers={"columns": len(extra)},
+    )
