@@ -7,11 +7,13 @@ test shows the same numbers to everybody.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from tenon import ledger
@@ -247,7 +249,9 @@ def run() -> dict[str, Any]:
         "hardware": {"cores": 2, "memory_bytes": 25_000_000_000, "processor": "x86_64", "gpus": [], "system": "Linux"},
         "config": {"watch": {"psi_warning": 0.1, "psi_error": 0.25}},
         "findings": [],
-        "artifacts": {"model": digest("lightgbm text")},
+        "artifacts": {"onnx": digest("onnx"), "test_scores": hashlib.sha256(scores_of_test()).hexdigest()},
+        "task": "binary",
+        "threshold": 0.287,
         "seconds": 24.8,
         "usd": 0.000_61,
         "peak_bytes": 1_610_000_000,
@@ -302,6 +306,18 @@ def version() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def scores_of_test() -> bytes:
+    """A label and a score for each of 5,400 rows, in the proportions of the calibration table."""
+    labels, scores = [], []
+    for predicted, observed in CALIBRATION:
+        hits = round(540 * observed)
+        labels += [1.0] * hits + [0.0] * (540 - hits)
+        scores += [predicted + 0.02 * ((i * 7 % 540) / 540 - 0.5) for i in range(540)]
+    sink = io.BytesIO()
+    pl.DataFrame({"label": labels, "score": scores}).write_parquet(sink)
+    return sink.getvalue()
+
+
 def windows() -> list[dict[str, Any]]:
     """Ten weeks of live traffic; the last is open and its labels are still coming."""
     first = datetime(2013, 10, 28)
@@ -338,16 +354,20 @@ def watch() -> dict[str, Any]:
         "version": VERSION,
         "at": AT + 3_600,
         "windows": windows(),
-        "columns": [],
+        "columns": [
+            {"name": name, "kind": "number", "psi": values[-1], "worst": max(values), "limit": 0.2, "usual": 0.18}
+            for name, values in DRIFT.items()
+        ],
+        "expected": {"metric": "roc_auc"},
         "findings": [
             {
                 "code": "watch/performance",
                 "severity": "warning",
                 "place": "late/performance/roc_auc",
-                "said": "In the week of 9 December 2013 late told flights apart worse than in the test that promoted it: "
-                "AUC 0.72 (0.71 to 0.74) against 0.76; 31 % of flights were late against 19 % in training.",
-                "hint": "See which features drifted in the same time, then consider retraining on newer data (tenon run); "
-                "`tenon models rollback late` if an earlier version did better.",
+                "said": "In the week of 9 December 2013 late told flights apart worse than in the test that promoted "
+                "it: AUC 0.72 (0.71 to 0.74) against 0.76; 31 % of flights were late against 19 % in training.",
+                "hint": "See which features drifted in the same time, then consider retraining on newer data (tenon "
+                "run); `tenon models rollback late` if an earlier version did better.",
                 "numbers": {
                     "start_s": 1_386_547_200.0, "windows": 1.0, "labelled": 6288.0, "rate": 0.312, "predicted": 0.224,
                     "roc_auc": 0.722, "roc_auc_low": 0.708, "roc_auc_high": 0.736, "roc_auc_test": 0.76,
@@ -357,8 +377,8 @@ def watch() -> dict[str, Any]:
                 "code": "watch/drift",
                 "severity": "warning",
                 "place": "late/drift",
-                "said": "In the week of 25 November 2013 2 of 10 features looked unlike the training data: pressure (PSI "
-                "0.41), wind (PSI 0.24); the model rests on them for 7.1 % of what it uses. No week of training was as "
+                "said": "In the week of 25 November 2013 2 of 10 features looked unlike the training data: pressure "
+                "(PSI 0.41), wind (PSI 0.24); the model rests on them for 7.1 % of what it uses. No week of training was as "
                 "far off.",
                 "hint": "Look at one of them first: has its source, unit or meaning changed? If the world did, watch "
                 "performance as labels arrive, and retrain when it falls.",
@@ -389,6 +409,8 @@ def fill(store: Store, *, leave_out: frozenset[str] = frozenset()) -> None:
             }
         ],
     }  # fmt: skip
+    if "scores" not in leave_out:
+        store.blobs.put(scores_of_test())
     with store.atomic():
         for kind, bodies in records.items():
             for body in bodies if kind not in leave_out else ():
@@ -407,7 +429,12 @@ def fill(store: Store, *, leave_out: frozenset[str] = frozenset()) -> None:
 def charge(store: Store) -> None:
     """Charge the stages, and a run of another model that must not be counted."""
     prices = Prices()
-    for subject, core_s in (("dataset/flights", 7.5), ("features/late", 11.0), ("run/late", 48.0), ("version/late", 3.0)):
+    for subject, core_s in (
+        ("dataset/flights", 7.5),
+        ("features/late", 11.0),
+        ("run/late", 48.0),
+        ("version/late", 3.0),
+    ):
         store.charge(ledger.compute(subject, core_s, prices, at=AT + 40))
         store.charge(ledger.memory(subject, 1.4 * core_s, prices, at=AT + 40))
     store.charge(ledger.requests("late", 56_111, 55.0, prices, at=AT + 3_500))

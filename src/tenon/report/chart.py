@@ -69,6 +69,7 @@ class Series:
     tone: str = "accent"
     band: bool = True
     name_at: float | None = None
+    dots: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +140,7 @@ def line(
                 body.append(band(run, to_x, to_y, colour))
             path = "L".join(f"{px(to_x(p.x))} {px(to_y(p.y or 0.0))}" for p in run)
             body.append(f'<path d="M{path}" style="fill:none;stroke:{colour};stroke-width:2;stroke-linejoin:round"/>')
-            body += [dot(to_x(p.x), to_y(p.y or 0.0), 3.2, colour) for p in run]
+            body += [dot(to_x(p.x), to_y(p.y or 0.0), 3.2, colour) for p in run if one.dots]
         seen = [p for p in one.points if p.y is not None]
         if one.name_at is not None and seen:
             near = min(seen, key=lambda p: abs(p.x - (one.name_at or 0.0)))

@@ -38,6 +38,7 @@ from tenon.report.sheet import finite, metric_name
 
 Facts = Mapping[str, Any]
 CONFIG_CHARS = 6_000
+CHOSEN = ("flagged.rows", "flagged.share", "flagged.true", "flagged.found")
 PROOFS = (
     *("parity.rows", "parity.max_abs", "parity.flips", "parity.delta"),
     *("version.p50_ms", "version.p99_ms", "version.bytes", "version.threshold"),
@@ -266,11 +267,15 @@ def _quality(facts: Facts) -> tuple[Block, ...]:
         numeric=frozenset(range(1, len(heads))),
         source="metrics",
     )
-    pictures = tuple(one for one in (picture.calibration(facts), picture.gains(facts)) if one)
+    pictures = tuple(one for one in (picture.calibration(facts), picture.roc(facts) or picture.gains(facts)) if one)
     bars = picture.against_baselines(facts)
     blocks: list[Block] = [*([bars] if bars else []), table]
     if pictures:
         blocks.append(Row(pictures))
+    chosen = tuple(((str(facts["figures"][key]["label"]),), estimate(facts, key)) for key in CHOSEN if has(facts, key))
+    if chosen:
+        caption = "Flagged at the version's threshold, on the test split"
+        blocks.append(Table(caption=caption, heads=("what", "value"), rows=chosen, numeric=frozenset({1})))
     groups = rows_of(facts, "calibration")
     if groups:
         blocks.append(_calibration(facts, groups))
@@ -341,17 +346,21 @@ def _drift(facts: Facts) -> tuple[Block, ...]:
         return ()
     windows = rows_of(facts, "windows")
     table = Table(
-        caption="Population stability index by feature and window",
-        heads=("feature", "worst", *(word.day(row["start"], year=False) for row in windows)),
+        caption="Population stability index by feature and window. Usual: the most a window of training reached; "
+        "limit: where an alert begins",
+        heads=("feature", "worst", "usual", "limit", *(word.day(row["start"], year=False) for row in windows)),
         rows=tuple(
             (
                 (Quoted(row["column"]),),
-                (f"{row['worst']:.3f}",),
+                *(
+                    (f"{number:.3f}" if number is not None else "–",)
+                    for number in (row["worst"], row["usual"], row["limit"])
+                ),
                 *((f"{number:.3f}" if number is not None else "–",) for number in row["values"]),
             )
             for row in rows
         ),
-        numeric=frozenset(range(1, 2 + len(windows))),
+        numeric=frozenset(range(1, 4 + len(windows))),
         source="drift",
     )
     chart = picture.drift(facts, limit=40)

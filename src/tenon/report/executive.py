@@ -179,15 +179,18 @@ def beyond_noise(facts: Facts) -> bool:
 
 def _money(facts: Facts) -> tuple[Block, ...]:
     worth: list[Line] = []
-    if has(facts, "top.caught"):
-        worth.append(
-            say(
-                facts,
-                "Looking only at the {top.share:percent0} of {unit_plural} it calls riskiest finds "
-                "{top.caught:of_hundred} of every 100 {positive_word} ones; picking as many blindly would find "
-                "{top.share:of_hundred}.",
-            )
+    if has(facts, "flagged.found", "flagged.share"):
+        text = (
+            "It flags {flagged.share:of_hundred} in 100 {unit_plural} and so finds {flagged.found:of_hundred} of every "
         )
+        text += "100 {positive_word} ones; picking as many blindly would find {flagged.share:of_hundred}."
+        worth.append(say(facts, text))
+    elif has(facts, "top.caught"):
+        text = (
+            "Looking only at the {top.share:percent0} of {unit_plural} it calls riskiest finds {top.caught:of_hundred} "
+        )
+        text += "of every 100 {positive_word} ones; picking as many blindly would find {top.share:of_hundred}."
+        worth.append(say(facts, text))
     if has(facts, "skill"):
         worth.append(say(facts, "Its forecasts miss by {skill:percent0} less than always quoting the average."))
     if has(facts, "value.month"):

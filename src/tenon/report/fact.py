@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tenon.errors import MissingError, nearest, sentence
 from tenon.report import lineage, verdict, word
+from tenon.report.flagged import flagged
 from tenon.report.live import live
 from tenon.report.made import made
 from tenon.report.sheet import Sheet
@@ -46,6 +47,7 @@ def facts(store: Store, model: str) -> dict[str, Any]:
     sheet = Sheet()
     words = _words(records, model)
     made(sheet, records)
+    flagged(sheet, records, store)
     live(sheet, records)
     spent(sheet, records, store)
     gathered: dict[str, Any] = {
@@ -53,7 +55,7 @@ def facts(store: Store, model: str) -> dict[str, Any]:
         "model": model,
         "at": records.newest_at(),
         "words": words,
-        "task": _task(sheet),
+        "task": str(records.run.get("task") or _task(sheet)),
         "metric": _metric(records, sheet),
         "lineage": records.names(),
         "reproduce": records.run.get("git") or {},
@@ -94,14 +96,16 @@ WORDS = {
 
 
 def _task(sheet: Sheet) -> str:
-    """Tell a yes-or-no question from a number by the metrics that were measured."""
+    """Tell a yes-or-no question from a number by the metrics that were measured, where the run does not say."""
     return "regression" if any(key.endswith((".rmse", ".mae")) for key in sheet.figures) else "binary"
 
 
 def _metric(records: lineage.Records, sheet: Sheet) -> str:
     """Name the metric that decides: the one the gate and the paired comparison used, or the task's first."""
-    declared = records.declared.get("gate")
-    wanted = declared.get("metric") if isinstance(declared, Mapping) else None
+    declared, expected = records.declared.get("gate"), records.watch.get("expected")
+    wanted = next(
+        (one["metric"] for one in (declared, expected) if isinstance(one, Mapping) and one.get("metric")), None
+    )
     measured = [key.split(".", 1)[1] for key in sheet.figures if key.startswith("test.")]
     order = (wanted, "roc_auc", "rmse", "mae", *measured)
     return str(next((name for name in order if name in measured), ""))

@@ -64,11 +64,8 @@ def _serving(sheet: Sheet, records: Records) -> None:
     if not states:
         sheet.lack("serving", "it has never been served", "serve it with `tenon serve`")
     if records.version and not records.alias:
-        sheet.lack(
-            "production",
-            "no version is in production",
-            f"promote one with `tenon models promote {records.version.get('id', 'VERSION')}`",
-        )
+        todo = f"promote one with `tenon models promote {records.version.get('id', '')}`"
+        sheet.lack("production", "no version is in production", todo)
 
 
 def _windows(sheet: Sheet, watch: Record, windows: list[Any]) -> None:
@@ -148,12 +145,14 @@ def _last(sheet: Sheet, id_: str, rows: list[dict[str, Any]]) -> None:
 def _drift(sheet: Sheet, records: Records, windows: list[Any]) -> None:
     id_ = str(records.watch.get("id", ""))
     columns = sorted({name for one in windows for name in one.get("drift") or ()})
+    judged = {str(one.get("name")): one for one in records.watch.get("columns") or ()}
     rows = []
     for name in columns:
         values = [finite((one.get("drift") or {}).get(name)) for one in windows]
         known = [value for value in values if value is not None]
         if known:
-            rows.append({"column": name, "values": values, "worst": max(known), "last": known[-1]})
+            limit, usual = (finite(judged.get(name, {}).get(field)) for field in ("limit", "usual"))
+            rows.append({"column": name, "values": values, "worst": max(known), "limit": limit, "usual": usual})
     rows.sort(key=lambda row: (-row["worst"], row["column"]))
     origin = Origin(record="watch", id=id_, field="windows[].drift")
     sheet.table("drift", rows, origin)

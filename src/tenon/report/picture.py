@@ -22,26 +22,23 @@ DRIFT_ROWS = 12  # the columns of a heat map on a manager's page; the engineer's
 
 
 def hundred(facts: Facts) -> Picture | None:
-    """Of 100 rows in the riskiest group, and of 100 in all, how many came true, as dots."""
-    if not has(facts, "top.true", "split.test.rate"):
+    """Of 100 flagged rows, or of the riskiest where no threshold is known, and of 100 in all: how many came true."""
+    flagged = has(facts, "flagged.true", "flagged.share")
+    true, share = ("flagged.true", "flagged.share") if flagged else ("top.true", "top.share")
+    if not has(facts, true, share, "split.test.rate"):
         return None
-    true, usual = value(facts, "top.true"), value(facts, "split.test.rate")
     words = facts["words"]
     groups = [
-        (f"{name} {words['unit_plural']}: {word.of_hundred(share)} of 100 {words['positive_word']}", share)
-        for name, share in (("Riskiest", true), ("All", usual))
+        (f"{name} {words['unit_plural']}: {show(facts, key, 'of_hundred').text} of 100 {words['positive_word']}", key)
+        for name, key in (("Flagged" if flagged else "Riskiest", true), ("All", "split.test.rate"))
     ]
-    picture = chart.icons(
-        groups,
-        Frame(title=f"How many were truly {words['positive_word']}", desc="; ".join(name for name, _ in groups)),
-    )
-    text = (
-        "Of 100 {unit_plural} among the {top.share:percent0} it calls riskiest, {top.true:of_hundred} were truly "
-        "{positive_word} (filled dots); of 100 {unit_plural} of any kind, {split.test.rate:of_hundred} were."
-    )
-    return Picture(
-        svg=picture, caption=say(facts, text), text="\n".join(f"{name}\n{_dots(share)}" for name, share in groups)
-    )
+    shares = [(name, value(facts, key)) for name, key in groups]
+    frame = Frame(title=f"How many were truly {words['positive_word']}", desc="; ".join(name for name, _ in groups))
+    which = "it flags" if flagged else f"among the {{{share}:percent0}} it calls riskiest"
+    text = f"Of 100 {{unit_plural}} {which}, {{{true}:of_hundred}} were truly {{positive_word}} (filled dots); of 100 "
+    text += "{unit_plural} of any kind, {split.test.rate:of_hundred} were."
+    drawn = "\n".join(f"{name}\n{_dots(part)}" for name, part in shares)
+    return Picture(svg=chart.icons(shares, frame), caption=say(facts, text), text=drawn)
 
 
 def _dots(share: float) -> str:
@@ -77,17 +74,15 @@ def quality(facts: Facts, *, plain: bool = False) -> Picture | None:
         x_text=lambda at: word.day(at, year=False),
         y_text=word.count if hundred_ else word.decimal,
     )
-    promise = f"{{test.{metric}{':of_hundred' if hundred_ else ''}}}"
+    text = (
+        "{name} in each of {live.judged} windows whose outcomes are in; the shade is the 95% interval, the dashed line "
+    )
+    text += "what the test promised "
     if plain:
         text = (
             "Each {window} whose outcomes are in. The shade is the margin of error, the dashed line what was promised "
         )
-    else:
-        text = (
-            "{name} in each of {live.judged} windows whose outcomes are in; the shade is the 95% interval, the dashed "
-        )
-        text += "line what the test promised "
-    text += f"({promise})."
+    text += f"({{test.{metric}{':of_hundred' if hundred_ else ''}}})."
     caption = say(facts, text, name=name, window=window_name(facts))
     values = [(row["start"], row["metrics"][metric]) for row in windows if metric in row["metrics"] and row["mature"]]
     shown = "\n".join(f"{word.day(at):>12}  {_said(found)}" for at, found in values)
@@ -173,9 +168,6 @@ def gains(facts: Facts) -> Picture | None:
         Series(name="this model", points=ours, band=False, name_at=0.3),
     ]
 
-    def whole(share: float) -> str:
-        return word.percent(share, 0)
-
     caption = say(
         facts,
         "Flagging the riskiest {top.share:percent0} of {unit_plural} catches {top.caught:percent0} of the "
@@ -187,8 +179,42 @@ def gains(facts: Facts) -> Picture | None:
         for one in found
     )
     return Picture(
-        svg=chart.line(series, frame, x_text=whole, y_text=whole), caption=caption, text=text, source="gains"
+        svg=chart.line(series, frame, x_text=_whole, y_text=_whole), caption=caption, text=text, source="gains"
     )
+
+
+def roc(facts: Facts) -> Picture | None:
+    """The ROC curve of the test split, from its kept scores."""
+    found = rows_of(facts, "roc")
+    if not found or not has(facts, "test.roc_auc"):
+        return None
+    frame = Frame(
+        title="ROC curve",
+        desc=f"Area {word.decimal(value(facts, 'test.roc_auc'))}, of {len(found)} points.",
+        x_name=f"share of the other {facts['words']['unit_plural']} flagged wrongly",
+        y_name=f"share of the {facts['words']['positive_word']} ones found",
+        width=460,
+        height=330,
+    )
+    chance = (Point(x=0.0, y=0.0), Point(x=0.6, y=0.6), Point(x=1.0, y=1.0))
+    ours = tuple(Point(x=one["wrong"], y=one["found"]) for one in found)
+    series = [
+        Series(name="by chance", points=chance, tone="", band=False, name_at=0.6, dots=False),
+        Series(name="this model", points=ours, band=False, name_at=0.3, dots=False),
+    ]
+    picture = chart.line(series, frame, x_text=_whole, y_text=_whole)
+    caption = say(
+        facts, "Every threshold at once; the area under the curve is {test.roc_auc} ({test.roc_auc:interval})."
+    )
+    tenths = [min(found, key=lambda one: abs(one["wrong"] - i / 10)) for i in range(1, 10)]
+    text = "\n".join(
+        f"wrong {word.percent(one['wrong'], 0):>4}   found {word.percent(one['found'], 0):>4}" for one in tenths
+    )
+    return Picture(svg=picture, caption=caption, text=text, source="roc")
+
+
+def _whole(share: float) -> str:
+    return word.percent(share, 0)
 
 
 def against_baselines(facts: Facts) -> Picture | None:

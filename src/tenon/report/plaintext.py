@@ -28,7 +28,8 @@ def draw(page: Page, figures: Sequence[str], records: Sequence[str]) -> str:
         if section.title:
             parts += [section.title, "-" * len(section.title)]
         for one in section.blocks:
-            parts += [*block(one).split("\n"), ""]
+            drawn = block(one)
+            parts += [*drawn.split("\n"), ""] if drawn else []
     parts += ["Where these numbers come from", "-" * 29]
     for line in (*records, "", *figures):
         parts += _wrapped(line, "    ") if line else [""]

@@ -105,13 +105,15 @@ def _answering(sheet: Sheet, records: Records) -> None:
 def _value(sheet: Sheet, records: Records) -> None:
     """Enter what true alerts are worth, where the owner has said what one is worth."""
     worth = finite(records.declared.get("value_usd_true_alert"))
-    rows, share, true = sheet.number("month.rows"), sheet.number("top.share"), sheet.number("top.true")
+    known = "flagged" if sheet.number("flagged.true") is not None else "top"
+    rows, share, true = (sheet.number(key) for key in ("month.rows", f"{known}.share", f"{known}.true"))
     if worth is None or rows is None or share is None or true is None:
         return
     project = Origin(record="project", id=str(records.project.get("id", "")), field="models[].value_usd_true_alert")
     sheet.figure("value.alert", worth, "worth of one true alert, as the owner said", project, unit="usd")
-    formula = "predictions a month x share of the riskiest group x its true share x worth of one"
-    origin = Origin(record="run", id=str(records.run.get("id", "")), field="calibration", formula=formula)
+    formula = "predictions a month x share flagged x true share of those x worth of one"
+    field = "artifacts.test_scores" if known == "flagged" else "calibration"
+    origin = Origin(record="run", id=str(records.run.get("id", "")), field=field, formula=formula)
     sheet.figure("value.month", rows * share * true * worth, "worth of a month's true alerts", origin, unit="usd")
 
 
