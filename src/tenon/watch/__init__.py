@@ -8,7 +8,7 @@
     drift.py        columns of a window against the reference, from sketches
     judge.py        from windows to findings: outcome.py, inputs.py, health.py look; noise.py says what chance would do
     skew.py         features served against the same ones computed offline
-    examine.py      all of it in order; retain.py lets go of what is old
+    examination.py  all of it in order; retain.py lets go of what is old
 
 Names are resolved when first used, so that a service that only collects never loads what examines.
 """
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tenon.watch.collect import Collector, Counts
-    from tenon.watch.examine import Alerts, Context, Watched, alerts, examine
+    from tenon.watch.examination import Alerts, Context, Watched, alerts, examine
     from tenon.watch.expect import Expected, Usual, usual
     from tenon.watch.label import LabelSource
     from tenon.watch.retain import Pruned, prune
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from tenon.watch.window import Window
 
 _HOME = {
-    "Alerts": "examine",
+    "Alerts": "examination",
     "Collector": "collect",
-    "Context": "examine",
+    "Context": "examination",
     "Counts": "collect",
     "Expected": "expect",
     "LabelSource": "label",
     "Pruned": "retain",
     "Usual": "expect",
-    "Watched": "examine",
+    "Watched": "examination",
     "Window": "window",
-    "alerts": "examine",
+    "alerts": "examination",
     "compact": "stream",
-    "examine": "examine",
+    "examine": "examination",
     "prune": "retain",
     "usual": "expect",
 }

@@ -268,7 +268,7 @@ def dropped_finding(model: str, dropped: int, refused: int, written: int) -> lis
             code="watch/dropped",
             severity="error" if share > 1 else "warning",
             place=f"{model}/observations",
-            said=f"{lost:,} of {lost + written:,} answers of {model} were given but not recorded ({why}), "
+            said=f"{lost:,} of {lost + written:,} answers were given but not recorded ({why}), "
             "so the figures below miss them.",
             hint="Answers were not slowed or lost. Check that the store's disk keeps up, or raise "
             "limits.watch.buffer_rows in tenon.toml."

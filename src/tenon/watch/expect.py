@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from tenon import metric
@@ -139,7 +140,7 @@ def usual(matrix: pl.DataFrame, window: str = "7d", *, reference: Profile | None
             psi[name].append(found.psi)
             missing[name].append(found.missing)
         if "_label" in part.columns and part["_label"].null_count() < part.height:
-            rates.append(float(part["_label"].cast(pl.Float64).mean()))
+            rates.append(float(np.nanmean(part["_label"].cast(pl.Float64).drop_nulls().to_numpy())))
     return Usual(
         window=window,
         windows=windows,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from tenon.finding import Finding, Severity
 from tenon.metric import wilson
 from tenon.watch.case import Case, Hit, duration, others, percent
-from tenon.watch.window import in_, unit_of
+from tenon.watch.window import in_, unit, unit_of
 
 COST_RATIO = 1.5
 QUIET_RATIO = 0.3  # rows of a window against the median of those before
@@ -32,7 +32,7 @@ def latency(case: Case) -> list[Finding]:
             code="watch/latency",
             severity="error" if worst.size > 4 * limit else "warning",
             place=f"{case.model}/latency",
-            said=f"{in_(worst.window)} 1 answer of {case.model} in 100 took longer than {worst.size:.0f} ms, against "
+            said=f"{in_(worst.window)} 1 answer in 100 took longer than {worst.size:.0f} ms, against "
             f"a limit of {limit:g} ms; half took less than {worst.window.p50_ms:.1f} ms.{others(case, hits, worst)}",
             hint="`tenon doctor` looks at the machine; /metrics tells waiting in the queue from scoring.",
             numbers={
@@ -63,7 +63,7 @@ def errors(case: Case) -> list[Finding]:
             code="watch/errors",
             severity="error",
             place=f"{case.model}/errors",
-            said=f"{in_(worst.window)} {worst.window.errors:,} of {worst.window.rows:,} requests to {case.model} "
+            said=f"{in_(worst.window)} {worst.window.errors:,} of {worst.window.rows:,} requests "
             f"failed ({percent(worst.size)}), against {case.config.error_pct:g} % allowed.{others(case, hits, worst)}",
             hint="The observations keep the message of each failure in the column `error`.",
             numbers={
@@ -90,7 +90,7 @@ def cost(case: Case) -> list[Finding]:
             code="watch/cost",
             severity="warning",
             place=f"{case.model}/cost",
-            said=f"{in_(newest)} 1,000 answers of {case.model} cost ${newest.usd_per_1000:.2g}, against ${usual:.2g} "
+            said=f"{in_(newest)} 1,000 answers cost ${newest.usd_per_1000:.2g}, against ${usual:.2g} "
             f"in the {unit_of(case.width_s, len(before))} before.",
             hint="A new version or a slower machine costs more for each answer: see `tenon cost` and "
             "`tenon models audit`.",
@@ -110,7 +110,7 @@ def silence(case: Case) -> list[Finding]:
             _silent(
                 case,
                 "error",
-                f"Nothing has been asked of {case.model} for {duration(case.quiet_s)}; until then the longest pause "
+                f"Nothing has been asked of the model for {duration(case.quiet_s)}; until then the longest pause "
                 f"was {duration(longest)}.",
                 {"quiet_s": case.quiet_s, "longest_s": longest, "last_s": last},
             )
@@ -123,8 +123,8 @@ def silence(case: Case) -> list[Finding]:
     if usual < case.config.min_rows or newest.rows >= QUIET_RATIO * usual:
         return []
     said = (
-        f"{in_(newest)} {case.model} was asked about {newest.rows:,} {case.word('unit_plural')}, against "
-        f"{usual:,} in the usual {unit_of(case.width_s, 1)[2:]}."
+        f"{in_(newest)} the model was asked about {newest.rows:,} {case.word('unit_plural')}, against "
+        f"{usual:,} in the usual {unit(case.width_s)}."
     )
     return [_silent(case, "warning", said, {"start_s": newest.start, "rows": newest.rows, "usual_rows": usual})]
 
@@ -150,7 +150,7 @@ def few_rows(case: Case) -> list[Finding]:
             code="watch/few-rows",
             severity="info",
             place=f"{case.model}/observations",
-            said=f"No {unit_of(case.width_s, 1)[2:]} has the {case.config.min_rows:,} rows it takes to judge drift or "
+            said=f"No {unit(case.width_s)} has the {case.config.min_rows:,} rows it takes to judge drift or "
             f"performance; the fullest has {most:,}.",
             hint="Wait, choose a longer `watch.window`, or lower `watch.min_rows` in tenon.toml and accept more noise.",
             numbers={"rows": most, "min_rows": case.config.min_rows},

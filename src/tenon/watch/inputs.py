@@ -13,7 +13,7 @@ from tenon.finding import Finding
 from tenon.metric import wilson
 from tenon.watch import noise
 from tenon.watch.case import Case, Hit, others, percent, shown
-from tenon.watch.window import in_, unit_of
+from tenon.watch.window import in_, unit, unit_of
 
 MISSING_LEAST = 0.05
 
@@ -21,8 +21,11 @@ MISSING_LEAST = 0.05
 def drift(case: Case) -> list[Finding]:
     """Judge every column of every recent window; all that drifted is one finding, with the score when it followed."""
     hits: dict[str, list[Hit]] = {}
+    strange = {(start, name) for _, name, start, _ in _strange(case)}
     for window in case.enough:
         for name, psi in window.drift.items():
+            if (window.start, name) in strange:
+                continue
             limit = case.limits_psi.get((window.start, name), case.config.psi_warning)
             if math.isfinite(psi) and psi > limit:
                 hits.setdefault(name, []).append(Hit(window, psi, {"limit": limit}))
@@ -54,7 +57,7 @@ def _drifted(case: Case, hits: Mapping[str, Sequence[Hit]], score: Sequence[Hit]
     if case.expected.importance:
         said += f"; the model rests on {'them' if len(names) > 1 else 'it'} for {percent(weight)} of what it uses"
     if case.usual is not None and case.usual.windows:
-        said += f". No {unit_of(case.width_s, 1)[2:]} of training was as far off"
+        said += f". No {unit(case.width_s)} of training was as far off"
     if any(hit.window.start == worst_start for hit in score):
         said += f". The scores moved with {'them' if len(names) > 1 else 'it'}"
     since = len(starts)
@@ -81,10 +84,10 @@ def _score_drift(case: Case, hits: Sequence[Hit]) -> Finding:
         code="watch/score-drift",
         severity="error" if worst.size > case.config.psi_error else "warning",
         place=f"{case.model}/score",
-        said=f"{in_(worst.window)} the scores of {case.model} were spread differently than at training (PSI "
+        said=f"{in_(worst.window)} scores were spread differently than at training (PSI "
         f"{worst.size:.2f}), though no single feature drifted.{others(case, hits, worst)}",
         hint="Features may have shifted together, or the served version is not the one the reference was made with: "
-        f"`tenon models audit {case.model}` shows what served when.",
+        "`tenon models audit` shows what served when.",
         numbers={"start_s": worst.window.start, "windows": len(hits), "psi_score": worst.size},
     )
 
@@ -121,13 +124,13 @@ def missing(case: Case) -> list[Finding]:
         f"(training: {percent(case.reference_missing[name])})"
         for name in names[:4]
     )
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    also = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return [
         Finding(
             code="watch/missing",
             severity="error" if worst[names[0]].size >= 0.5 else "warning",
             place=f"{case.model}/missing",
-            said=f"{in_(window)} values were missing that training had: {listed}{more}.",
+            said=f"{in_(window)} values were missing that training had: {listed}{also}.",
             hint="A feature that goes missing is most often a source that stopped or a join that no longer finds its "
             "rows: see when the source last delivered.",
             numbers={"start_s": window.start, "columns": len(names)}
@@ -136,16 +139,22 @@ def missing(case: Case) -> list[Finding]:
     ]
 
 
-def unseen(case: Case) -> list[Finding]:
-    """Judge categories that training never saw, where they are more than one in a hundred rows."""
+def _strange(case: Case) -> list[tuple[float, str, float, Sequence[str]]]:
+    """Return (share, column, start, examples) wherever values that training never saw are more than 1 in 100 rows."""
     recent = {window.start: window for window in case.recent if window.rows >= case.config.min_rows}
-    hits = [
+    return [
         (share, name, start, values)
         for (start, name), (share, values) in case.unseen.items()
         if start in recent and wilson(share * recent[start].rows, recent[start].rows)[0] > 0.01
     ]
+
+
+def unseen(case: Case) -> list[Finding]:
+    """Judge categories that training never saw, where they are more than one in a hundred rows."""
+    hits = _strange(case)
     if not hits:
         return []
+    recent = {window.start: window for window in case.recent}
     share, name, start, values = max(hits, key=lambda hit: hit[0])
     names = sorted({hit[1] for hit in hits})
     listed = ", ".join(f"'{shown(value)}'" for value in values[:5])

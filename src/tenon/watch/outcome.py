@@ -16,7 +16,7 @@ from tenon.metric import Estimate
 from tenon.watch import noise
 from tenon.watch.case import Case, Hit, first_day, others, percent, span
 from tenon.watch.expect import Expected
-from tenon.watch.window import Window, in_, named, unit_of
+from tenon.watch.window import Window, in_, named, unit, unit_of
 
 WORTH_RATIO = 0.25  # of the lift over the baseline: a smaller loss is not worth a retraining
 WORTH_SCORE = 0.02  # when no baseline is known: of a metric between 0 and 1
@@ -29,7 +29,7 @@ LABELS_RATIO = 0.5
 
 # metric -> how it is called, and what it means that it became worse
 WORDS: dict[str, tuple[str, str]] = {
-    "roc_auc": ("AUC", "told {unit_plural} apart worse than"),
+    "roc_auc": ("AUC", "told {positive_word} {unit_plural} from the others less well than"),
     "average_precision": ("average precision", "found {positive_word} {unit_plural} less precisely than"),
     "brier": ("Brier score", "gave probabilities further from the truth than"),
     "log_loss": ("log loss", "gave probabilities further from the truth than"),
@@ -100,7 +100,7 @@ def _performance(case: Case, hits: Sequence[Hit]) -> Finding:
     sign = 1.0 if metric.HIGHER_IS_BETTER[name] else -1.0
     beaten = math.isfinite(case.expected.baseline_value) and sign * (value.value - case.expected.baseline_value) <= 0
     said = (
-        f"{in_(worst.window)} {case.model} {meaning} in the test that promoted it: {called} {span(value)} "
+        f"{in_(worst.window)} the model {meaning} in the test that promoted it: {called} {span(value)} "
         f"against {reference.value:.2f}{_rate_words(case, worst.window, '; ')}."
     )
     if beaten:
@@ -121,7 +121,7 @@ def _performance(case: Case, hits: Sequence[Hit]) -> Finding:
         place=f"{case.model}/performance/{name}",
         said=said,
         hint="See which features drifted in the same time, then consider retraining on newer data (tenon run); "
-        f"`tenon models rollback {case.model}` if an earlier version did better.",
+        "`tenon models rollback` if an earlier version did better.",
         numbers=numbers,
     )
 
@@ -153,13 +153,13 @@ def _calibration(case: Case, hits: Sequence[Hit]) -> Finding:
     window = worst.window
     if case.task == "binary":
         said = (
-            f"{in_(window)} {case.model} expected {percent(window.predicted)} of {case.word('unit_plural')} to be "
+            f"{in_(window)} the model expected {percent(window.predicted)} of {case.word('unit_plural')} to be "
             f"{case.word('positive_word')} and {percent(window.rate)} were"
         )
         if math.isfinite(case.expected.rate):
             said += f", against {percent(case.expected.rate)} in training"
     else:
-        said = f"{in_(window)} {case.model} expected {window.predicted:.4g} on average and it was {window.rate:.4g}"
+        said = f"{in_(window)} the model expected {window.predicted:.4g} on average and it was {window.rate:.4g}"
     ranked = window.metrics.get(case.expected.metric)
     test = case.expected.metrics.get(case.expected.metric)
     if case.task == "binary" and case.expected.metric == "roc_auc" and ranked and test:
@@ -200,10 +200,12 @@ def _label_rate(case: Case, hits: Sequence[Hit]) -> Finding:
     said = f"{in_(window)} {_rate_words(case, window, '')}"
     if case.usual is not None and case.usual.rates:
         low, high = min(case.usual.rates), max(case.usual.rates)
-        said += f", where single {unit_of(case.width_s, 2)[2:]} ranged from {percent(low)} to {percent(high)}"
+        said += f", where single {unit(case.width_s)}s ranged from {percent(low)} to {percent(high)}"
+    if math.isfinite(window.predicted):
+        said += f"; the model saw it coming and expected {percent(window.predicted)}"
     return Finding(
         code="watch/label-rate",
-        severity="warning",
+        severity="info" if math.isfinite(window.predicted) else "warning",
         place=f"{case.model}/label-rate",
         said=said + "." + others(case, hits, worst),
         hint="The world changed, or the way labels are made did. Check the label's source first; if it is right, "
@@ -243,7 +245,7 @@ def labels_late(case: Case) -> list[Finding]:
             return []
         said = (
             f"No label has come for any of the {rows:,} {case.word('unit_plural')} since {first_day(case)}, so nobody "
-            f"can say how good {case.model} is in use."
+            f"can say how good the model is in use."
         )
         numbers: dict[str, float] = {"rows": rows}
     else:

@@ -1,8 +1,8 @@
 """Letting go: raw observations and labels older than the owner wants to keep, while their summaries stay.
 
 Ages are counted back from a model's newest observation, in the rows' own time, so that a replay of an old year is not
-gone the next morning. Raw rows, and the scored rows of summarised windows (which name what was asked about), are removed;
-counts, profiles and performance as last told are kept, so later examinations still show those windows.
+gone the next morning. Raw rows are removed, and the scored rows of summarised windows, which name what was asked
+about; counts, profiles and performance as last told are kept, so later examinations still show those windows.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ GRAVE = 0.05
 
 
 def skew(store: Store, model: str, offline: pl.DataFrame, units: str, until: float = math.inf) -> list[Finding]:
-    """Compare served features with offline ones on rows that are in both; one finding for all that differ. Reads only."""
+    """Compare served features with offline ones on rows in both; one finding for all that differ. Reads only."""
     both = _both(_served(store, model, until), offline)
     if not both.height:
         return []
@@ -49,7 +49,8 @@ def skew(store: Store, model: str, offline: pl.DataFrame, units: str, until: flo
             place=f"{model}/features/{worst}",
             said=f"{worst} differed in {count:,} of {both.height:,} {units} that were both served and computed offline "
             f"({percent(count / both.height)}): for example {shown(served)} served, {shown(computed)} offline.{others}",
-            hint="Follow one row by hand: facts that reached the online store late, or in another unit, are the usual cause.",
+            hint="Follow one row by hand: facts that reached the online store late, or in another unit, are the usual "
+            "cause.",
             numbers={"rows": both.height, "features": len(found)} | {f"differ_{name}": n for n, name, _ in found[:10]},
         )
     ]

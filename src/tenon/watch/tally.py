@@ -26,7 +26,7 @@ import polars as pl
 from tenon.limits import WatchLimits
 from tenon.sketch import Profile, profile
 from tenon.store import Store
-from tenon.watch.observation import FEATURE, KEY, STREAM, decode, moment, seconds, settled, stack
+from tenon.watch.observation import FEATURE, KEY, STREAM, TIME, decode, moment, settled, stack
 from tenon.watch.retain import SUMMARY
 from tenon.watch.stream import Span
 from tenon.watch.window import start_of
@@ -67,7 +67,7 @@ class Cut:
     end: float
     until: float
     slow_ms: float
-    kinds: Mapping[str, str] = field(default_factory=dict)  # feature -> "number" or "category", from the reference
+    kinds: Mapping[str, str] = field(default_factory=dict)  # feature -> as `drift.kinds` tells
 
     def name(self, model: str, limits: WatchLimits) -> str:
         """Name the summary of this window, by everything that it depends on but the rows."""
@@ -101,11 +101,15 @@ def tally(store: Store, model: str, cut: Cut, held: list[Span], limits: WatchLim
         scored.append(_scored(answered, keep))
     waited = np.concatenate(waits) if waits else np.empty(0)
     once = _once(stack(scored)) if scored else None
+    first, last, gap_s = _gaps(times)
     return Tally(
         start=cut.start,
         end=cut.end,
         seq=max((span.seq for span in held), default=0),
         rows=rows,
+        first=first,
+        last=last,
+        gap_s=gap_s,
         distinct=round(once.height / keep) if once is not None else 0,
         versions={key: versions[key] for key in sorted(versions)},
         p50_ms=float(np.quantile(waited, 0.5)) if len(waited) else math.nan,
@@ -116,7 +120,6 @@ def tally(store: Store, model: str, cut: Cut, held: list[Span], limits: WatchLim
         usd=usd,
         profile=profiles,
         scored=once,
-        **_gaps(times),
     )
 
 
@@ -130,7 +133,11 @@ def features_of(frame: pl.DataFrame, kinds: Mapping[str, str]) -> pl.DataFrame:
         kind = kinds.get(bare)
         if kind == "number":
             columns.append(pl.col(name).cast(pl.Float64, strict=False).alias(bare))
-        elif kind == "category":
+        elif kind == "flag" and frame.schema[name] != pl.String:
+            columns.append((pl.col(name) != 0).cast(pl.String).alias(bare))
+        elif kind == "time":
+            columns.append((pl.col(name).cast(pl.Float64, strict=False) * 1e6).cast(pl.Int64).cast(TIME).alias(bare))
+        elif kind in ("category", "flag"):
             columns.append(pl.col(name).cast(pl.String, strict=False).alias(bare))
         elif not kinds:
             columns.append(pl.col(name).alias(bare))
@@ -155,7 +162,7 @@ def kept(store: Store, name: str, seq: int) -> Tally | None:
     scored = None
     if body["scored"] and store.blobs.has(body["scored"]):
         scored = pl.read_parquet(io.BytesIO(store.blobs.read(body["scored"])))
-    numbers = {key: math.nan if value is None else value for key, value in body["numbers"].items()}
+    numbers: dict[str, Any] = {key: math.nan if value is None else value for key, value in body["numbers"].items()}
     return Tally(
         seq=int(body["seq"]),
         profile=Profile.from_bytes(store.blobs.read(body["profile"])),
@@ -232,10 +239,10 @@ def _once(scored: pl.DataFrame) -> pl.DataFrame:
     return scored.sort("at", maintain_order=True).unique(identity, keep="last", maintain_order=True)
 
 
-def _gaps(times: list[np.ndarray[Any, Any]]) -> dict[str, float]:
+def _gaps(times: list[np.ndarray[Any, Any]]) -> tuple[float, float, float]:
     """Return the first and last time, and the longest stretch between two rows."""
     if not times:
-        return {}
+        return math.nan, math.nan, 0.0
     every = np.sort(np.concatenate(times))
     longest = float(np.diff(every).max()) / 1e6 if len(every) > 1 else 0.0
-    return {"first": float(every[0]) / 1e6, "last": float(every[-1]) / 1e6, "gap_s": longest}
+    return float(every[0]) / 1e6, float(every[-1]) / 1e6, longest

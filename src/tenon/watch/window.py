@@ -168,8 +168,12 @@ def in_(window: Window) -> str:
 
 def unit_of(width_s: float, count: int) -> str:
     """Say a number of windows: ``1 week``, ``3 weeks``, ``12 hours`` when each is an hour, else ``3 windows``."""
-    word = {WEEK_S: "week", DAY_S: "day", 3600.0: "hour"}.get(width_s, "window")
-    return f"{count} {word}{'' if count == 1 else 's'}"
+    return f"{count} {unit(width_s)}{'' if count == 1 else 's'}"
+
+
+def unit(width_s: float) -> str:
+    """Say what one window is: ``week``, ``day``, ``hour``, else ``window``."""
+    return {WEEK_S: "week", DAY_S: "day", 3600.0: "hour"}.get(width_s, "window")
 
 
 def _known(value: float, digits: int = 6) -> float | None:

@@ -29,7 +29,7 @@ from tenon.errors import InputError
 from tenon.finding import Finding
 from tenon.limits import WatchLimits
 from tenon.metric import Estimate
-from tenon.sketch import Profile
+from tenon.sketch import Comparison, Profile
 from tenon.store import Store
 from tenon.watch import collect, drift, judge, label, skew, tally
 from tenon.watch.case import Case
@@ -54,9 +54,11 @@ def _quiet(done: float, total: float, said: str) -> None:
 class Context:
     """What else is known of the model under watch; everything may be left out, and then is not judged.
 
-    `run` is the record of the run that made it, `metric` the one its gate looks at, `usual` what `usual()` measured,
-    `labels` how facts become labels, `offline` the offline matrix of some served rows (with `_key_*` and `_time`), to
-    compare features served with the same ones computed offline. `words` are the owner's: unit_plural, positive_word.
+    `run` is the record of the run that made it, `metric` the one its gate looks at, `usual` what `usual()` measured.
+    `labels` says how facts become labels. `scores` is the profile of a frame with the column `score` on validation or
+    test rows, to see scores drift (unless the reference has that column). `offline` is the offline matrix of some
+    served rows (with `_key_*` and `_time`), to compare features as served with the same ones computed offline.
+    `words` are the owner's: unit_plural, positive_word.
     """
 
     version: str = ""
@@ -65,6 +67,7 @@ class Context:
     usual: Usual | None = None
     labels: LabelSource | None = None
     offline: pl.DataFrame | None = None
+    scores: Profile | None = None
     words: Mapping[str, str] = field(default_factory=dict)
     limits: WatchLimits = WatchLimits()
     clock: Callable[[], float] = time.time
@@ -143,9 +146,21 @@ def examine(
     if math.isinf(horizon):
         now = min(now, max([newest, *_latest_known(labels)], default=now)) if held else now
     starts = _starts(store, model, held, width, horizon)[-context.limits.windows :]
-    look = _Look(store, model, reference, task, config, context, expected, labels, width, horizon, now)
+    look = _Look(
+        store,
+        model,
+        drift.with_score(reference, context.scores),
+        task,
+        config,
+        context,
+        expected,
+        labels,
+        width,
+        horizon,
+        now,
+    )
     windows: list[Window] = []
-    drifts: list[dict[str, drift.Found]] = []
+    drifts: list[dict[str, Comparison]] = []
     delays: list[np.ndarray[Any, Any]] = []
     for done, start in enumerate(starts):
         context.progress(done, len(starts), f"examining {model}")
@@ -174,12 +189,10 @@ class _Look:
     horizon: float
     now: float
 
-    def window(
-        self, start: float, reach: Sequence[Span]
-    ) -> tuple[Window, dict[str, drift.Found], np.ndarray[Any, Any]]:
+    def window(self, start: float, reach: Sequence[Span]) -> tuple[Window, dict[str, Comparison], np.ndarray[Any, Any]]:
         """Summarise and measure one window; return it with its drift and the delays of its labels."""
         found, name = self._summary(start, reach)
-        drifted = drift.found(self.reference, found.profile) if found.profile is not None and found.rows else {}
+        drifted = drift.found(self.reference, found.profile)
         joined = label.join(found.scored, self.labels) if found.scored is not None else None
         told, delays = dict(found.told), np.empty(0)
         if joined is not None:
@@ -276,7 +289,7 @@ class _Look:
     def told(
         self,
         windows: Sequence[Window],
-        drifts: Sequence[Mapping[str, drift.Found]],
+        drifts: Sequence[Mapping[str, Comparison]],
         delays: Sequence[np.ndarray[Any, Any]],
         newest: float,
         began: float,
@@ -289,7 +302,7 @@ class _Look:
             for window in windows
         )
         shares = sorted(w.labelled_share for w in matured if w.distinct and not w.open and not w.maturing)
-        limits = drift.limits(self.reference, matured, drifts, self.config, self.context.usual)
+        limits = drift.limits(matured, drifts, self.config, self.context.usual)
         case = Case(
             model=self.model,
             task=self.task,
@@ -317,7 +330,7 @@ class _Look:
             at=self.context.clock(),
             as_of=self.horizon if math.isfinite(self.horizon) else self.now,
             windows=matured,
-            columns=drift.columns(self.reference, matured, drifts, limits, self.expected, self.context.usual),
+            columns=drift.columns(matured, drifts, limits, self.config, self.expected, self.context.usual),
             findings=tuple(judge.gravest_first(findings)),
             labels=_label_figures(self.labels, waited),
             expected=_expected_figures(self.expected),
@@ -348,7 +361,8 @@ def alerts(findings: Iterable[Finding], previous: Iterable[Finding | Mapping[str
     """Compare findings with the previous ones (findings, or as kept in a `watch` record), by code and place."""
     before = {(old.code, old.place): old for old in map(_finding, previous)}
     order = ("info", "warning", "error")
-    new, still = [], []
+    new: list[Finding] = []
+    still: list[Finding] = []
     for finding in findings:
         old = before.pop((finding.code, finding.place), None)
         graver = old is not None and order.index(finding.severity) > order.index(old.severity)
