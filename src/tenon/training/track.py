@@ -77,7 +77,7 @@ class Run:
         self._meter = Meter()
         self._meter.__enter__()
         # A run that is dropped without `finish` still writes what it holds, also when the interpreter ends.
-        self._finalizer = weakref.finalize(self, log.close)
+        self._finalizer = weakref.finalize(self, _abandon, log, self._meter)
 
     @classmethod
     def start(
@@ -134,14 +134,11 @@ class Run:
 
     def log_many(self, name: str, steps: Any, values: Any) -> None:
         """Remember a whole column of one metric, from anything NumPy reads. Copies it; never waits."""
-        try:
-            steps_n = np.array(steps, dtype="<i8").reshape(-1)
-            values_n = np.array(values, dtype="<f8").reshape(-1)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise UsageError(sentence("columns of numbers", f"'{error}'", at=f"run/{self.id}: {name}")) from error
+        place = f"run/{self.id}: {name}"
+        steps_n, values_n = _column(steps, "<i8", place), _column(values, "<f8", place)
         if len(steps_n) != len(values_n):
             got = f"{len(steps_n):,} steps and {len(values_n):,} values"
-            raise UsageError(sentence("as many steps as values", got, at=f"run/{self.id}: {name}"))
+            raise UsageError(sentence("as many steps as values", got, at=place))
         self._log.add_columns(name, steps_n, values_n)
 
     def param(self, **params: Any) -> None:
@@ -448,6 +445,12 @@ class _Log:
             self._folded = group[-1].seq
 
 
+def _abandon(log: _Log, meter: Meter) -> None:
+    """Write what a run holds that nobody finished; its record goes on saying `running`, which `reap` mends."""
+    meter.__exit__(None, None, None)
+    log.close()
+
+
 def _forked(log: _Log | None) -> None:
     """Shut a run in a process forked from its own: the thread that writes does not exist there."""
     if log is not None:
@@ -483,6 +486,19 @@ def _value(value: Any, name: str, id: str) -> float:
         raise UsageError(
             sentence("a number", got, at=f"run/{id}: {name}", hint="run.param keeps other values")
         ) from error
+
+
+def _column(values: Any, kind: str, place: str) -> NDArray[Any]:
+    """Copy a column of numbers into one type, refusing what would change on the way."""
+    try:
+        given = np.asarray(values).reshape(-1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(sentence("a column of numbers", f"'{error}'", at=place)) from error
+    if given.dtype.kind not in "biuf" and given.size:
+        raise UsageError(sentence("a column of numbers", f"a column of {given.dtype}", at=place))
+    if kind == "<i8" and given.dtype.kind == "f" and not np.array_equal(given, np.trunc(given)):
+        raise UsageError(sentence("steps that are whole numbers", f"a column of {given.dtype}", at=place))
+    return given.astype(kind)
 
 
 def _step(step: Any, id: str) -> int:
