@@ -18,8 +18,6 @@ from tenon.errors import InputError, sentence
 from tenon.flow import live, promote
 from tenon.flow.data import parquet
 from tenon.flow.work import Work, digest, newest
-from tenon.watch.examine import alerts as alerts_of
-from tenon.watch.examine import examine
 
 AUDIENCES = ("engineer", "manager", "executive")
 EXTENSIONS = {"html": "html", "text": "txt", "json": "json"}
@@ -38,7 +36,7 @@ class Look:
 
 
 def watch(work: Work, asked: Look) -> dict[str, Any]:
-    """Examine what the model's service answered, keep the examination, and return it with what is new since the last."""
+    """Examine what the model's service answered; keep the examination and what is new since the last one."""
     declared = work.model(asked.model)
     name = declared.name
     now = promote.current(work, name) or newest(work, "version", f"a version of '{name}'", model=name)
@@ -66,7 +64,7 @@ def watch(work: Work, asked: Look) -> dict[str, Any]:
     )
     moment = live.moment_of(asked.as_of, "--as-of") if asked.as_of else None
     previous = work.store.find("watch", limit=1, model=name)
-    watched = examine(
+    watched = watching.examine(
         work.store,
         name,
         reference=reference,
@@ -75,7 +73,7 @@ def watch(work: Work, asked: Look) -> dict[str, Any]:
         as_of=moment,
         context=context,
     )
-    change = alerts_of(watched.findings, previous[0]["findings"] if previous else [])
+    change = watching.alerts(watched.findings, previous[0]["findings"] if previous else [])
     told = {"new": change.new, "still": change.still, "gone": change.gone}
     alerts = {name: [finding.to_dict() for finding in findings] for name, findings in told.items()}
     body = {**watched.to_dict(), "alerts": alerts}
@@ -194,6 +192,6 @@ def cost(work: Work, by: str) -> dict[str, Any]:
         "storage_usd_month": ledger.storage("store", stored, prices, at=time.time()).usd,
         "predictions": predictions,
         "usd_per_1000": ledger.per_thousand(ledger.total(served), predictions),
-        "prices": f"{prices.usd_per_core_hour:g} USD a core hour, {prices.usd_per_gb_memory_hour:g} a GB hour of memory, "
-        f"{prices.usd_per_gb_month:g} a GB month of storage",
+        "prices": f"{prices.usd_per_core_hour:g} USD a core hour, {prices.usd_per_gb_memory_hour:g} a GB hour "
+        f"of memory, {prices.usd_per_gb_month:g} a GB month of storage",
     }
