@@ -1,4 +1,4 @@
-"""The command line: flags become one library call, data goes to stdout, talk to stderr, and only here is anything printed.
+"""The command line: flags become one library call, data goes to stdout, talk to stderr; only here is anything printed.
 
 `tenon --help` must answer at once, so this module imports click and nothing of tenon's rooms: a command's module is
 imported when the command is called. The table below is the whole surface; a test compares it with docs/cli.md. Exit

@@ -82,6 +82,7 @@ def told(outcome: Outcome, project: Path) -> str:
         parts.append("Reports:\n" + "\n".join(f"  {audience:<10} {path}" for audience, path in outcome.reports.items()))
     if any(model.serving for model in outcome.models):
         parts.append(
-            f"Serve it:\n  tenon serve {project}\n  tenon replay {project}    (in another terminal: its test period as live traffic)"
+            f"Serve it:\n  tenon serve {project}\n"
+            f"  tenon replay {project}    (in another terminal: its test period as live traffic)"
         )
     return "\n".join(parts)

@@ -35,16 +35,17 @@ def ingest(
     read = single.read(
         single.Read(paths=paths, out=out or Path(), name=name, text=text, csv=csv, policy=policy), output.progress
     )
-    output.findings([finding.to_dict() for finding in read.findings])
+    done = read.ingested
+    output.findings([finding.to_dict() for finding in done.findings])
     columns = [
-        [column["name"], column["type"], column.get("null_pct"), column.get("repaired", 0), column.get("examples", "")]
-        for column in read.columns
+        [column.name, column.type, column.null_pct, column.repaired, ", ".join(column.examples[:3])]
+        for column in done.columns
     ]
-    balance = "every byte is accounted for" if read.balance["closes"] else "THE BALANCE DOES NOT CLOSE"
+    assert done.balance.closes, done.balance
     lines = [
         table(["column", "type", "null %", "repaired", "examples"], columns),
-        f"\n{read.rows:,} rows, {read.quarantined:,} quarantined, {read.repaired:,} repaired, "
-        f"{read.bytes / 1e6:,.1f} MB in {seconds(read.seconds)}; {balance}",
+        f"\n{done.rows:,} rows, {done.quarantined:,} quarantined, {done.repaired:,} repaired; every one of "
+        f"{done.bytes:,} bytes is accounted for, in {seconds(done.seconds)}",
         *(f"wrote {path}" for path in read.written),
     ]
     output.emit(read.to_dict(), "\n".join(lines))
@@ -71,19 +72,19 @@ def check(data: Path, file: Path, good: Path | None, bad: Path | None, junit: Pa
     from tenon.flow import single
 
     output = Output(as_json)
-    checked = single.check(data, file, good=good, bad=bad, junit=junit, progress=output.progress)
-    output.findings([finding.to_dict() for finding in checked.findings])
-    rows = [[rule["rule"], rule["bad"], rule["pct"], rule["threshold_pct"], rule["passed"]] for rule in checked.rules]
-    verdict = "keeps" if checked.passed else "breaks"
-    output.emit(
-        checked.to_dict(),
-        lambda: "\n".join(
-            [
-                *([table(["rule", "bad rows", "%", "allowed %", "passed"], rows)] if rows else []),
-                f"\n{data} {verdict} its contract: {checked.good:,} good rows, {checked.bad:,} bad",
-            ]
-        ),
+    asked = single.Ask(data=data, contract=file, good=good, bad=bad, junit=junit)
+    checked = single.check(asked, output.progress)
+    counts = checked.verdict.counts.values()
+    rows = [[count.rule, count.broken, count.broken_pct, count.threshold_pct, not count.exceeded] for count in counts]
+    bad_rows = checked.verdict.bad_rows
+    lines = [table(["rule", "bad rows", "%", "allowed %", "passed"], rows)] if rows else []
+    lines.append(
+        f"\n{data} {'keeps' if checked.passed else 'breaks'} its contract: "
+        f"{checked.verdict.rows - bad_rows:,} good rows, {bad_rows:,} bad, {checked.unread:,} that could not be read"
     )
+    lines += [f"wrote {path}" for path in checked.written]
+    output.emit(checked.to_dict(), "\n".join(lines))
+    output.findings([finding.to_dict() for finding in checked.findings])
     if not checked.passed:
         raise SystemExit(1)
 

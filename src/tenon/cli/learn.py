@@ -52,7 +52,7 @@ def runs_list(project: Path, model: str, limit: int, as_json: bool) -> None:
     """List runs, newest first."""
     output = Output(as_json)
     with opened(project, output, read_only=True) as work:
-        found = work.store.find("run", limit=limit, **({"model": model} if model else {}))
+        found = work.store.find("run", limit=limit, model=model) if model else work.store.find("run", limit=limit)
     rows = []
     for run in found:
         first = next(iter(run.get("metrics", {}).get("test", {}).items()), None)

@@ -62,7 +62,7 @@ def serve(project: Path, model: str, host: str, port: int, version: str, as_of: 
 @click.option("--speed", type=float, default=0.0, help="Simulated seconds a second (default: as fast as it answers).")
 @json_flag
 def replay(project: Path, model: str, url: str, start: str, end: str, tick: str, speed: float, as_json: bool) -> None:
-    """Play PROJECT's recorded rows against the running service as live traffic; true outcomes arrive late, as they did."""
+    """Play PROJECT's recorded rows against the running service as live traffic; outcomes arrive late, as they did."""
     from tenon.flow import live
 
     output = Output(as_json)

@@ -114,7 +114,7 @@ def features(work: Work, declared: Model, datasets: Mapping[str, Stage]) -> Stag
             raise InputError(
                 sentence(
                     "rows before the split to train on",
-                    f"rows from {matrix['_time'].min()} on",
+                    f"rows {reach(matrix['_time'])}",
                     at=f"model '{declared.name}': split {declared.split[0]}",
                     hint="move the first date of the split",
                 )
@@ -145,6 +145,12 @@ def _bytes(rows: pl.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
+def reach(times: pl.Series) -> str:
+    """Say from when to when times go."""
+    first, last = (str(value) for value in (times.min(), times.max()))
+    return f"from {first} to {last}"
+
+
 def data_of(declared: Model, matrix: pl.DataFrame, names: list[str], kinds: Mapping[str, str]) -> training.Data:
     """Split the labelled rows by time: train before the first date, validation between, test from the second on."""
     first, second = declared.split_at
@@ -157,15 +163,11 @@ def data_of(declared: Model, matrix: pl.DataFrame, names: list[str], kinds: Mapp
     }
     for side, rows in sides.items():
         if not rows.height:
-            reach = (
-                f"labelled rows from {labelled['_time'].min()} to {labelled['_time'].max()}"
-                if labelled.height
-                else "no labelled rows"
-            )
+            got = f"labelled rows {reach(labelled['_time'])}" if labelled.height else "no labelled rows"
             raise InputError(
                 sentence(
                     f"labelled rows for {side}",
-                    reach,
+                    got,
                     at=f"model '{declared.name}': split {declared.split}",
                     hint="choose dates inside the data",
                 )

@@ -282,12 +282,14 @@ def predict(work: Work, asked: Prediction) -> Predicted:
 
 
 def score(live: Live, rows: pl.DataFrame, columns: Sequence[contract.Column]) -> pl.DataFrame:
-    """Return the rows with `score`, `decision` and `fault`; a row that breaks the request's contract has only a fault."""
-    values = rows.select([column.name for column in columns]).to_dicts()
+    """Return the rows with `score`, `decision` and `fault`; a row that breaks the contract has only a fault."""
+    checked = contract.check_rows(rows.select([column.name for column in columns]).to_dicts(), columns)
+    values = checked.rows
     faults: list[str | None] = [None] * len(values)
-    for fault in contract.check_rows(values, columns).faults:
-        number = int(fault["path"].split("[")[1].split("]")[0])
-        said = f"{fault['path'].split(']')[1].lstrip('.')}: expected {fault['expected']}, got {fault['got']}"
+    for fault in checked.faults:
+        place, _, name = fault["path"].removeprefix("$.rows[").partition("]")
+        said = f"{name.lstrip('.')}: expected {fault['expected']}, got {fault['got']}"
+        number = int(place)
         faults[number] = f"{faults[number]}; {said}" if faults[number] else said
     good = [i for i, fault in enumerate(faults) if fault is None]
     found: list[float | None] = [None] * len(values)
@@ -320,7 +322,7 @@ class Replay:
 
 
 def replay(work: Work, asked: Replay) -> serving.Replayed:
-    """Play recorded rows as live traffic: each is predicted at its own time, and its outcome arrives when it was known."""
+    """Play recorded rows as live traffic: each is predicted at its own time, its outcome comes when it was known."""
     declared = work.model(asked.model)
     made = newest(work, "features", f"the features of '{declared.name}'", model=declared.name)
     chosen = learn.restored(declared, made)
@@ -337,9 +339,9 @@ def replay(work: Work, asked: Replay) -> serving.Replayed:
     step = timedelta(microseconds=duration_us(asked.tick, "--tick"))
     rows = frames[spine.name].filter((pl.col(spine.time) >= start) & (pl.col(spine.time) < end))
     if not rows.height:
-        reach = f"rows from {frames[spine.name][spine.time].min()} to {latest}"
+        got = f"rows {learn.reach(frames[spine.name][spine.time])}"
         raise InputError(
-            sentence(f"rows from {start} to {end}", reach, at=f"source '{spine.name}'", hint="mend --from or --to")
+            sentence(f"rows from {start} to {end}", got, at=f"source '{spine.name}'", hint="mend --from or --to")
         )
     serve_config = work.config.serve
     url = asked.url or f"http://{serve_config.host}:{serve_config.port}"
@@ -416,7 +418,7 @@ def dicts(rows: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def label_source(work: Work, declared: Any) -> watch.LabelSource:
-    """Say how facts of the model's own source become labels: derived columns, the label's SQL, and when it was known."""
+    """Say how facts of the model's own source become labels: by its derived columns and the label's SQL."""
     made = newest(work, "features", f"the features of '{declared.name}'", model=declared.name)
     chosen = learn.restored(declared, made)
     lookups = {
@@ -484,11 +486,11 @@ def labels(work: Work, file: Path, name: str) -> dict[str, Any]:
 
 
 def _append(work: Work, stream: str, subject: str, rows: pl.DataFrame, time_column: str, now: float) -> None:
-    first, last = now, now
+    first = last = now
     if time_column and rows.height:
-        times = rows[time_column].drop_nulls().cast(pl.Datetime("us"))
-        if times.len():
-            first, last = (value.replace(tzinfo=UTC).timestamp() for value in (times.min(), times.max()))  # type: ignore[union-attr]
+        epoch = rows[time_column].drop_nulls().cast(pl.Datetime("us")).dt.epoch("us")
+        if epoch.len():
+            first, last = int(epoch.min()) / 1e6, int(epoch.max()) / 1e6  # type: ignore[arg-type]
     for part in rows.iter_slices(100_000):
         work.store.append(stream, subject, serving.to_ipc(part), rows=part.height, first=first, last=last)
 

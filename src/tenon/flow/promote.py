@@ -28,8 +28,8 @@ class Move:
 
 def version(work: Work, model: str, name: str) -> dict[str, Any]:
     """Return the version of that id, beginning of an id, number or alias; of `model` when it is given."""
-    every = work.store.find("version", **({"model": model} if model else {}))
-    aliases = {row["version"]: row["alias"] for row in work.store.find("alias", **({"model": model} if model else {}))}
+    every = of_model(work, "version", model)
+    aliases = {row["version"]: row["alias"] for row in of_model(work, "alias", model)}
     found = [
         row
         for row in every
@@ -48,6 +48,11 @@ def version(work: Work, model: str, name: str) -> dict[str, Any]:
     raise MissingError(sentence("a version of this project", f"'{name}'", hint=hint))
 
 
+def of_model(work: Work, kind: str, model: str) -> list[dict[str, Any]]:
+    """List records of a kind, newest first; of one model when it is named."""
+    return work.store.find(kind, model=model) if model else work.store.find(kind)
+
+
 def current(work: Work, model: str, alias: str = "production") -> dict[str, Any] | None:
     """Return the version that has the alias now, or None."""
     held = work.store.get("alias", f"{model}/{alias}")
@@ -60,7 +65,7 @@ def versions(work: Work, model: str = "") -> list[dict[str, Any]]:
     for row in work.store.find("alias"):
         held.setdefault(row["version"], []).append(row["alias"])
     found = []
-    for row in work.store.find("version", **({"model": model} if model else {})):
+    for row in of_model(work, "version", model):
         run = work.store.get("run", row["run"]) or {}
         first = next(iter(run.get("metrics", {}).get("test", {}).items()), None)
         score = f"{first[0]} {first[1]['value']:.4f}" if first else "–"
@@ -121,15 +126,16 @@ def _move(work: Work, model: str, alias: str, to: str, reason: str, *, rollback:
         }
         if previous != to:
             now = work.clock()
+            name = f"{model}/{alias}"
             body = {
-                "id": f"{model}/{alias}",
+                "id": name,
                 "model": model,
                 "alias": alias,
                 "version": to,
                 "at": now,
                 "reason": reason,
             }
-            work.store.put("alias", body["id"], body, at=now)
+            work.store.put("alias", name, body, at=now)
             work.store.event("alias", model, event, at=now)
     return event
 

@@ -1,11 +1,12 @@
 """Ingest and check on their own: files in, files out, no project and no store.
 
-`tenon ingest` and `tenon check` are for a team that uses nothing else of tenon. What a person gave is never changed, and
-what is written is named before work begins and replaced in one step.
+`tenon ingest` and `tenon check` are for a team that uses nothing else of tenon. What a person gave is never changed,
+and what is written is named before work begins and replaced in one step.
 """
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,7 +69,7 @@ def read(asked: Read, progress: Progress = quiet) -> Done:
     done = ingest.ingest(job, progress=progress)
     written = [*done.files, *(path for path in (done.quarantine, done.repairs, done.summary) if path is not None)]
     if done.files:
-        inferred = contract.infer(pl.scan_parquet(done.files).head(1_000_000).collect(), name)
+        inferred = contract.infer(pl.scan_parquet(list(done.files)).head(1_000_000).collect(), name)
         file = asked.out / f"{name}.contract.yaml"
         replace_text(file, inferred.to_odcs())
         written.append(file)
@@ -168,28 +169,103 @@ def writer(path: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
-    """What a check found: rows good and bad, each rule's share against its threshold, and whether all of it passed."""
+class Ask:
+    """What to check against which contract, and where good rows, bad rows and the JUnit report go, if anywhere."""
 
-    passed: bool
-    good: int
-    bad: int
-    rules: Sequence[Mapping[str, Any]]
+    data: Path
+    contract: Path
+    good: Path | None = None
+    bad: Path | None = None
+    junit: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What a check found: the verdict, the rows that could not even be read, and every file that was written."""
+
+    verdict: contract.FileVerdict
+    unread: int
     findings: Sequence[Finding]
     seconds: float
     written: Sequence[Path]
 
+    @property
+    def passed(self) -> bool:
+        """Say whether the contract holds: no finding is an error."""
+        return not any(finding.severity == "error" for finding in self.findings)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the outcome as plain data."""
         return {
+            **self.verdict.to_dict(),
             "passed": self.passed,
-            "good": self.good,
-            "bad": self.bad,
-            "rules": [dict(rule) for rule in self.rules],
+            "unread": self.unread,
             "findings": [finding.to_dict() for finding in self.findings],
             "seconds": self.seconds,
             "written": [str(path) for path in self.written],
         }
+
+
+def check(asked: Ask, progress: Progress = quiet) -> Checked:
+    """Check a file against a contract in ODCS YAML: good rows, bad rows, and which rule each bad row broke.
+
+    What is no Parquet is read as text, so that rules see what was written. Rows that cannot be read at all are in ingest's quarantine, and are told as findings beside the contract's.
+    """
+    started = time.perf_counter()
+    try:
+        agreed = contract.Contract.from_odcs(asked.contract.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        hint = "`tenon ingest` writes one beside the data"
+        raise InputError(sentence("a contract in YAML", str(error), at=str(asked.contract), hint=hint)) from error
+    if not asked.data.exists():
+        raise InputError(sentence("a file to check", "nothing", at=str(asked.data), hint="check the path"))
+    with tempfile.TemporaryDirectory(prefix="tenon-") as folder:
+        out, data, unread, said = Path(folder), asked.data, 0, list[Finding]()
+        if asked.data.suffix != ".parquet":
+            job = ingest.Job(paths=(asked.data,), out=out / "read", name=agreed.name, text=True, source=_named(agreed))
+            done = ingest.ingest(job, progress=progress)
+            if not done.files:
+                raise InputError(
+                    sentence("rows to check", "none", at=str(asked.data), hint="see what ingest says of it")
+                )
+            data, unread, said = _one(done.files, out / "rows.parquet"), done.quarantined, list(done.findings)
+        verdict = contract.check_file(data, agreed, out / "checked", progress=progress)
+        written = []
+        for source, target in ((verdict.good, asked.good), (verdict.bad, asked.bad)):
+            if target is not None and source is not None:
+                _place(source, target)
+                written.append(target)
+        if asked.junit is not None:
+            replace_text(asked.junit, verdict.to_junit())
+            written.append(asked.junit)
+    findings = [*verdict.findings, *said]
+    return Checked(
+        verdict=verdict, unread=unread, findings=findings, seconds=time.perf_counter() - started, written=written
+    )
+
+
+def _named(agreed: contract.Contract) -> Source:
+    """Return the contract's columns as text: their names decide what is a header, their types are checked later."""
+    columns = [contract.Column(column.name, "text", nullable=True) for column in agreed.columns if not column.derive]
+    return Source(agreed.name, columns=columns, null=agreed.null)
+
+
+def _one(files: Sequence[Path], target: Path) -> Path:
+    """Return one Parquet file with the rows of all."""
+    if len(files) == 1:
+        return files[0]
+    pl.scan_parquet(list(files)).sink_parquet(target)
+    return target
+
+
+def _place(source: Path, target: Path) -> None:
+    beside = target.with_name(f".{target.name}.new")
+    try:
+        shutil.copyfile(source, beside)
+        beside.replace(target)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise InputError(sentence("room to write", str(error.strerror), at=str(target))) from error
 
 
 # ── tenon quarantine ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -231,8 +307,3 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
         name: value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
         for name, value in row.items()
     }
-
-
-def elapsed(started: float) -> float:
-    """Return the seconds since `started` on the clock that only goes forward."""
-    return time.perf_counter() - started

@@ -104,7 +104,8 @@ def once(
     """Return the stage named by `made_of`: found when it was done before, else made by `make(id)` and committed.
 
     `make` puts its blobs into the store and returns the record's body; it must not write records of its own. `name` is
-    the record's kind. `settle` completes the body inside the transaction that commits it. With `work.again` the stage is made anew and must come to the same name.
+    the record's kind. `settle` completes the body inside the transaction that commits it. With `work.again` the stage
+    is made anew.
     """
     key = digest({"stage": name, "subject": subject, **made_of})
     short = key[:12]
