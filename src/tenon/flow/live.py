@@ -50,6 +50,22 @@ class Live:
         """Return the source whose rows are predicted."""
         return self.features.spine
 
+    @property
+    def columns(self) -> list[contract.Column]:
+        """Return the columns of a request: what the features need, and the key, by which outcomes are told apart.
+
+        A key column that no feature reads may be left out; outcomes are then joined by the answer's id alone.
+        """
+        return request_columns(self.features)
+
+
+def request_columns(chosen: FeatureSet) -> list[contract.Column]:
+    """Return the columns of a request for these features, each under the source's contract."""
+    spine, inputs = chosen.spine, chosen.inputs
+    found = [spine.column(name) or contract.Column(name, kind, nullable=True) for name, kind in inputs.items()]
+    keys = [spine.column(name) or contract.Column(name, "text") for name in spine.key if name not in inputs]
+    return [*found, *(replace(column, nullable=True) for column in keys if not column.derive)]
+
 
 def awaken(work: Work, name: str, wanted: str, *, as_of: datetime | None = None) -> Live:
     """Bring a version to life from the store; `as_of` limits its memory to what was known by then."""
@@ -106,12 +122,12 @@ def service(work: Work, live: Live, *, facts_seq: int = 0) -> serving.Service:
         version=live.record["id"],
         predictor=live.predictor,
         online=live.online,
-        inputs=live.features.inputs,
-        columns=[column for column in spine.columns if column.name in live.features.inputs],
+        inputs={column.name: column.type for column in live.columns},
+        columns=live.columns,
         label=live.features.label.sql,
         threshold=live.record["threshold"],
         usd_per_row=_usd_per_row(work, live, example),
-        key=[name for name in spine.key if name in live.features.inputs],
+        key=spine.key,
         time=spine.time,
         moments=live.online.moments,
         example=example,
@@ -122,7 +138,7 @@ def service(work: Work, live: Live, *, facts_seq: int = 0) -> serving.Service:
 def example_row(work: Work, live: Live) -> dict[str, Any]:
     """Return a real row as a request would send it: the last of the dataset whose inputs are all there."""
     dataset = newest(work, "dataset", "the dataset of the model", id=_datasets(work, live)[live.spine.name])
-    rows = frame(work, dataset).select(list(live.features.inputs)).tail(1000).drop_nulls()
+    rows = frame(work, dataset).select([column.name for column in live.columns]).tail(1000).drop_nulls()
     return {name: plain(value) for name, value in rows.row(-1, named=True).items()} if rows.height else {}
 
 
@@ -140,17 +156,13 @@ def _usd_per_row(work: Work, live: Live, example: Mapping[str, Any]) -> float:
     """Measure what the features and the score of one row take here, and price that processor time."""
     if not example:
         return 0.0
-    row = {name: _instant(value, live.features.inputs[name]) for name, value in example.items()}
+    row = contract.check_rows([example], live.columns).rows[0]
     taken = []
     for _ in range(PROBES):
         start = time.perf_counter()
         live.predictor.score(live.online.read([row]))
         taken.append(time.perf_counter() - start)
     return statistics.median(taken) / 3600 * work.config.prices.usd_per_core_hour
-
-
-def _instant(value: Any, kind: str) -> Any:
-    return datetime.fromisoformat(value) if kind == "timestamp" and isinstance(value, str) else value
 
 
 def serve(work: Work, asked: Serving, say: Callable[[str], None]) -> None:
@@ -261,8 +273,7 @@ def predict(work: Work, asked: Prediction) -> Predicted:
     started = time.perf_counter()
     live = awaken(work, asked.model, asked.version)
     # What happened in the rows that are scored is not known yet, so only the columns of a request are read.
-    inputs = live.features.inputs
-    columns = [live.spine.column(name) or contract.Column(name, kind, nullable=True) for name, kind in inputs.items()]
+    columns = live.columns
     wanted = Source(live.spine.name, columns=columns, null=live.spine.null)
     with single.batches(asked.rows, wanted, work.progress) as given, single.writer(asked.out) as write:
         rows = refused = 0
@@ -373,7 +384,7 @@ def ticks(chosen: FeatureSet, frames: Mapping[str, pl.DataFrame], span: Span) ->
     """
     spine = chosen.spine
     asked = frames[spine.name].filter(pl.col(spine.time) < span.end)
-    rows = _by_tick(asked, spine.time, span, list(chosen.inputs))
+    rows = _by_tick(asked, spine.time, span, [column.name for column in request_columns(chosen)])
     last = max(rows)
     facts = {}
     for name, whole in frames.items():

@@ -209,7 +209,8 @@ class Checked:
 def check(asked: Ask, progress: Progress = quiet) -> Checked:
     """Check a file against a contract in ODCS YAML: good rows, bad rows, and which rule each bad row broke.
 
-    What is no Parquet is read as text, so that rules see what was written. Rows that cannot be read at all are in ingest's quarantine, and are told as findings beside the contract's.
+    What is no Parquet is read as text, so that rules see what was written. Rows that cannot be read at all are told
+    as ingest's findings beside the contract's.
     """
     started = time.perf_counter()
     try:
