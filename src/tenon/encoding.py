@@ -78,7 +78,9 @@ class Encoding:
     features: tuple[Number | Category, ...]
 
     @classmethod
-    def learn(cls, columns: Mapping[str, Any], y: ArrayLike, kinds: Mapping[str, str], form: str = "ordinal") -> Encoding:
+    def learn(
+        cls, columns: Mapping[str, Any], y: ArrayLike, kinds: Mapping[str, str], form: str = "ordinal"
+    ) -> Encoding:
         """Learn the encoding of the features named in `kinds`, in that order, from training rows and their labels."""
         assert form in FORMS, form
         _demand(columns, kinds)

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -209,23 +211,19 @@ def _sklearn(fitted: Any) -> bytes:
 
 def _torch(fitted: Any) -> bytes:
     """Export a torch module that reads the matrix and answers with probabilities or values."""
-    try:
-        import torch
-    except ImportError as error:
-        raise missing_extra("torch", "torch", "compile a torch module") from error
+    for package in ("torch", "onnxscript"):  # torch's exporter is written in the second
+        if find_spec(package) is None:
+            raise missing_extra(package, "torch", "compile a torch module")
+    import torch
+
     module = fitted.model.eval()
     sample = torch.zeros((2, fitted.encoding.width), dtype=torch.float32)
-    rows = torch.export.Dim("rows", min=1)
+    shapes = ({0: torch.export.Dim("rows", min=1)},)
+    names = {"input_names": ["x"], "output_names": ["score"]}
     try:
-        program = torch.onnx.export(
-            module,
-            (sample,),
-            input_names=["x"],
-            output_names=["score"],
-            dynamic_shapes=({0: rows},),
-            dynamo=True,
-            verbose=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's notes to its own authors
+            program = torch.onnx.export(module, (sample,), dynamic_shapes=shapes, dynamo=True, verbose=False, **names)
     except Exception as error:  # the edge to torch's exporter, which raises whatever it meets
         raise _no_form(type(module).__name__, error) from error
     return bytes(program.model_proto.SerializeToString())

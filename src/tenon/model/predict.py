@@ -2,9 +2,10 @@
 
 A Predictor is an ONNX graph and its manifest. `score` encodes the columns (`tenon.encoding`, learnt in training and
 kept in the manifest) and runs the graph in chunks of CHUNK_ROWS, so memory stays flat; one row is a batch of one and
-takes some 40 microseconds for 20 features. It is deterministic, and safe to share between threads: the encoder is pure
-and ONNX Runtime's `run` may be called concurrently. One thread inside each call is the default, because a server has a
-request for every core already; pass `threads` for large files.
+takes some 40 microseconds for 20 features, and gives the same bits as in a batch. A Predictor may be shared between
+threads: the encoder is pure and ONNX Runtime's `run` may be called concurrently. One thread inside each call is the
+default, because a server has a request for every core already; `threads` helps with large files, and moves the last
+digit, because trees are then summed in another order.
 
 Importing this module brings NumPy and ONNX Runtime and nothing of training: serving starts with it. The manifest
 carries the digest of its graph, so a graph that was damaged or swapped is found before it answers.

@@ -13,12 +13,12 @@ numbers, in `guard.findings` and in the run.
 
 A stop needs evidence against the noise of the loss. Noise is measured from successive differences (von Neumann, Annals
 of Mathematical Statistics 12, 1941), which a trend hardly touches, and taken as a median, which a spike hardly touches.
-*Running away*: the last NEAR losses are all, by their median, SIGMAS of noise above the best stretch so far and above
-where the run began. *Flat*: a straight line through the second half of the run promises, at the upper end of its 95 %
-interval, less than `least_gain` of what the run has gained in all. History is bounded: when it is full, neighbours are
-averaged and every point then stands for twice as many steps.
+*Running away*: the last NEAR losses all lie `sigmas` of noise above the best stretch so far, and above where the run
+began. *Flat*: a straight line through the second half of the run promises, at the upper end of its 95 % interval, less
+than `least_gain` of what the run has gained in all; or the loss rises, and its best lies in the first half. History is
+bounded: when it is full, neighbours are averaged, and a point then stands for twice as many steps.
 
-A step costs about 2 microseconds, and one step in CHECK_STEPS some 60; what has been spent is read twice a second.
+A step costs 0.5 to 5 microseconds, the most in a young run, and what has been spent is read twice a second.
 """
 
 from __future__ import annotations
@@ -177,15 +177,16 @@ class Guard:
             return True
         self._next = step + CHECK_STEPS * self._every
         losses = np.asarray(self._losses)
-        noise = _noise(losses)
-        if self.rules.diverged:
-            self._diverging(step, losses, noise)
-        return not (self.rules.flat and self._lies_flat(step, losses))
-
-    def _diverging(self, step: int, losses: Floats, noise: float) -> None:
-        """Raise TrainingError when the latest losses lie beyond noise above the best stretch and above the start."""
         medians = np.median(np.lib.stride_tricks.sliding_window_view(losses, NEAR), axis=1)
+        if self.rules.diverged:
+            self._diverging(step, losses, medians)
+        return not (self.rules.flat and self._lies_flat(step, losses, medians))
+
+    def _diverging(self, step: int, losses: Floats, medians: Floats) -> None:
+        """Raise TrainingError when the latest losses lie beyond noise above the best stretch and above the start."""
         best, first, latest = float(medians.min()), float(medians[0]), float(medians[-1])
+        around = max(0, int(medians.argmin()) - 2 * NEAR)
+        noise = _noise(losses[around : around + 4 * NEAR])  # where it was best: a loss that explodes is all noise
         margin = self.rules.sigmas * noise + 0.01 * abs(best)
         if losses[-NEAR:].min() <= best + margin or latest <= first + margin:
             return
@@ -200,8 +201,12 @@ class Guard:
         self._stop("training/diverged", "error", step, said, hint, numbers)
         raise TrainingError(said)
 
-    def _lies_flat(self, step: int, losses: Floats) -> bool:
-        """Say whether the second half of the run promises too little for another stretch as long."""
+    def _lies_flat(self, step: int, losses: Floats, medians: Floats) -> bool:
+        """Say whether the second half of the run promises too little for another stretch as long.
+
+        A loss that rises is left to the other rule, unless its best stretch lies in the first half: then it has had
+        as long again to come back.
+        """
         half = losses[len(losses) // 2 :]
         x = np.arange(len(half)) - (len(half) - 1) / 2
         slope = float(x @ half / (x @ x))
@@ -210,11 +215,12 @@ class Guard:
         promised = (2 * error - slope) * len(half)
         gained = float(losses[:NEAR].mean() - losses.min())
         least = self.rules.least_gain * max(gained, 1e-3 * abs(float(losses[0])))
-        if promised >= least:
+        if promised >= least or (slope > 2 * error and medians.argmin() >= len(medians) / 2):
             return False
         said = (
-            f"The loss lies flat at {half.mean():.5g}: the last {len(half) * self._every} steps promise at most"
-            f" {max(promised, 0.0):.2g} more in as many again, of {gained:.3g} gained in all."
+            f"The loss {'rises' if slope > 2 * error else 'lies flat'} at {half.mean():.5g}: the last"
+            f" {len(half) * self._every} steps promise at most {max(promised, 0.0):.2g} more in as many again, of"
+            f" {gained:.3g} gained in all."
         )
         numbers = {"step": float(step), "loss": float(half.mean()), "promised": promised, "gained": gained}
         hint = "Keep this model, or change the learning rate or the model to gain more."
