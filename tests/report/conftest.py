@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -378,8 +379,8 @@ def watch() -> dict[str, Any]:
                 "severity": "warning",
                 "place": "late/drift",
                 "said": "In the week of 25 November 2013 2 of 10 features looked unlike the training data: pressure "
-                "(PSI 0.41), wind (PSI 0.24); the model rests on them for 7.1 % of what it uses. No week of training was as "
-                "far off.",
+                "(PSI 0.41), wind (PSI 0.24); the model rests on them for 7.1 % of what it uses. No week of training "
+                "was as far off.",
                 "hint": "Look at one of them first: has its source, unit or meaning changed? If the world did, watch "
                 "performance as labels arrive, and retrain when it falls.",
                 "numbers": {
@@ -439,6 +440,12 @@ def charge(store: Store) -> None:
         store.charge(ledger.memory(subject, 1.4 * core_s, prices, at=AT + 40))
     store.charge(ledger.requests("late", 56_111, 55.0, prices, at=AT + 3_500))
     store.charge(ledger.compute("run/other", 3.6e6, prices, at=AT + 41))
+
+
+@pytest.fixture
+def example() -> Any:
+    """This module: the records of the story and their names, for tests that change one of them."""
+    return sys.modules[__name__]
 
 
 @pytest.fixture

@@ -110,8 +110,12 @@ def line(
     limit: tuple[float, str] | None = None,
     x_text: Callable[[float], str] = word.count,
     y_text: Callable[[float], str] = word.decimal,
+    x_marks: Sequence[float] = (),
 ) -> str:
-    """Draw lines with bands over x; a point without a value breaks its line; `limit` is a dashed level with a name."""
+    """Draw lines with bands over x; a point without a value breaks its line; `limit` is a dashed level with a name.
+
+    The x axis is marked at `x_marks`, or else at every point.
+    """
     points = [point for one in series for point in one.points]
     ys = [value for p in points for value in (p.y, p.low, p.high) if value is not None]
     if not ys:
@@ -128,7 +132,7 @@ def line(
     to_x = scale(min(xs), max(xs), area.left + 8, area.right - 8)
     to_y = scale(y_ticks[0], y_ticks[-1], area.bottom, area.top)
     body = [axis_y(area, zip(y_ticks, y_texts, strict=True), to_y), names(frame, area)]
-    body.append(axis_x(area, [(to_x(x), x_text(x)) for x in sorted(set(xs))]))
+    body.append(axis_x(area, [(to_x(x), x_text(x)) for x in (x_marks or sorted(set(xs)))]))
     if limit:
         y = to_y(limit[0])
         body.append(f'<path d="M{px(area.left)} {px(y)}H{px(area.right)}" style="stroke:{WARN};stroke-dasharray:5 4"/>')

@@ -17,6 +17,7 @@ from tenon.report.page import (
     Block,
     Line,
     Page,
+    Part,
     Points,
     Row,
     Say,
@@ -65,7 +66,8 @@ def subtitle(facts: Facts) -> Line:
     number = facts["lineage"]["number"]
     version = f"version {number}" if number is not None else "no version yet"
     use = "in use" if facts["lineage"]["alias"] else "not in use"
-    return say(facts, f"{{title}}, {version}, {use}. As of {word.day(facts['at'])}.")
+    day = word.day(facts["at"])
+    return say(facts, "{title}, {version}, {use}. As of {day}.", version=version, use=use, day=day)
 
 
 def answers(facts: Facts) -> tuple[Block, ...]:
@@ -128,29 +130,30 @@ def _good(facts: Facts) -> tuple[Block, ...]:
 def quality_lines(facts: Facts) -> list[Line]:
     """Say how good the model is against the simple rule, without a term of the trade."""
     metric = facts["metric"]
-    if not has(facts, f"test.{metric}"):
+    ours = f"test.{metric}"
+    if not has(facts, ours):
         return []
-    rule, rule_words = best_rule(facts)
+    name, rule = best_rule(facts)
+    theirs = f"baseline.{name}.{metric}"
+    beside = bool(name) and has(facts, theirs)
     if metric == "roc_auc":
-        text = "Of two {unit_plural}, one {positive_word} and one not, it ranks the {positive_word} one higher "
-        text += "{test.roc_auc:of_hundred} times in 100"
-        if rule and rule != "constant" and has(facts, f"baseline.{rule}.roc_auc"):
-            text += f"; {rule_words} manages {{baseline.{rule}.roc_auc:of_hundred}}, and tossing a coin 50."
-        else:
-            text += "; tossing a coin manages 50."
-        return [say(facts, text)]
-    text = f"Its {{name}} on {{unit_plural}} it had never seen is {{test.{metric}}}"
-    if metric == "mae":
-        text = f"On {{unit_plural}} it had never seen it is off by {{test.{metric}}} on average"
-    elif metric == "rmse":
-        text = f"On {{unit_plural}} it had never seen its typical error is {{test.{metric}}}"
-    if rule and has(facts, f"baseline.{rule}.{metric}"):
-        text += (
-            f"; {rule_words} is off by {{baseline.{rule}.{metric}}}"
-            if metric in ("mae", "rmse")
-            else f"; {rule_words} reaches {{baseline.{rule}.{metric}}}"
-        )
-    return [say(facts, text + ".", name=metric_name(metric))]
+        text = "Of two {unit_plural}, one {positive_word} and one not, it ranks the {positive_word} one higher {ours} "
+        text += "times in 100"
+        if beside and name != "constant":
+            text += "; {rule} manages {theirs}, and tossing a coin 50."
+            return [say(facts, text, **_shown(facts, "of_hundred", ours=ours, theirs=theirs), rule=rule)]
+        return [say(facts, text + "; tossing a coin manages 50.", ours=show(facts, ours, "of_hundred"))]
+    how = {"mae": "it is off by {ours} on average", "rmse": "its typical error is {ours}"}
+    text = "On {unit_plural} it had never seen " + how.get(metric, "its {measure} is {ours}")
+    if beside:
+        text += "; that of {rule} is {theirs}."
+        values = _shown(facts, "", ours=ours, theirs=theirs)
+        return [say(facts, text, **values, rule=rule, measure=metric_name(metric))]
+    return [say(facts, text + ".", ours=show(facts, ours), measure=metric_name(metric))]
+
+
+def _shown(facts: Facts, how: str, **keys: str) -> dict[str, Part]:
+    return {name: show(facts, key, how) for name, key in keys.items()}
 
 
 def best_rule(facts: Facts) -> tuple[str, str]:

@@ -67,7 +67,8 @@ def _tiles(facts: Facts) -> tuple[Tile, ...]:
     if has(facts, f"test.{metric}"):
         note: Line = ("on the test split",)
         if has(facts, f"lift.{metric}"):
-            note = say(facts, f"{{lift.{metric}:signed}} better than {{rule}}", rule=best_rule(facts)[0])
+            lift = show(facts, f"lift.{metric}", "signed")
+            note = say(facts, "{lift} better than {rule}", lift=lift, rule=best_rule(facts)[0])
         shown.append(Tile(label=metric_name(metric), value=(show(facts, f"test.{metric}"),), note=note))
     if has(facts, f"live.last.{metric}"):
         figure = facts["figures"][f"live.last.{metric}"]

@@ -193,8 +193,11 @@ def estimate(facts: Facts, key: str) -> Line:
 HOLE = re.compile(r"\{([^{}:]+)(?::(\w+))?\}")
 
 
-def say(facts: Facts, text: str, **values: str) -> Line:
-    """Turn a sentence with holes into a line: model words, named values, and figures as ``{key}`` or ``{key:how}``."""
+def say(facts: Facts, text: str, **values: Part) -> Line:
+    """Turn a sentence with holes into a line: model words, named values, and figures as ``{key}`` or ``{key:how}``.
+
+    The sentence is ours; a key that holds a name from data is shown first and put in as a value.
+    """
     known = {**facts["words"], **values}
     parts: list[Part] = []
     at = 0
@@ -202,7 +205,7 @@ def say(facts: Facts, text: str, **values: str) -> Line:
         if match.start() > at:
             parts.append(text[at : match.start()])
         name, how = match[1], match[2] or ""
-        parts.append(str(known[name]) if name in known else show(facts, name, how))
+        parts.append(known[name] if name in known else show(facts, name, how))
         at = match.end()
     if at < len(text):
         parts.append(text[at:])

@@ -17,6 +17,7 @@ from tenon.report.plainly import window_name
 from tenon.report.sheet import HIGHER_IS_BETTER, finite, metric_name
 
 Facts = Mapping[str, Any]
+FIFTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 MOVED = "alert.drift.psi_"  # figures of inputs that a finding says moved
 DRIFT_ROWS = 12  # the columns of a heat map on a manager's page; the engineer's table has them all
 
@@ -82,8 +83,9 @@ def quality(facts: Facts, *, plain: bool = False) -> Picture | None:
         text = (
             "Each {window} whose outcomes are in. The shade is the margin of error, the dashed line what was promised "
         )
-    text += f"({{test.{metric}{':of_hundred' if hundred_ else ''}}})."
-    caption = say(facts, text, name=name, window=window_name(facts))
+    text += "({promise})."
+    promise = show(facts, f"test.{metric}", "of_hundred" if hundred_ else "")
+    caption = say(facts, text, name=name, window=window_name(facts), promise=promise)
     values = [(row["start"], row["metrics"][metric]) for row in windows if metric in row["metrics"] and row["mature"]]
     shown = "\n".join(f"{word.day(at):>12}  {_said(found)}" for at, found in values)
     return Picture(svg=picture, caption=caption, text=shown, source="windows")
@@ -179,7 +181,10 @@ def gains(facts: Facts) -> Picture | None:
         for one in found
     )
     return Picture(
-        svg=chart.line(series, frame, x_text=_whole, y_text=_whole), caption=caption, text=text, source="gains"
+        svg=chart.line(series, frame, x_text=_whole, y_text=_whole, x_marks=FIFTHS),
+        caption=caption,
+        text=text,
+        source="gains",
     )
 
 
@@ -202,7 +207,7 @@ def roc(facts: Facts) -> Picture | None:
         Series(name="by chance", points=chance, tone="", band=False, name_at=0.6, dots=False),
         Series(name="this model", points=ours, band=False, name_at=0.3, dots=False),
     ]
-    picture = chart.line(series, frame, x_text=_whole, y_text=_whole)
+    picture = chart.line(series, frame, x_text=_whole, y_text=_whole, x_marks=FIFTHS)
     caption = say(
         facts, "Every threshold at once; the area under the curve is {test.roc_auc} ({test.roc_auc:interval})."
     )
