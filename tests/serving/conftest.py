@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -72,6 +72,17 @@ FACT = {
     "arr_delay": 90.0,
     "arr": "2013-10-31T10:00:00",
 }
+
+
+def fact(number: int) -> dict[str, Any]:
+    """Return the flight of that number: each departs and lands at a time of its own."""
+    leaves = datetime(2013, 10, 28) + timedelta(seconds=31 * number)
+    return {
+        **FACT,
+        "flight": number,
+        "sched_dep": leaves.isoformat(),
+        "arr": (leaves + timedelta(hours=3, seconds=7 * number)).isoformat(),
+    }
 
 
 def predictor(bias: float = -1.0) -> Predictor:
@@ -163,7 +174,7 @@ Start = Callable[..., Asker]
 def flights() -> SimpleNamespace:
     """Return what tests say of the flights model: its rows, its features, and how services of it are made."""
     return SimpleNamespace(
-        ASK=ASK, FACT=FACT, FEATURES=FEATURES, PAST=PAST, SOURCE=FLIGHTS, make_service=make_service, predictor=predictor,
+        ASK=ASK, FACT=FACT, fact=fact, FEATURES=FEATURES, PAST=PAST, SOURCE=FLIGHTS, make_service=make_service, predictor=predictor,
         asker=Asker,
     )
 
