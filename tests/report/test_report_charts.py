@@ -15,6 +15,7 @@ from tenon.report.chart import Bar, Frame, Point, Series, Span
 
 SVG = "{http://www.w3.org/2000/svg}"
 FRAME = Frame(title="Late <flights>", desc='week "by" week & more', x_name="week", y_name="AUC")
+PLACES = ("d", "x", "y", "cx", "cy", "r", "width", "height", "viewBox")
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False, width=32)
 SHARES = st.floats(min_value=0.0, max_value=1.0)
 MOMENTS = st.floats(min_value=-2e9, max_value=4e9)
@@ -28,7 +29,10 @@ def parsed(picture: str) -> ElementTree.Element:
     assert root.attrib["role"] == "img"
     assert root.findtext(f"{SVG}title")
     assert root.findtext(f"{SVG}desc")
-    assert not re.search(r"\b(nan|inf)\b", picture)
+    for node in root.iter():
+        assert not any(re.search(r"nan|inf", value) for name, value in node.attrib.items() if name in PLACES), (
+            node.attrib
+        )
     return root
 
 
