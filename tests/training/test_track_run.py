@@ -340,7 +340,7 @@ def test_a_metric_for_every_step_runs_into_a_bound_that_is_told(store: Store) ->
     assert len(found) == 10 and len(found["loss"][0]) == 30
     (finding,) = track.load(store, "r")["findings"]
     assert finding["said"].startswith("23 of 62 points were dropped between steps 9 and 2: there were too many names")
-    assert run._log._held > 2**60, "nothing is held any more: the run takes no more points"
+    assert run._journal._held > 2**60, "nothing is held any more: the run takes no more points"
 
 
 def test_a_run_that_has_ended_takes_no_more(store: Store) -> None:

@@ -5,7 +5,7 @@ A batch is msgpack: ``{"v": 1, "tables": [{"names", "steps", "times", "values"}]
 row, one column per name), little-endian. NaN and infinity stay what they are. A point costs 8 bytes, a call 16 more.
 
 Batches are joined without unpacking them: tables of the same names are put end to end, byte by byte. Packing works in
-slices and offers the interpreter to other threads between them, because it runs beside a training loop.
+slices and pauses between them, because it runs beside a training loop that must not wait for the interpreter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from tenon.errors import CorruptError, StoreError, sentence
 
 SLICE = 512  # calls packed before other threads are let in
-BATCH_POINTS = 200_000  # points in one batch at most: 5 MB
+PAUSE_S = 20e-6  # long enough that a thread waiting for the interpreter gets it
+BATCH_POINTS = 50_000  # points in one batch at most: about a megabyte
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -62,26 +63,37 @@ def _plain(table: Table) -> dict[str, Any]:
 
 
 def tables(calls: list[Call]) -> Iterator[Table]:
-    """Group calls by the metrics that they gave, a slice at a time, letting other threads run between slices."""
-    groups: dict[tuple[str, ...], tuple[list[int], list[float], list[float]]] = {}
-    for start in range(0, len(calls), SLICE):
-        for step, at, metrics in calls[start : start + SLICE]:
-            key = tuple(metrics)
-            group = groups.get(key)
-            if group is None:
-                group = groups[key] = ([], [], [])
-            group[0].append(step)
-            group[1].append(at)
-            group[2].extend(metrics.values())
-        time.sleep(0)
+    """Group calls by the metrics that they gave, emptying the list a slice at a time with a pause between slices."""
+    groups: dict[tuple[str, ...], tuple[list[Ints], list[Floats], list[Floats]]] = {}
+    calls.reverse()
+    while calls:
+        for names, table in _slice(calls[: -SLICE - 1 : -1]).items():
+            group = groups.setdefault(names, ([], [], []))
+            group[0].append(np.array(table[0], dtype="<i8"))
+            group[1].append(np.array(table[1], dtype="<f8"))
+            group[2].append(np.array(table[2], dtype="<f8"))
+        # Emptied as we go: to free a million calls at once would take as long as to pack them.
+        del calls[-SLICE:]
+        time.sleep(PAUSE_S)
     for names, (steps, times, values) in groups.items():
         if names:
             yield Table(
-                names,
-                np.array(steps, dtype="<i8"),
-                np.array(times, dtype="<f8"),
-                np.array(values, dtype="<f8").reshape(-1, len(names)),
+                names, np.concatenate(steps), np.concatenate(times), np.concatenate(values).reshape(-1, len(names))
             )
+
+
+def _slice(calls: list[Call]) -> dict[tuple[str, ...], tuple[list[int], list[float], list[float]]]:
+    """Group the calls of one slice; values are row by row."""
+    groups: dict[tuple[str, ...], tuple[list[int], list[float], list[float]]] = {}
+    for step, at, metrics in calls:
+        names = tuple(metrics)
+        group = groups.get(names)
+        if group is None:
+            group = groups[names] = ([], [], [])
+        group[0].append(step)
+        group[1].append(at)
+        group[2].extend(metrics.values())
+    return groups
 
 
 def pack(tables: Iterable[Table]) -> Iterator[Packed]:
@@ -125,7 +137,7 @@ def join(bodies: Sequence[bytes]) -> bytes:
             parts = joined.setdefault(tuple(table["names"]), {"steps": [], "times": [], "values": []})
             for field, pieces in parts.items():
                 pieces.append(table[field])
-        time.sleep(0)
+        time.sleep(PAUSE_S)
     tables = [
         {"names": list(names), **{field: b"".join(pieces) for field, pieces in parts.items()}}
         for names, parts in joined.items()
