@@ -1,4 +1,4 @@
-"""What the collector promises: it never makes a caller wait, keeps every row or counts it, and outlives a failing store."""
+"""The collector never makes a caller wait, keeps every row or counts it, and outlives a failing store."""
 
 from __future__ import annotations
 
@@ -197,14 +197,15 @@ class TestItOutlivesAFailingStore:
     def test_rows_wait_while_the_store_fails_and_are_kept_once_it_works(self, tmp_path: Path) -> None:
         store = Store.open(tmp_path, limits=StoreLimits(busy_s=0.05))
         blocker = Store.open(tmp_path)
-        with Collector(store, "late", QUICK) as collector:
-            with blocker.atomic():
-                blocker.put("note", "a", {})
-                collector.offer(batch(3))
-                until = time.monotonic() + 10
-                while collector.counts().failures == 0 and time.monotonic() < until:
-                    time.sleep(0.01)
-                assert collector.counts().failures > 0 and collector.counts().waiting == 3
+        collector = Collector(store, "late", QUICK)
+        with blocker.atomic():
+            blocker.put("note", "a", {})
+            collector.offer(batch(3))
+            until = time.monotonic() + 10
+            while collector.counts().failures == 0 and time.monotonic() < until:
+                time.sleep(0.01)
+            assert collector.counts().failures > 0 and collector.counts().waiting == 3
+        collector.close()
         assert collector.counts().written == 3 and collector.counts().balances
         assert read(store)["id"].to_list() == ["r0", "r1", "r2"]
         blocker.close()

@@ -69,7 +69,9 @@ def found(reference: Profile, window: Profile | None) -> dict[str, Comparison]:
 def kinds(reference: Profile) -> dict[str, str]:
     """Tell which features there are: number, time, category, or flag for a category of nothing but true and false."""
     return {
-        name: "flag" if column.kind == "category" and set(column.levels()) <= {"true", "false"} else column.kind
+        name: "flag"
+        if column.kind == "category" and {value for value, _ in column.top(3)} <= {"true", "false"}
+        else column.kind
         for name, column in reference.columns.items()
         if name != SCORE
     }

@@ -16,7 +16,7 @@ from tenon.metric import Estimate
 from tenon.watch import noise
 from tenon.watch.case import Case, Hit, first_day, others, percent, span
 from tenon.watch.expect import Expected
-from tenon.watch.window import Window, in_, named, unit, unit_of
+from tenon.watch.window import Window, in_, named, unit
 
 WORTH_RATIO = 0.25  # of the lift over the baseline: a smaller loss is not worth a retraining
 WORTH_SCORE = 0.02  # when no baseline is known: of a metric between 0 and 1
