@@ -161,6 +161,11 @@ def test_no_features_still_count_rows() -> None:
         ({"wind": [1.0, 2.0], "carrier": ["AA"], "calm": [1]}, "expected columns of one length"),
         ({"wind": ["7"], "carrier": ["AA"], "calm": [1]}, "expected a number, got '7' - at feature 'wind'"),
         ({"wind": [10**400], "carrier": ["AA"], "calm": [1]}, "expected a number a float can hold"),
+        ({"wind": 1.0, "carrier": ["AA"], "calm": [1]}, "expected a list of values, got 1.0 - at feature 'wind'"),
+        (
+            {"wind": [1, 2], "carrier": "AA", "calm": [1, 0]},
+            "expected a list of values, got 'AA' - at feature 'carrier'",
+        ),
         ({"wind": [[1]], "carrier": ["AA"], "calm": [1]}, "expected a number, got [1]"),
         ({"wind": [1], "carrier": [{"a": 1}], "calm": [1]}, "expected text, got {'a': 1} - at feature 'carrier'"),
         (

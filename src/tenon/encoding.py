@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -241,7 +241,8 @@ def _ordinal(encoding: Encoding) -> Callable[[Mapping[str, Any]], Matrix]:
     """Build the encoder for trees: one matrix column for each feature, in order."""
     names = encoding.names
     wide = len(names)
-    numbers = [(i, f.name) for i, f in enumerate(encoding.features) if isinstance(f, Number)]
+    numbers = [f.name for f in encoding.features if isinstance(f, Number)]
+    slots = [i for i, f in enumerate(encoding.features) if isinstance(f, Number)]
     fills = [(i, f.fill) for i, f in enumerate(encoding.features) if isinstance(f, Number) and not f.missing]
     categories = [
         (i, f.name, _ranks(f).get, f.unseen) for i, f in enumerate(encoding.features) if isinstance(f, Category)
@@ -250,9 +251,7 @@ def _ordinal(encoding: Encoding) -> Callable[[Mapping[str, Any]], Matrix]:
     def encode(columns: Mapping[str, Any]) -> Matrix:
         rows = _rows(columns, names)
         out = np.empty((rows, wide), np.float32)
-        with np.errstate(over="ignore"):
-            for i, name in numbers:
-                _write(out, i, name, columns[name])
+        out[:, slots] = _block(columns, numbers, rows).T
         for i, name, rank, unseen in categories:
             out[:, i] = [rank(value, unseen) for value in _texts(name, columns[name])]
         for i, fill in fills:
@@ -280,6 +279,7 @@ def _onehot(encoding: Encoding) -> Callable[[Mapping[str, Any]], Matrix]:
     median, mean, scale = (
         np.array([getattr(f, field) for f in numbers], np.float32) for field in ("median", "mean", "scale")
     )
+    number_names = [f.name for f in numbers]
     number_slots = [slots[f.name, ""] for f in numbers]
     learnt = [i for i, f in enumerate(numbers) if f.missing]
     learnt_slots = [slots[numbers[i].name, "missing"] for i in learnt]
@@ -292,10 +292,7 @@ def _onehot(encoding: Encoding) -> Callable[[Mapping[str, Any]], Matrix]:
     def encode(columns: Mapping[str, Any]) -> Matrix:
         rows = _rows(columns, names)
         out = np.zeros((rows, wide + 1), np.float32)  # the last column takes what has no place of its own
-        values = np.empty((rows, len(numbers)), np.float32)
-        with np.errstate(over="ignore"):
-            for i, number in enumerate(numbers):
-                _write(values, i, number.name, columns[number.name])
+        values = _block(columns, number_names, rows).T
         absent = np.isnan(values)
         np.copyto(values, median, where=absent)
         values -= mean
@@ -340,6 +337,12 @@ def _rows(columns: Mapping[str, Any], names: Sequence[str]) -> int:
     except KeyError:
         _demand(columns, names)
         raise
+    except TypeError as error:
+        single = next(name for name in names if not hasattr(columns[name], "__len__"))
+        got = repr(columns[single])[:60]
+        raise InputError(
+            sentence("a list of values", got, at=f"feature '{single}'", hint="put it in a list")
+        ) from error
     if len(lengths) == 1:
         return lengths.pop()
     if not lengths:  # a model that reads no feature still answers once for each row it is given
@@ -350,12 +353,26 @@ def _rows(columns: Mapping[str, Any], names: Sequence[str]) -> int:
     )
 
 
-def _write(out: Matrix, i: int, name: str, values: Any) -> None:
-    """Write numbers into column i; what no float32 can hold becomes infinite, as in any float arithmetic."""
-    try:
-        out[:, i] = _numbers(name, values)
-    except OverflowError as error:
-        raise InputError(sentence("a number a float can hold", "one that is larger", at=f"feature '{name}'")) from error
+def _block(columns: Mapping[str, Any], names: Sequence[str], rows: int) -> Matrix:
+    """Return the numbers of several features, a row of the block for each; plain lists, as requests hold, in one go.
+
+    What no float32 can hold becomes infinite, as in any float arithmetic.
+    """
+    values = [columns[name] for name in names]
+    with np.errstate(over="ignore"):
+        if all(type(column) is list for column in values) and _NUMERIC.issuperset(map(type, chain(*values))):
+            try:
+                return np.array(values, np.float32).reshape(len(names), rows)
+            except OverflowError:
+                pass  # a whole number beyond any float: found and named below
+        block = np.empty((len(names), rows), np.float32)
+        for i, name in enumerate(names):
+            try:
+                block[i] = _numbers(name, columns[name])
+            except OverflowError as error:
+                got = "one that is larger"
+                raise InputError(sentence("a number a float can hold", got, at=f"feature '{name}'")) from error
+    return block
 
 
 def _numbers(name: str, values: Any) -> Any:
@@ -363,7 +380,7 @@ def _numbers(name: str, values: Any) -> Any:
     if isinstance(values, list | tuple):
         if not _NUMERIC.issuperset(map(type, values)):
             values = [_number(name, value) for value in values]
-        return np.array(values, np.float32) if len(values) > 1 else [NAN if v is None else v for v in values]
+        return np.array(values, np.float32)
     array = np.asarray(values.to_numpy() if hasattr(values, "to_numpy") else values)
     if array.dtype.kind == "O":
         return _numbers(name, array.tolist())
@@ -397,6 +414,10 @@ def _number(name: str, value: Any) -> float:
 
 def _texts(name: str, values: Any) -> Iterable[str | None]:
     """Return the values as text with None for missing; any scalar is known by how it is written."""
+    if isinstance(values, str):
+        raise InputError(
+            sentence("a list of values", repr(values)[:60], at=f"feature '{name}'", hint="put it in a list")
+        )
     if not isinstance(values, list | tuple):
         values = values.to_list() if hasattr(values, "to_list") else np.asarray(values).tolist()
     if _TEXT.issuperset(map(type, values)):
