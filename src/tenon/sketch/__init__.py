@@ -1,10 +1,13 @@
-"""Mergeable summaries of columns: the profile of a dataset or of live traffic, in kilobytes.
+"""Mergeable summaries of columns: the profile of a dataset, of a window of live traffic, of a training set.
 
-    summary.py   one column's summary: counts, moments, quantiles, distinct values, frequent values
-    build.py     a frame's summary, built in one pass, merged, written to bytes and read back
-    contrast.py  two summaries side by side: PSI, Kolmogorov-Smirnov, total variation, what is missing and unseen
+    summary.py      a column's and a frame's profile: built in one pass, merged, written to bytes and read back
+    quantiles.py    ranks of a stream of numbers in some kilobytes
+    distinct.py     how many different values there were, in four
+    levels.py       the most frequent categories with their counts
+    difference.py   two profiles side by side: PSI, distances, what is missing and unseen; versions of a dataset
 
-Names are resolved when first used.
+Profiles are values: merging gives a new one, and equal rows give equal bytes. What a difference means is not decided
+here. Names are resolved when first used.
 """
 
 from __future__ import annotations
@@ -13,20 +16,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tenon.sketch.build import Profile, profile
-    from tenon.sketch.contrast import Comparison, Difference, compare, diff
-    from tenon.sketch.summary import ColumnProfile
+    from tenon.sketch.difference import Comparison, Difference, compare, diff
+    from tenon.sketch.summary import ColumnProfile, Profile, profile
 
 _HOMES = {
     "ColumnProfile": "summary",
-    "Comparison": "contrast",
-    "Difference": "contrast",
-    "Profile": "build",
-    "compare": "contrast",
-    "diff": "contrast",
-    "profile": "build",
+    "Comparison": "difference",
+    "Difference": "difference",
+    "Profile": "summary",
+    "compare": "difference",
+    "diff": "difference",
+    "profile": "summary",
 }
-
 __all__ = ["ColumnProfile", "Comparison", "Difference", "Profile", "compare", "diff", "profile"]
 
 

@@ -1,205 +1,347 @@
-"""One column's summary: exact counts and moments, and sketches of its quantiles, distinct and frequent values.
+"""The profile of a frame: for each column what was there, in kilobytes, built in one pass and mergeable.
 
-Numbers, dates and timestamps (as seconds since 1970) keep moments and a KLL quantile sketch; text and true-or-false
-values keep frequent values. Every summary merges: counts and extremes exactly, means and variances by the pairwise
-formula of Chan, Golub and LeVeque (1983), sketches within their own bounds:
+A column is a `number`, a `time` (instants and dates as Unix seconds), a `category` (text and true-or-false) or
+`other` (lists and the like, of which only what is missing is counted). Numbers and times keep moments, a quantile
+sketch and a count of different values; categories their most frequent values, the count of different ones and text
+lengths. Missing is null or NaN; infinite numbers are counted and kept out of everything else. Moments merge by the
+formula of Chan, Golub and LeVeque (1979), so a merged mean and variance are those of the whole up to rounding.
 
-- KLL (Karnin, Lang, Liberty, 2016; Apache DataSketches) with k = 500: a rank is off by at most 0.6 % with 99 %
-  confidence, in about 12 KB however many values it has seen.
-- HyperLogLog with 2^11 registers: the number of distinct values within about 5 % (two standard errors), in 1-2 KB.
-- Frequent items with 2^8 counters: exact while a column has at most 192 distinct values; beyond that every value that
-  makes up more than 1/192 or so of the rows is there, its count within `slack`.
-
-Rejected: equal-width histograms (they need the range beforehand and do not merge when it moves), t-digest (no bound on
-its error). KLL chooses by chance which values to keep, so two builds of one column differ within the bound.
+A profile of the same rows has the same bytes, always and everywhere, so it can be named by its digest. Bytes are
+msgpack with a version; nothing is pickled.
 """
 
 from __future__ import annotations
 
-import math
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import datasketches as ds
+import msgspec
 import numpy as np
-from numpy.typing import NDArray
+import numpy.typing as npt
+import polars as pl
 
-Floats = NDArray[np.float64]
-Kind = Literal["number", "time", "category"]
+from tenon.errors import CorruptError, InputError, sentence
+from tenon.sketch.distinct import REGISTERS, Distinct
+from tenon.sketch.levels import KEEP, Levels
+from tenon.sketch.quantiles import Quantiles
 
-KLL_K = 500
-HLL_LG_K = 11
-TOP_LG = 8
-TEXT_CHARS = 40  # a longer value is kept by its beginning and its hash
+Kind = Literal["number", "time", "category", "other"]
+Floats = npt.NDArray[np.float64]
+VERSION = 1
+BATCH_ROWS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moments:
+    """Count, mean, sum of squared deviations from it, smallest and largest of some finite numbers."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    min: float = float("nan")
+    max: float = float("nan")
+
+    @classmethod
+    def of(cls, values: Floats) -> Moments:
+        """Summarise finite values, in two passes."""
+        if not len(values):
+            return cls()
+        mean = float(values.mean())
+        squares = float(np.square(values - mean).sum())
+        return cls(count=len(values), mean=mean, squares=squares, min=float(values.min()), max=float(values.max()))
+
+    def merge(self, other: Moments) -> Moments:
+        """Return the moments of both together (Chan, Golub, LeVeque 1979)."""
+        if not self.count or not other.count:
+            return self if self.count else other
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        return Moments(
+            count=count,
+            mean=self.mean + delta * other.count / count,
+            squares=self.squares + other.squares + delta * delta * self.count * other.count / count,
+            min=min(self.min, other.min),
+            max=max(self.max, other.max),
+        )
+
+    @property
+    def variance(self) -> float:
+        """Return the sample variance; NaN for fewer than two values."""
+        return self.squares / (self.count - 1) if self.count > 1 else float("nan")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnProfile:
-    """One column: how many rows, what is missing, its moments and its sketches (as the bytes that are kept).
-
-    `missing` counts nulls and NaN together. `low`, `high`, `mean` and `m2` (the sum of squared distances from the
-    mean) are of finite values, and for text of its length in characters. `infinite` counts what is neither finite nor
-    missing.
-    """
+    """What one column held. `count` values were there, `missing` were null or NaN, `infinite` were infinite."""
 
     kind: Kind
     rows: int
-    missing: int
+    missing: int = 0
     infinite: int = 0
-    low: float = math.nan
-    high: float = math.nan
-    mean: float = math.nan
-    m2: float = 0.0
-    quantiles: bytes = b""
-    distinct_values: bytes = b""
-    frequent: bytes = b""
-
-    # ── counts and moments ───────────────────────────────────────────────────────────────────────────────────────────
+    moments: Moments = Moments()
+    quantiles: Quantiles = field(default_factory=lambda: Quantiles(rows=0, levels=()))
+    different: Distinct | None = None
+    top_levels: Levels = field(default_factory=lambda: Levels(counts={}))
+    lengths: Moments = Moments()
 
     @property
     def count(self) -> int:
-        """Return how many values there are: rows that are not missing."""
-        return self.rows - self.missing
+        """Return how many values were neither missing nor infinite."""
+        return self.rows - self.missing - self.infinite
 
     @property
     def missing_share(self) -> float:
-        """Return the share of rows without a value, 0 to 1."""
+        """Return the share of rows with null or NaN; 0 without rows."""
         return self.missing / self.rows if self.rows else 0.0
 
     @property
-    def variance(self) -> float:
-        """Return the sample variance of finite values; NaN with fewer than two."""
-        finite = self.count - self.infinite
-        return self.m2 / (finite - 1) if finite > 1 else math.nan
+    def mean(self) -> float:
+        """Return the mean of a number or time; NaN where there is none."""
+        return self.moments.mean if self.moments.count else float("nan")
 
     @property
-    def distinct(self) -> float:
-        """Estimate the number of distinct values, within about 5 %."""
-        return float(ds.hll_sketch.deserialize(self.distinct_values).get_estimate()) if self.distinct_values else 0.0
+    def std(self) -> float:
+        """Return the sample standard deviation of a number or time; NaN where there is none."""
+        return float(np.sqrt(self.moments.variance))
 
-    # ── quantiles ────────────────────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def min(self) -> float:
+        """Return the smallest number or time, exact; NaN where there is none."""
+        return self.moments.min
 
-    def quantile(self, share: float | Sequence[float]) -> Any:
-        """Return the value below which that share of values lies (or a list of them); NaN when there is none."""
-        sketch = self._quantiles()
-        if sketch is None or sketch.is_empty():
-            return math.nan if isinstance(share, (int, float)) else [math.nan for _ in share]
-        if isinstance(share, (int, float)):
-            return float(sketch.get_quantile(share))
-        return [float(value) for value in sketch.get_quantiles(np.asarray(share, np.float64))]
+    @property
+    def max(self) -> float:
+        """Return the largest number or time, exact; NaN where there is none."""
+        return self.moments.max
 
-    def cdf(self, points: Sequence[float] | Floats) -> Floats:
-        """Return the share of values at most each of the ascending points."""
-        at = np.asarray(points, np.float64)
-        sketch = self._quantiles()
-        if sketch is None or sketch.is_empty() or not len(at):
-            return np.zeros(len(at))
-        return np.asarray(sketch.get_cdf(at, True)[:-1], np.float64)
-
-    def histogram(self, bins: int = 20) -> tuple[list[float], list[float]]:
-        """Return edges of bins of equal width and the number of values in each, for a picture."""
-        if self.kind == "category" or self.count - self.infinite <= 0:
-            return [], []
-        if self.low == self.high:
-            return [self.low, self.high], [float(self.count - self.infinite)]
-        edges = np.linspace(self.low, self.high, bins + 1)
-        shares = np.diff(np.concatenate([[0.0], self.cdf(edges[1:-1]), [1.0]]))
-        return edges.tolist(), (shares * (self.count - self.infinite)).tolist()
-
-    def _quantiles(self) -> Any:
-        return ds.kll_doubles_sketch.deserialize(self.quantiles) if self.quantiles else None
-
-    # ── frequent values ──────────────────────────────────────────────────────────────────────────────────────────────
-
-    def top(self, count: int = 10) -> list[tuple[str, int]]:
-        """Return the most frequent values of a category with their counts, most frequent first, then by name."""
-        return sorted(self.levels().items(), key=lambda item: (-item[1], item[0]))[:count]
+    @property
+    def distinct(self) -> int:
+        """Estimate how many different values there were (within 1.6 %, exact for few categories)."""
+        if self.kind == "category" and not self.top_levels.bound:
+            return len(self.top_levels.counts)
+        return round(self.different.estimate()) if self.different is not None else 0
 
     def levels(self) -> dict[str, int]:
-        """Return every value of a category that is kept, with its count (at most `slack` too high)."""
-        if not self.frequent:
-            return {}
-        sketch = ds.frequent_strings_sketch.deserialize(self.frequent)
-        found = sketch.get_frequent_items(ds.frequent_items_error_type.NO_FALSE_NEGATIVES, 0)
-        return {item[0]: int(item[1]) for item in found}
+        """Return the categories kept with their counts, most frequent first; true and false are 'true' and 'false'."""
+        return dict(self.top_levels.counts)
 
-    @property
-    def slack(self) -> int:
-        """Return by how much a count of `levels` may be off; 0 while every value is kept."""
-        if not self.frequent:
-            return 0
-        sketch = ds.frequent_strings_sketch.deserialize(self.frequent)
-        return int(sketch.total_weight * sketch.epsilon) if self.distinct > 192 else 0
+    def top(self, k: int = 10) -> list[tuple[str, int]]:
+        """Return the k most frequent categories with their counts."""
+        return list(self.top_levels.counts.items())[:k]
 
-    # ── merging ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    def quantile(self, q: float) -> float:
+        """Return the value that a share q of the numbers (or times, Unix seconds) is at most; 0 and 1 are exact."""
+        if q <= 0 or q >= 1:
+            return self.min if q <= 0 else self.max
+        return float(self.quantiles.quantile([q])[0])
+
+    def cdf(self, points: Sequence[float]) -> list[float]:
+        """Return for each point the share of numbers (or times) at most it."""
+        where = np.asarray(points, dtype=np.float64)
+        shares = self.quantiles.cdf(where)
+        return [float(share) for share in np.where(where >= self.max, 1.0, np.where(where < self.min, 0.0, shares))]
+
+    def histogram(self, bins: int = 20) -> tuple[list[float], list[int]]:
+        """Return bins + 1 edges of equal width from smallest to largest, and the counts between; they add up to all."""
+        if not self.moments.count:
+            return [], []
+        if self.min == self.max:
+            return [self.min, self.max], [self.moments.count]
+        edges = np.linspace(self.min, self.max, bins + 1)
+        below = np.rint(np.array(self.cdf(edges[1:].tolist())) * self.moments.count).astype(int)
+        return edges.tolist(), np.diff(below, prepend=0).tolist()
 
     def merge(self, other: ColumnProfile) -> ColumnProfile:
-        """Return the summary of both columns' rows together; of two kinds, only the counts are kept."""
-        kind: Kind = self.kind if self.kind == other.kind else "category"
-        alike = self.kind == other.kind
-        ours, theirs = self.count - self.infinite, other.count - other.infinite
-        together = ours + theirs
-        mean, m2 = self.mean, self.m2
-        if alike and theirs:
-            if ours:
-                delta = other.mean - self.mean
-                mean = self.mean + delta * theirs / together
-                m2 = self.m2 + other.m2 + delta * delta * ours * theirs / together
-            else:
-                mean, m2 = other.mean, other.m2
+        """Return the profile of both columns together; a column without values takes the other's kind."""
+        if self.kind != other.kind:
+            for one, empty in ((self, other), (other, self)):
+                if not empty.count:
+                    rows, missing = one.rows + empty.rows, one.missing + empty.missing
+                    return replace(one, rows=rows, missing=missing, infinite=one.infinite + empty.infinite)
+            raise InputError(sentence(f"a column of kind {self.kind}", other.kind, hint="profile columns of one type"))
+        both = (self.different, other.different)
         return ColumnProfile(
-            kind=kind,
+            kind=self.kind,
             rows=self.rows + other.rows,
             missing=self.missing + other.missing,
             infinite=self.infinite + other.infinite,
-            low=_pick(min, self.low, other.low) if alike else math.nan,
-            high=_pick(max, self.high, other.high) if alike else math.nan,
-            mean=mean if alike else math.nan,
-            m2=m2 if alike else 0.0,
-            quantiles=_merge_kll(self.quantiles, other.quantiles) if alike else b"",
-            distinct_values=_merge_hll(self.distinct_values, other.distinct_values) if alike else b"",
-            frequent=_merge_frequent(self.frequent, other.frequent) if alike else b"",
+            moments=self.moments.merge(other.moments),
+            quantiles=self.quantiles.merge(other.quantiles),
+            different=both[0].merge(both[1]) if both[0] and both[1] else both[0] or both[1],
+            top_levels=self.top_levels.merge(other.top_levels),
+            lengths=self.lengths.merge(other.lengths),
         )
 
-    # ── plain data ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the summary as plain data with bytes, for msgpack."""
-        return {name: getattr(self, name) for name in ColumnProfile.__slots__}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """The profile of a frame: its rows, and each column by name."""
+
+    rows: int = 0
+    columns: Mapping[str, ColumnProfile] = field(default_factory=dict)
+
+    def merge(self, other: Profile) -> Profile:
+        """Return the profile of both frames together; a column only one has is missing in the rows of the other."""
+        columns = {}
+        for name in dict.fromkeys((*self.columns, *other.columns)):
+            mine, theirs = self.columns.get(name), other.columns.get(name)
+            kind = (mine or theirs or _EMPTY).kind
+            mine = mine or ColumnProfile(kind=kind, rows=self.rows, missing=self.rows)
+            theirs = theirs or ColumnProfile(kind=kind, rows=other.rows, missing=other.rows)
+            columns[name] = mine.merge(theirs)
+        return Profile(rows=self.rows + other.rows, columns=columns)
+
+    def to_bytes(self) -> bytes:
+        """Write the profile as msgpack; equal profiles give equal bytes."""
+        body = {
+            "version": VERSION,
+            "rows": self.rows,
+            "columns": {name: _packed(column) for name, column in self.columns.items()},
+        }
+        return msgspec.msgpack.encode(body)
 
     @classmethod
-    def from_dict(cls, body: Mapping[str, Any]) -> ColumnProfile:
-        """Read a summary back; unknown fields are skipped."""
-        return cls(**{name: body[name] for name in ColumnProfile.__slots__ if name in body})
+    def from_bytes(cls, data: bytes) -> Profile:
+        """Read a profile back; CorruptError when the bytes are none, InputError when a newer tenon wrote them."""
+        try:
+            body = msgspec.msgpack.decode(data)
+            if body["version"] <= VERSION:
+                columns = {name: _unpacked(column) for name, column in body["columns"].items()}
+                return cls(rows=body["rows"], columns=columns)
+            newer = sentence(f"a profile of version {VERSION}", f"{body['version']}", hint="use a newer tenon")
+        except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
+            wanted = "the bytes of a profile"
+            raise CorruptError(
+                sentence(wanted, f"something else ({error})", hint="make it again from the data")
+            ) from error
+        raise InputError(newer)
 
 
-def _pick(choose: Any, one: float, other: float) -> float:
-    """Choose between two numbers, of which either may be NaN for nothing."""
-    known = [value for value in (one, other) if value == value]
-    return float(choose(known)) if known else math.nan
+_EMPTY = ColumnProfile(kind="other", rows=0)
 
 
-def _merge_kll(one: bytes, other: bytes) -> bytes:
-    if not one or not other:
-        return one or other
-    sketch = ds.kll_doubles_sketch.deserialize(one)
-    sketch.merge(ds.kll_doubles_sketch.deserialize(other))
-    return bytes(sketch.serialize())
+def profile(frame: pl.DataFrame | pl.LazyFrame) -> Profile:
+    """Profile every column of a frame; a lazy frame is read in batches, with memory for one batch."""
+    if isinstance(frame, pl.DataFrame):
+        return Profile(rows=frame.height, columns={series.name: _column(series) for series in frame.get_columns()})
+    whole: Profile | None = None
+    for batch in frame.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True):
+        part = profile(batch)
+        whole = part if whole is None else whole.merge(part)
+    return whole or profile(frame.head(0).collect())
 
 
-def _merge_hll(one: bytes, other: bytes) -> bytes:
-    if not one or not other:
-        return one or other
-    union = ds.hll_union(HLL_LG_K)
-    union.update(ds.hll_sketch.deserialize(one))
-    union.update(ds.hll_sketch.deserialize(other))
-    return bytes(union.get_result(ds.tgt_hll_type.HLL_8).serialize_compact())
+# ── one column ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _merge_frequent(one: bytes, other: bytes) -> bytes:
-    if not one or not other:
-        return one or other
-    sketch = ds.frequent_strings_sketch.deserialize(one)
-    sketch.merge(ds.frequent_strings_sketch.deserialize(other))
-    return bytes(sketch.serialize())
+def _column(series: pl.Series) -> ColumnProfile:
+    dtype = series.dtype
+    if dtype.is_numeric():
+        return _numbers("number", series.cast(pl.Float64, strict=False))
+    if dtype in (pl.Datetime, pl.Date):
+        moments = series.cast(pl.Datetime("us")).cast(pl.Int64)
+        return _numbers("time", moments.cast(pl.Float64) / pl.Series([1e6]))
+    if dtype in (pl.Duration, pl.Time):
+        return _numbers("number", series.cast(pl.Int64).cast(pl.Float64))
+    if dtype in (pl.String, pl.Categorical, pl.Enum, pl.Boolean):
+        return _texts(series)
+    return ColumnProfile(kind="other", rows=len(series), missing=series.null_count())
+
+
+def _numbers(kind: Kind, series: pl.Series) -> ColumnProfile:
+    there = series.drop_nulls().to_numpy()
+    finite = there if np.isfinite(there).all() else there[np.isfinite(there)]
+    nan = int(np.isnan(there).sum()) if finite is not there else 0
+    ordered = Quantiles.of(finite)
+    return ColumnProfile(
+        kind=kind,
+        rows=len(series),
+        missing=series.null_count() + nan,
+        infinite=len(there) - nan - len(finite),
+        moments=Moments.of(finite),
+        quantiles=ordered,
+        different=Distinct.of_numbers(finite),
+    )
+
+
+def _texts(series: pl.Series) -> ColumnProfile:
+    """Count the different values first, and work on those."""
+    flags = series.dtype == pl.Boolean
+    there = series.drop_nulls().alias("value")
+    found = there.value_counts().with_columns(pl.col("value").cast(pl.String))
+    most = found.top_k(KEEP + 1, by=["count", "value"], reverse=[False, True])  # ties by name: always the same ones
+    left_out = int(most["count"][KEEP]) if most.height > KEEP else 0
+    top = most.head(KEEP)
+    return ColumnProfile(
+        kind="category",
+        rows=len(series),
+        missing=series.null_count(),
+        different=Distinct.of_texts(found["value"].cast(pl.Binary).to_list()),
+        top_levels=Levels.of(dict(zip(top["value"].to_list(), top["count"].to_list(), strict=True)), left_out),
+        lengths=Moments() if flags else _lengths(found),
+    )
+
+
+def _lengths(found: pl.DataFrame) -> Moments:
+    """Return the moments of the texts' lengths, in whole numbers until the end, so that order cannot matter."""
+    size, times = pl.col("value").str.len_chars().cast(pl.Int64), pl.col("count").cast(pl.Int64)
+    count, total, squared, low, high = found.select(
+        times.sum().alias("n"),
+        (size * times).sum().alias("s"),
+        (size * size * times).sum().alias("q"),
+        size.min().alias("a"),
+        size.max().alias("b"),
+    ).row(0)
+    if not count:
+        return Moments()
+    squares = (count * squared - total * total) / count
+    return Moments(count=count, mean=total / count, squares=squares, min=float(low), max=float(high))
+
+
+# ── bytes ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _packed(column: ColumnProfile) -> dict[str, Any]:
+    body: dict[str, Any] = {"kind": column.kind, "rows": column.rows, "missing": column.missing}
+    if column.infinite:
+        body["infinite"] = column.infinite
+    for name, moments in (("moments", column.moments), ("lengths", column.lengths)):
+        if moments.count:
+            body[name] = [moments.count, moments.mean, moments.squares, moments.min, moments.max]
+    if column.quantiles.rows:
+        levels = [level.astype("<f8").tobytes() for level in column.quantiles.levels]
+        body["quantiles"] = [column.quantiles.rows, levels]
+    if column.different is not None:
+        body["distinct"] = zlib.compress(column.different.registers.tobytes(), 6)
+    if column.kind == "category":
+        body["levels"] = [dict(column.top_levels.counts), column.top_levels.bound]
+    return body
+
+
+def _unpacked(body: Mapping[str, Any]) -> ColumnProfile:
+    rows, levels = body.get("quantiles", (0, []))
+    counts, bound = body.get("levels", ({}, 0))
+    different = None
+    if "distinct" in body:
+        registers = np.frombuffer(zlib.decompressobj().decompress(body["distinct"], REGISTERS), dtype=np.uint8)
+        if len(registers) != REGISTERS:
+            raise ValueError(f"{len(registers)} registers")
+        different = Distinct(registers=registers)
+    if body["kind"] not in ("number", "time", "category", "other"):
+        raise ValueError(f"kind {body['kind']}")
+    return ColumnProfile(
+        kind=body["kind"],
+        rows=body["rows"],
+        missing=body["missing"],
+        infinite=body.get("infinite", 0),
+        moments=Moments(**dict(zip(_MOMENTS, body["moments"], strict=True))) if "moments" in body else Moments(),
+        quantiles=Quantiles(rows=rows, levels=tuple(np.frombuffer(level, dtype="<f8") for level in levels)),
+        different=different,
+        top_levels=Levels(counts=counts, bound=bound),
+        lengths=Moments(**dict(zip(_MOMENTS, body["lengths"], strict=True))) if "lengths" in body else Moments(),
+    )
+
+
+_MOMENTS = ("count", "mean", "squares", "min", "max")
