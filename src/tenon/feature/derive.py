@@ -8,12 +8,13 @@ column that may be null and is not given is null.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from tenon.contract.column import Source
+from tenon.contract.column import Column, Source
 from tenon.contract.derived import Derivation, derivation
 from tenon.contract.frame import DTYPES
 from tenon.errors import InputError, sentence
@@ -25,6 +26,14 @@ Row = Mapping[str, Any]
 PREPARED = 64  # derivations kept; each set of columns that rows lack has one
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What is done to rows that lack certain columns: which nulls are filled in, and what is derived."""
+
+    optional: tuple[Column, ...]
+    derivation: Derivation | None
+
+
 class Deriver:
     """Computes missing derived columns of several sources; `lookups` are the rows that they are looked up in."""
 
@@ -32,36 +41,40 @@ class Deriver:
 
     def __init__(self, sources: Mapping[str, Source], lookups: Mapping[str, pl.DataFrame]) -> None:
         self._sources, self.lookups = sources, dict(lookups)
-        self._prepared: dict[tuple[str, frozenset[str]], Derivation] = {}
+        self._prepared: dict[tuple[str, tuple[str, ...], frozenset[str]], Prepared] = {}
         self._derived: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = {}
 
     def frame(self, source: str, names: tuple[str, ...], frame: pl.DataFrame) -> pl.DataFrame:
-        """Return the frame with those of the named columns that are derived and that it lacks."""
-        lacking = [name for name in self._derived_of(source, names) if name not in frame.columns]
-        raw = ancestry(self._sources[source], names, self._sources, frame.columns)
-        frame = with_optional(frame, self._sources[source], raw)
-        if not lacking:
+        """Return the frame with those of the named columns that are derived, or may be null, and that it lacks."""
+        prepared = self._prepare(source, names, frame.columns)
+        if prepared.optional:
+            nulls = [pl.lit(None, dtype=DTYPES[column.type]).alias(column.name) for column in prepared.optional]
+            frame = frame.with_columns(nulls)
+        if prepared.derivation is None:
             return frame
-        prepared = self._prepare(source, lacking, frame.columns)
-        for name in sorted(prepared.inputs - set(frame.columns)):
+        for name in sorted(prepared.derivation.inputs - set(frame.columns)):
             raise InputError(
                 sentence(
-                    f"the column '{name}', to derive {', '.join(lacking)}",
+                    f"the column '{name}', from which others are derived",
                     "rows without it",
                     at=f"source '{source}'",
                     hint="give it, or the derived columns themselves",
                 )
             )
-        return prepared.frame(frame)
+        return prepared.derivation.frame(frame)
 
     def rows(self, source: str, names: tuple[str, ...], rows: Sequence[Row]) -> Sequence[Row]:
         """Return plain rows with those of the named columns that are derived and that some row lacks."""
-        derived = self._derived_of(source, names)
-        lacking = [name for name in derived if any(name not in row for row in rows)]
-        if not lacking:
+        derived = self._derived.get((source, names))
+        if derived is None:
+            of = self._sources[source]
+            derived = tuple(name for name in names if parents(of, name, self._sources))
+            self._derived[source, names] = derived
+        if all(name in row for row in rows for name in derived):
             return rows
         present = set.intersection(*(set(row) for row in rows))
-        return self._prepare(source, lacking, present).rows(rows)
+        prepared = self._prepare(source, names, present)
+        return rows if prepared.derivation is None else prepared.derivation.rows(rows)
 
     def put(self, source: str, rows: pl.DataFrame) -> int:
         """Take in rows of a source that columns are looked up in, and return how many changed something."""
@@ -75,38 +88,21 @@ class Deriver:
             self._prepared.clear()
         return changed
 
-    def _derived_of(self, source: str, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Name the derived ones among the columns."""
-        found = self._derived.get((source, names))
-        if found is None:
-            of = self._sources[source]
-            found = tuple(name for name in names if parents(of, name, self._sources))
-            self._derived[source, names] = found
-        return found
-
-    def _prepare(self, source: str, lacking: Sequence[str], present: Any) -> Derivation:
+    def _prepare(self, source: str, names: tuple[str, ...], present: Collection[str]) -> Prepared:
         of = self._sources[source]
-        derived = [column for column in of.columns if column.derive]
-        given = frozenset(column.name for column in derived if column.name in present)
-        known = (source, given | {f"?{name}" for name in lacking})
-        found = self._prepared.get(known)
+        declared = frozenset(column.name for column in of.columns if column.name in present)
+        found = self._prepared.get((source, names, declared))
         if found is None:
-            needed = set(ancestry(of, lacking, self._sources, given)) - given
-            columns = [column for column in derived if column.name in needed]
-            keys = {column.of: self._sources[column.of].key for column in columns if column.of}
-            found = derivation(columns, types_of(of), {name: self.lookups[name] for name in keys}, keys)
+            every = ancestry(of, names, self._sources, declared)
+            lacking = [column for column in of.columns if column.name in every and column.name not in declared]
+            derived = [column for column in lacking if column.derive]
+            keys = {column.of: self._sources[column.of].key for column in derived if column.of}
+            lookups = {name: self.lookups[name] for name in keys if name in self.lookups}
+            found = Prepared(
+                optional=tuple(column for column in lacking if column.nullable and not column.derive),
+                derivation=derivation(derived, types_of(of), lookups, keys) if derived else None,
+            )
             if len(self._prepared) >= PREPARED:
                 self._prepared.clear()
-            self._prepared[known] = found
+            self._prepared[source, names, declared] = found
         return found
-
-
-def with_optional(frame: pl.DataFrame, source: Source, names: Sequence[str]) -> pl.DataFrame:
-    """Return the frame with a column of nulls for each named one that is absent, nullable and not derived."""
-    absent = [column for column in source.columns if column.name in set(names) - set(frame.columns)]
-    nulls = [
-        pl.lit(None, dtype=DTYPES[column.type]).alias(column.name)
-        for column in absent
-        if column.nullable and not column.derive
-    ]
-    return frame.with_columns(nulls) if nulls else frame

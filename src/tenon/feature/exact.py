@@ -103,7 +103,8 @@ def window_sums(sums: Prefix, lo: Ints, hi: Ints) -> Floats:
 
 def window_deviations(values: Floats, counts: Ints, lo: Ints, hi: Ints) -> Floats:
     """Return the sample standard deviation of each window (nulls given as 0, left out of `counts`); NaN below two."""
-    if np.all(values == np.rint(values)) and float(np.sum(values * values)) < EXACT:
+    whole = float(np.max(np.abs(values), initial=0.0)) < 2.0**26 and bool(np.all(values == np.rint(values)))
+    if whole and float(np.sum(values * values)) < EXACT:
         total = _running(values)
         squares = _running(values * values)
         s, q = total[hi] - total[lo], squares[hi] - squares[lo]

@@ -1,9 +1,9 @@
 """Rows of a source become facts: typed columns, instants, and the SQL values that features need of them.
 
 The matrix and the online state both start from the table that `fact_table` makes, so a value is computed once, by the
-same expression, wherever it is used. A fact is identified by its source's key and its time; of several versions of one
-fact the last counts. A number that is not finite is missing, and a negative zero is a zero, so that equal values have
-equal bits.
+same expression, wherever it is used. A fact is identified by its source's key and its time. It may come in several
+versions: each counts from when it is known until a later one is (`follow` has the rule). A number that is not finite is
+missing, and a negative zero is a zero, so that equal values have equal bits.
 
 Columns of a fact table: ``k_<column>`` for what identifies and groups facts, ``_time`` in microseconds, ``_known`` as
 an instant in half microseconds (null: it never became known), and one column for each argument.
@@ -12,7 +12,11 @@ an instant in half microseconds (null: it never became known), and one column fo
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import polars as pl
 
 from tenon.contract import sql
@@ -20,6 +24,8 @@ from tenon.contract.column import Source
 from tenon.contract.frame import DTYPES, normal, type_of
 from tenon.errors import InputError, nearest, sentence
 from tenon.feature.plan import Argument, History, Table, types_of
+
+Fact = tuple[Any, ...]  # one row of a fact table
 
 
 def typed(frame: pl.DataFrame, source: Source, names: Iterable[str]) -> pl.DataFrame:
@@ -91,7 +97,7 @@ def columns_needed(source: History | Table) -> tuple[str, ...]:
 
 
 def fact_table(history: History, frame: pl.DataFrame) -> pl.DataFrame:
-    """Make the facts of a source with a time: the last version for each key and time; never-known ones included."""
+    """Make the facts of a source with a time, every version, in the order of the rows; without those never known."""
     source = history.source
     rows = typed(frame, source, columns_needed(history))
     missing = rows[source.time].null_count()
@@ -105,18 +111,67 @@ def fact_table(history: History, frame: pl.DataFrame) -> pl.DataFrame:
             )
         )
     time, known = micros_column(source.time), micros_column(source.known_at)
-    if history.own:
+    instant = known * 2
+    if history.own:  # a null in `known` makes the whole sum null
         instant = pl.max_horizontal(time, known) * 2 + (known <= time).cast(pl.Int64)
-        instant = pl.when(known.is_not_null()).then(instant)
-    else:
-        instant = known * 2
     facts = rows.select(
         *(pl.col(name).alias(f"k_{name}") for name in history.columns),
         time.alias("_time"),
         instant.alias("_known"),
         *(argument_value(argument) for argument in history.arguments),
     )
-    return latest(facts, [*(f"k_{name}" for name in source.key), "_time"])
+    return facts.filter(pl.col("_known").is_not_null())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Versions:
+    """The versions of facts that ever count, when one gives way to the next, and those that no longer count at all.
+
+    `until` maps the position of a version in `facts` to the instant from which its successor counts in its place.
+    """
+
+    facts: pl.DataFrame
+    until: dict[int, int]
+    outdated: list[Fact]
+
+
+def versions(history: History, facts: pl.DataFrame) -> Versions:
+    """Sort out the versions of facts given in the order in which they came; costs one look when no fact has two."""
+    identity = [*(f"k_{name}" for name in history.source.key), "_time"]
+    if facts.n_unique(identity) == facts.height:
+        return Versions(facts=facts, until={}, outdated=[])
+    several = facts.with_row_index("_row").filter(pl.struct(identity).is_duplicated())
+    distinct = several.unique(facts.columns, keep="first", maintain_order=True)
+    chains: dict[Fact, list[tuple[int, Fact]]] = {}
+    outdated: list[Fact] = []
+    known = facts.columns.index("_known")
+    for row, name, fact in zip(
+        distinct["_row"].to_list(), distinct.select(identity).rows(), distinct.drop("_row").rows(), strict=True
+    ):
+        chain = chains.setdefault(name, [])
+        outdated += (other for _, other in follow(chain, fact[known], known))
+        chain.append((row, fact))
+    kept = np.ones(facts.height, dtype=np.bool_)
+    kept[several["_row"].to_numpy()] = False
+    kept[[row for chain in chains.values() for row, _ in chain]] = True
+    place = np.cumsum(kept) - 1
+    until = {int(place[row]): fact[known] for chain in chains.values() for (row, _), (_, fact) in pairwise(chain)}
+    return Versions(facts=facts.filter(pl.Series(kept)), until=until, outdated=outdated)
+
+
+def follow(chain: list[tuple[int, Fact]], instant: int, known: int) -> list[tuple[int, Fact]]:
+    """Take out of a chain of versions, and return, those that one known from this instant makes outdated.
+
+    A version that comes later makes outdated every one known no earlier than itself. It follows the last that is left:
+    that one counts until the new one is known. So at any time the version counts that came last of those known by then.
+    `known` is where a version says when it is known; a chain is in that order.
+    """
+    place = len(chain)
+    while place and chain[place - 1][1][known] >= instant:
+        place -= 1
+    outdated = chain[place:]
+    del chain[place:]
+    return outdated
 
 
 def lookup_table(table: Table, frame: pl.DataFrame) -> pl.DataFrame:

@@ -215,6 +215,20 @@ def _fewer(numbers: Ints, ends: Ints, bounds: Ints) -> Ints:
     return count
 
 
+def current(lo: Ints, hi: Ints, until: Ints, now: Ints) -> tuple[Ints, Ints, Ints]:
+    """Leave out of each window the versions replaced by `now`: the places that stay, and the windows among them.
+
+    One entry for each place of each window is made: for the windows that hold a replaced version, not for all.
+    """
+    length = hi - lo
+    start = np.cumsum(length) - length
+    places = np.repeat(lo - start, length) + np.arange(int(length.sum()))
+    stays = until[places] > np.repeat(now, length)
+    running = np.zeros(len(places) + 1, dtype=np.int64)
+    np.cumsum(stays, out=running[1:])
+    return places[stays], running[start], running[start + length]
+
+
 # ── groups ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

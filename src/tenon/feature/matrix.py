@@ -7,7 +7,7 @@ and nulls outside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,9 +19,11 @@ from tenon.contract.frame import DTYPES
 from tenon.errors import ConfigError, sentence
 from tenon.feature import history as engine
 from tenon.feature.exact import Floats, Ints
-from tenon.feature.facts import finite
+from tenon.feature.facts import finite, versions
 from tenon.feature.plan import History, HistoryFeature, Look, RowFeature, TableFeature
 
+NEVER = np.iinfo(np.int64).max
+PLACES = 4_000_000  # places of windows that are looked at one by one at a time, when facts have several versions
 ORDERED = ("asof", "first", "last")
 
 
@@ -76,15 +78,21 @@ def history_features(
     history: History, features: Sequence[HistoryFeature], facts: pl.DataFrame, rows: pl.DataFrame, times: Ints
 ) -> Iterable[pl.Series]:
     """Return the features of one source's past, at the time (microseconds) of each row."""
-    facts = facts.filter(pl.col("_known").is_not_null())
+    settled = versions(history, facts)
+    facts = settled.facts
     known = facts["_known"].to_numpy()
     by_time = np.argsort(known)
+    until = None
+    if settled.until:
+        until = np.full(facts.height, NEVER)
+        until[list(settled.until)] = list(settled.until.values())
     past = _Past(
         history=history,
         facts=facts,
         known=known,
         by_time=by_time,
         ascending=known[by_time],
+        until=until,
         times=times,
         rows_by_time=np.argsort(times),
         values=_Values(facts=facts, kept={}),
@@ -103,7 +111,7 @@ def history_features(
             past=past,
             runs=runs,
             asked=asked,
-            until=engine.known_by(runs, asked, past.axis(0)),
+            end=engine.known_by(runs, asked, past.axis(0)),
             laid={},
             windows={},
             positions={},
@@ -138,6 +146,7 @@ class _Past:
     known: Ints
     by_time: Ints
     ascending: Ints  # known, in the order of by_time
+    until: Ints | None  # when a later version of the fact takes over; None when no fact has two versions
     times: Ints  # of the rows, in microseconds
     rows_by_time: Ints
     values: _Values
@@ -172,7 +181,7 @@ class _Looking:
     past: _Past
     runs: engine.Runs
     asked: engine.Asked
-    until: Ints  # the place after the last fact known by each asked instant
+    end: Ints  # the place after the last fact known by each asked instant
     laid: dict[str, Floats]
     windows: dict[int, tuple[Ints, Ints]]
     positions: dict[tuple[str, str, int], Ints]
@@ -197,13 +206,40 @@ class _Looking:
         text = bool(look.argument) and self.past.facts.schema[look.argument] == pl.String
         if look.aggregate in ORDERED:
             return self.gather(self.position(look, text=text), look.argument, text=text)
+        return pl.Series(self.asked.scatter(self.windowed(look, text=False)), nan_to_null=True)
+
+    def windowed(self, look: Look, *, text: bool) -> Floats:
+        """Return an aggregate of each window (a place, -1 for none, when it is first or last), for each asked row."""
         lo, hi = self.window(look.window_us)
+        found = self.aggregate(look, lo, hi, None, text=text)
+        if self.past.until is not None:
+            until = self.past.until[self.runs.order]
+            now = 2 * self.past.times[self.asked.order]
+            for rows in _revised(until, lo, hi):
+                places, low, high = engine.current(lo[rows], hi[rows], until, now[rows])
+                found[rows] = self.aggregate(look, low, high, places, text=text)
+        return found
+
+    def aggregate(self, look: Look, lo: Ints, hi: Ints, places: Ints | None, *, text: bool) -> Floats:
+        """Return the aggregate of windows of the layout, or of windows among some of its places."""
         if not look.argument:
-            found = (hi - lo).astype(np.float64)
-        else:
+            return (hi - lo).astype(np.float64)
+        if look.aggregate in ORDERED:
+            if text:
+                present = self.past.facts[look.argument].is_not_null().to_numpy()[self.runs.order]
+            else:
+                present = ~np.isnan(self.values(look.argument))
+            last = look.aggregate == "last"
+            if places is None:
+                return engine.edge(present, lo, hi, last=last).astype(np.float64)
+            edge = engine.edge(present[places], lo, hi, last=last)
+            return np.where(edge >= 0, np.append(places, -1)[edge], -1).astype(np.float64)
+        values = self.values(look.argument)
+        if places is None:
             windows = engine.Windows(lo=lo, hi=hi, shared=self.shared)
-            found = engine.aggregate(windows, look.aggregate, look.argument, self.values(look.argument))
-        return pl.Series(self.asked.scatter(found), nan_to_null=True)
+            return engine.aggregate(windows, look.aggregate, look.argument, values)
+        windows = engine.Windows(lo=lo, hi=hi, shared=engine.Shared(prefixes={}, counts={}))
+        return engine.aggregate(windows, look.aggregate, look.argument, values[places])
 
     def values(self, name: str) -> Floats:
         if name not in self.laid:
@@ -214,7 +250,7 @@ class _Looking:
         """Return the places [lo, hi) of what became known in the window before each asked row; 0 is without limit."""
         if window_us not in self.windows:
             axis = self.past.axis(window_us) if window_us else np.zeros(len(self.past.times), dtype=np.int64)
-            self.windows[window_us] = (engine.known_by(self.runs, self.asked, axis), self.until)
+            self.windows[window_us] = (engine.known_by(self.runs, self.asked, axis), self.end)
         return self.windows[window_us]
 
     def position(self, look: Look, *, text: bool) -> Ints:
@@ -222,7 +258,10 @@ class _Looking:
         known_as = (look.aggregate, "" if look.aggregate == "asof" else look.argument, look.window_us)
         if known_as not in self.positions:
             order = self.runs.order
-            place = self.newest(look.window_us) if look.aggregate == "asof" else self.edge(look, text=text)
+            if look.aggregate == "asof":
+                place = self.newest(look.window_us)
+            else:
+                place = self.windowed(look, text=text).astype(np.int64)
             found = np.empty(len(place), dtype=np.int64)
             found[self.asked.order] = np.where(place >= 0, order[place], -1) if len(order) else -1
             self.positions[known_as] = found
@@ -238,15 +277,6 @@ class _Looking:
             found = np.where(known >= oldest, found, -1)
         return found
 
-    def edge(self, look: Look, *, text: bool) -> Ints:
-        """Return the place of the first or last fact of each window that has a value; -1 where there is none."""
-        lo, hi = self.window(look.window_us)
-        if text:
-            present = self.past.facts[look.argument].is_not_null().to_numpy()[self.runs.order]
-        else:
-            present = ~np.isnan(self.values(look.argument))
-        return engine.edge(present, lo, hi, last=look.aggregate == "last")
-
     def gather(self, positions: Ints, argument: str, *, text: bool) -> pl.Series:
         """Return the argument of the facts at these positions; null at -1."""
         if text:
@@ -255,6 +285,20 @@ class _Looking:
         if not len(self.runs.order):
             return pl.Series(values=[None] * len(positions), dtype=pl.Float64)
         return pl.Series(np.where(positions >= 0, self.past.values[argument][positions], np.nan), nan_to_null=True)
+
+
+def _revised(until: Ints, lo: Ints, hi: Ints) -> Iterator[Ints]:
+    """Yield the rows whose window holds a version that is ever replaced, a bounded number of places at a time."""
+    running = np.zeros(len(until) + 1, dtype=np.int64)
+    np.cumsum(until < NEVER, out=running[1:])
+    rows = np.flatnonzero(running[hi] > running[lo])
+    ends = np.cumsum(hi[rows] - lo[rows])
+    begin = 0
+    while begin < len(rows):
+        spent = ends[begin - 1] if begin else 0
+        end = max(begin + 1, int(np.searchsorted(ends, spent + PLACES, side="right")))
+        yield rows[begin:end]
+        begin = end
 
 
 def as_type(found: pl.Series, kind: str) -> pl.Series:

@@ -7,7 +7,7 @@ the matrix's values to the bit (a property test compares them). `prune` forgets 
 How a feature is read is decided when the state is made: one closure for each row feature, and one for each grouping
 that finds the group once, each window once, and hands positions to the aggregates.
 
-The bytes are a plain zip of Arrow IPC files and a JSON header, sorted by key and time: the same facts give the same
+The bytes are a plain zip of Parquet files and a JSON header, sorted by key and time: the same facts give the same
 bytes. Nothing is pickled. Methods may be called from several threads; a lock makes them take turns.
 """
 
@@ -148,11 +148,11 @@ class Online:
     # ── bytes ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def to_bytes(self) -> bytes:
-        """Return the state as a zip of Arrow IPC files and a JSON header; equal states give equal bytes."""
+        """Return the state as a zip of Parquet files and a JSON header; equal states give equal bytes."""
         with self._lock:
             parts = {f"facts/{name}": memory.facts() for name, memory in self._memories.items()}
-            parts |= {f"tables/{name}": table.rows() for name, table in self._tables.items()}
-            parts |= {f"lookups/{name}": frame for name, frame in self._deriver.lookups.items()}
+            parts |= {f"tables/{name}": _sorted(table.rows()) for name, table in self._tables.items()}
+            parts |= {f"lookups/{name}": _sorted(frame) for name, frame in self._deriver.lookups.items()}
         named = sorted(parts)
         head = {"format": FORMAT, "features": self._features.digest, "parts": named}
         out = io.BytesIO()
@@ -160,8 +160,8 @@ class Online:
             archive.writestr(zipfile.ZipInfo("head.json"), json.dumps(head, indent=1))
             for number, name in enumerate(named):
                 frame, body = parts[name], io.BytesIO()
-                frame.sort(_order(frame), nulls_last=False).rechunk().write_ipc(body, compression="zstd")
-                archive.writestr(zipfile.ZipInfo(f"{number}.arrow"), body.getvalue())
+                frame.rechunk().write_parquet(body, compression="zstd", compression_level=1, statistics=False)
+                archive.writestr(zipfile.ZipInfo(f"{number}.parquet"), body.getvalue())
         return out.getvalue()
 
 
@@ -171,7 +171,7 @@ def load(features: FeatureSet, body: bytes) -> Online:
         with zipfile.ZipFile(io.BytesIO(body)) as archive:
             head = json.loads(archive.read("head.json"))
             parts = {
-                name: pl.read_ipc(io.BytesIO(archive.read(f"{number}.arrow")))
+                name: pl.read_parquet(io.BytesIO(archive.read(f"{number}.parquet")))
                 for number, name in enumerate(head["parts"])
             }
             version, digest = int(head["format"]), str(head["features"])
@@ -208,9 +208,9 @@ def load(features: FeatureSet, body: bytes) -> Online:
     return Online(features, under("facts/"), under("tables/"), under("lookups/"))
 
 
-def _order(frame: pl.DataFrame) -> list[str]:
-    """Name the columns to sort by: the identity first, then everything, so that the order never depends on arrival."""
-    return sorted(frame.columns, key=lambda name: (not name.startswith("k_"), name != "_time", name))
+def _sorted(rows: pl.DataFrame) -> pl.DataFrame:
+    """Return rows in an order that does not depend on how they came."""
+    return rows.sort(sorted(rows.columns), nulls_last=False)
 
 
 def frame_of(rows: Sequence[Row], types: Mapping[str, str]) -> pl.DataFrame:
@@ -430,8 +430,16 @@ def _group_reader(
         for slot, place, limit in asof:
             if hi and not (limit and instants[hi - 1] < now - limit):
                 found[slot] = tracks[place].values[hi - 1]
+        replaced = series.replaced
         for span, jobs, counted in spans:
             lo = bisect_right(instants, now - span + 1, 0, hi)
+            if replaced and bisect_right(replaced, now) > bisect_right(replaced, now - span + 1):
+                count, current = series.current(lo, hi, now, group.until)
+                for slot in counted:
+                    found[slot] = float(count)
+                for slot, place, aggregate in jobs:
+                    found[slot] = aggregate(current[place], 0, count)
+                continue
             for slot in counted:
                 found[slot] = float(hi - lo)
             for slot, place, aggregate in jobs:

@@ -11,7 +11,7 @@ The values are the matrix's to the bit: sums are exact (`exact`), everything els
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tenon.feature import exact
@@ -117,10 +117,10 @@ class Extremes:
 class Track:
     """One argument of one group: its values in order, and what makes its aggregates quick."""
 
-    __slots__ = ("high", "low", "ready", "sums", "values")
+    __slots__ = ("high", "low", "needs", "ready", "sums", "values")
 
     def __init__(self, values: list[Any], needs: frozenset[str]) -> None:
-        self.values = values
+        self.values, self.needs = values, needs
         self.sums = Sums(squared="stddev" in needs) if needs & {"count", "sum", "avg", "stddev"} else None
         self.low = Extremes(min, float("inf")) if "min" in needs else None
         self.high = Extremes(max, float("-inf")) if "max" in needs else None
@@ -156,10 +156,11 @@ class Track:
 class Series:
     """One group: the instants at which its facts became known, ascending, and their values."""
 
-    __slots__ = ("instants", "rows", "tracks")
+    __slots__ = ("instants", "replaced", "rows", "tracks")
 
     def __init__(self, instants: list[int], rows: list[int], tracks: list[Track]) -> None:
         self.instants, self.rows, self.tracks = instants, rows, tracks
+        self.replaced: list[int] = []  # instants of the facts here that a later version takes over from
 
     def insert(self, place: int, instant: int, row: int, values: Sequence[Any]) -> None:
         """Put a fact before the one at this place."""
@@ -174,6 +175,15 @@ class Series:
         del self.instants[place], self.rows[place]
         for track in self.tracks:
             track.remove(place)
+
+    def current(self, lo: int, hi: int, now: int, until: Mapping[int, int]) -> tuple[int, list[Track]]:
+        """Return how many of the places [lo, hi) are not replaced by `now`, and tracks of those alone."""
+        rows = self.rows
+        places = [place for place in range(lo, hi) if until.get(rows[place], now + 1) > now]
+        tracks = [Track([track.values[place] for place in places], track.needs) for track in self.tracks]
+        for track in tracks:
+            track.settle()
+        return len(places), tracks
 
     def settle(self) -> None:
         """Build everything, ahead of the first read."""
