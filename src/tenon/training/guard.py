@@ -157,10 +157,10 @@ class Guard:
     # ── what the loss says ───────────────────────────────────────────────────────────────────────────────────────────
 
     def _not_finite(self, step: int, name: str, value: float) -> None:
+        said = sentence(f"a finite {name}", f"{value}", at=self._place(step))
         hint = "lower the learning rate, clip gradients, or look for a missing value in this step's rows"
-        said = sentence(f"a finite {name}", f"{value}", at=self._place(step), hint=hint)
         self._stop("training/loss-not-finite", "error", step, said, hint, {"step": float(step)})
-        raise TrainingError(said)
+        raise TrainingError(f"{said}; {hint}")
 
     def _keep(self) -> None:
         """Turn waiting losses into a point; when the history is full, average neighbours."""
@@ -195,11 +195,10 @@ class Guard:
             f"a loss near its best, {best:.4g}, or at least below its start, {first:.4g}",
             f"{latest:.4g}, {(latest - best) / max(noise, 1e-12):.0f} times the noise above the best",
             at=self._place(step),
-            hint=hint,
         )
         numbers = {"step": float(step), "loss": latest, "best": best, "first": first, "noise": noise}
         self._stop("training/diverged", "error", step, said, hint, numbers)
-        raise TrainingError(said)
+        raise TrainingError(f"{said}; {hint}")
 
     def _lies_flat(self, step: int, losses: Floats, medians: Floats) -> bool:
         """Say whether the second half of the run promises too little for another stretch as long.
