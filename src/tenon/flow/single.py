@@ -56,7 +56,7 @@ class Done:
 
 def read(asked: Read, progress: Progress = quiet) -> Done:
     """Read messy files into typed Parquet, quarantine and a contract to review; or, with `csv`, into clean CSV."""
-    name = asked.name or ingest.name_of(asked.paths)
+    name = asked.name or name_of(asked.paths)
     if asked.csv is not None:
         with tempfile.TemporaryDirectory(prefix="tenon-") as folder:
             job = ingest.Job(
@@ -74,6 +74,12 @@ def read(asked: Read, progress: Progress = quiet) -> Done:
         replace_text(file, inferred.to_odcs())
         written.append(file)
     return Done(ingested=done, written=written)
+
+
+def name_of(paths: Sequence[Path]) -> str:
+    """Name what is written after the first path: `dump` for dump.csv.gz, the folder's name for a folder."""
+    first = paths[0]
+    return first.name.split(".")[0] or first.resolve().name
 
 
 def replace_text(path: Path, text: str) -> None:
