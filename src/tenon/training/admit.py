@@ -101,6 +101,7 @@ def fit(
     peak = int(per_row * rows) + BASE_BYTES
     fits = int(max(room - BASE_BYTES, 0) / per_row)
     turns = rounds if trainer == "lightgbm" else STEPS
+    # Measured on one thread, so that it holds at most, whatever else the machine does.
     seconds = (sample.fixed_s + sample.round_s * turns) * rows / SAMPLES[1]
     return Fit(
         admission=_admit(_Need(peak, seconds, rows, fits, turns), free, room, budget or Budget(), prices),
@@ -230,10 +231,10 @@ def _admit(need: _Need, free: int, room: int, budget: Budget, prices: Prices) ->
     said = f"{_gb(need.peak_bytes)} predicted for {need.rows:,} rows"
     if need.peak_bytes > room:
         share = need.rows_that_fit / max(need.rows, 1)
-        hint = (
-            f"train on the latest {need.rows_that_fit:,} rows ({share:.0%}), use fewer features,"
-            f" or a machine with {_gb(need.peak_bytes - room)} more"
+        fewer = (
+            f"train on the latest {need.rows_that_fit:,} rows ({share:.0%}), use fewer features, or " if share else ""
         )
+        hint = f"{fewer}use a machine with {_gb(need.peak_bytes - room)} more"
         return Admission(
             answer=Answer.NEVER, reason=sentence(f"a training that fits into {_gb(room)}", said, hint=hint)
         )
@@ -246,6 +247,8 @@ def _admit(need: _Need, free: int, room: int, budget: Budget, prices: Prices) ->
 
 def _afford(need: _Need, said: str, budget: Budget, prices: Prices) -> Admission:
     """Answer from the budget: NEVER when it would not last for the least useful share of the rounds."""
+    if not need.seconds:
+        return Admission(answer=Answer.OK, reason=f"{said}; time was not measured")
     usage = ledger.Usage(wall_s=need.seconds, cpu_s=need.seconds * 2, peak_bytes=need.peak_bytes)
     spent = usage.spent(prices)
     if budget.admit(spent):
@@ -261,4 +264,4 @@ def _afford(need: _Need, said: str, budget: Budget, prices: Prices) -> Admission
 
 
 def _gb(size: float) -> str:
-    return f"{size / 1e9:.2f} GB"
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -193,7 +193,7 @@ class Guard:
         hint = "lower the learning rate, warm it up, or clip gradients; the last good checkpoint is the one to keep"
         said = sentence(
             f"a loss near its best, {best:.4g}, or at least below its start, {first:.4g}",
-            f"{latest:.4g}, {(latest - best) / max(noise, 1e-12):.0f} times the noise above the best",
+            f"{latest:.4g}, {_times((latest - best) / max(noise, 1e-12))} the noise above the best",
             at=self._place(step),
         )
         numbers = {"step": float(step), "loss": latest, "best": best, "first": first, "noise": noise}
@@ -237,6 +237,10 @@ class Guard:
         self.findings.append(finding)
         if self.run is not None:
             self.run.finding(finding)
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f} times" if ratio < 1_000 else "over 1,000 times"
 
 
 def _noise(losses: Floats) -> float:
