@@ -149,14 +149,14 @@ def blobs_of(body: Any) -> set[str]:
 
 
 def file_digest(work: Work, path: Path) -> str:
-    """Return the SHA-256 of a file, remembered by its path, size and time of change so that a second look is free."""
+    """Return a name of a file's bytes (160 bits of SHA-256), remembered by its path, size and time of change so that a second look is free."""
     stat = path.stat()
     name = digest([str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
     known = work.store.get("file", name)
     if known is not None:
         return str(known["content"])
     with path.open("rb") as file:
-        content = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        content = hashlib.file_digest(file, "sha256").hexdigest()[:40]  # a whole one would name a blob
     after = path.stat()
     if (after.st_size, after.st_mtime_ns) == (stat.st_size, stat.st_mtime_ns):
         work.store.put("file", name, {"path": str(path), "content": content, "bytes": stat.st_size})
