@@ -50,9 +50,9 @@ def project(folder: Path) -> Path:
     return folder
 
 
-def run_child(folder: Path, die_at: int) -> subprocess.CompletedProcess[str]:
+def run_child(folder: Path, die_at: int, code: str = CHILD) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", CHILD, str(folder), str(die_at)],
+        [sys.executable, "-c", code, str(folder), str(die_at)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -121,7 +121,7 @@ Run.start(work.store, "feedfeedfeed", "slow")
 os.kill(os.getpid(), signal.SIGKILL)
 outcome = run(work)""",
     )
-    done = subprocess.run([sys.executable, "-c", code, str(folder), "0"], capture_output=True, text=True, check=False)
+    done = run_child(folder, 0, code)
     assert done.returncode == -signal.SIGKILL, done.stderr
     again = run_child(folder, 0)
     assert again.returncode == 0, again.stderr

@@ -149,7 +149,7 @@ def blobs_of(body: Any) -> set[str]:
 
 
 def file_digest(work: Work, path: Path) -> str:
-    """Return a name of a file's bytes (160 bits of SHA-256), remembered by its path, size and time of change so that a second look is free."""
+    """Name a file by its bytes (160 bits of SHA-256); remembered by path, size and time, so a second look is free."""
     stat = path.stat()
     name = digest([str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
     known = work.store.get("file", name)
