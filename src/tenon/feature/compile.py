@@ -152,6 +152,7 @@ def plan(features: Sequence[Feature], label: Label, spine: Source, sources: Mapp
     planner = _Planner(spine=spine, sources=everything, late=late, arguments={}, groupings={}, reaches={})
     compiled = tuple(planner.feature(feature) for feature in features)
     tree = _label(label, spine)
+    sql.to_polars(tree)  # refuses an aggregate: a label is of its own row
     if tree.type not in ("bool", "int", "float"):
         _refuse(
             "a label that is true or false, or a number",
