@@ -1,4 +1,4 @@
-"""The real command, as a person or a script calls it: data on stdout, talk on stderr, exit codes, words for what is wrong."""
+"""The real command, as a person or a script calls it: data on stdout, talk on stderr, exit codes, and clear words."""
 
 from __future__ import annotations
 

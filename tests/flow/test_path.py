@@ -192,7 +192,7 @@ def test_no_raw_files_say_where_they_were_looked_for(shop: Path) -> None:
 @pytest.mark.parametrize("body", [b"", b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40])
 def test_an_empty_file_and_one_that_is_no_table_are_refused_in_words(shop: Path, body: bytes) -> None:
     (shop / "raw" / "invoices.csv").write_bytes(body)
-    with pytest.raises((InputError, ContractError), match="expected .* got .*invoices"):
+    with pytest.raises((InputError, ContractError), match=r"expected .* got .*invoices"):
         again(shop)
 
 

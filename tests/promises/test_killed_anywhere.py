@@ -1,8 +1,8 @@
 """Killed at any write, the store is before or after, never between; the next run goes on and comes to the same names.
 
 A child process takes a small project the whole way and kills itself (SIGKILL, no clean-up) at its first, then at its
-second, its fourth ... change of a file under `.tenon`, seen through Python's audit events. After each death the store is
-whole; then the run is finished in the same folder and must come to the same stages.
+second, its fourth ... change of a file under `.tenon`, seen through Python's audit events. After each death the store
+is whole; then the run is finished in the same folder and must come to the same stages.
 """
 
 from __future__ import annotations

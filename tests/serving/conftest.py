@@ -154,9 +154,7 @@ class Asker:
     def __post_init__(self) -> None:
         self.connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=20)
 
-    def __call__(
-        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
-    ) -> Reply:
+    def __call__(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Reply:
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         self.connection.request(method, path, data, dict(headers or {}))
         answer = self.connection.getresponse()
@@ -174,7 +172,14 @@ Start = Callable[..., Asker]
 def flights() -> SimpleNamespace:
     """Return what tests say of the flights model: its rows, its features, and how services of it are made."""
     return SimpleNamespace(
-        ASK=ASK, FACT=FACT, fact=fact, FEATURES=FEATURES, PAST=PAST, SOURCE=FLIGHTS, make_service=make_service, predictor=predictor,
+        ASK=ASK,
+        FACT=FACT,
+        fact=fact,
+        FEATURES=FEATURES,
+        PAST=PAST,
+        SOURCE=FLIGHTS,
+        make_service=make_service,
+        predictor=predictor,
         asker=Asker,
     )
 

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-TEXTS = {"carrier": ["UA", "DL", "AA"], "sched_dep": ["2013-11-01T05:15:00", "2013-11-02T05:15:00Z", "2013-11-03 05:15:00"]}
+TEXTS = {
+    "carrier": ["UA", "DL", "AA"],
+    "sched_dep": ["2013-11-01T05:15:00", "2013-11-02T05:15:00Z", "2013-11-03 05:15:00"],
+}
 NUMBERS = {"flight": [1545, 2, 3], "distance": [1400.0, float("nan"), 300.0]}
 
 

@@ -293,7 +293,8 @@ def test_a_full_queue_answers_503_with_retry_after_and_recovers(start: Any) -> N
 
 def test_an_answer_past_its_deadline_is_503_with_retry_after(start: Any) -> None:
     ask = start(
-        service(Doubling(slow_s=0.5)), settings=Settings(limits=ServingLimits(request_s=0.2, batch_rows=1), inline_ms=0.0)
+        service(Doubling(slow_s=0.5)),
+        settings=Settings(limits=ServingLimits(request_s=0.2, batch_rows=1), inline_ms=0.0),
     )
     answer = ask("POST", "/predict/m", {"rows": [{"x": 1.0}, {"x": 2.0}, {"x": 3.0}]})
     assert answer.status == 503

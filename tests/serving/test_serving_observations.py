@@ -32,7 +32,9 @@ class Kept:
     def rows(self, wanted: int) -> list[dict[str, Any]]:
         """Wait for so many rows and return them."""
         for _ in range(200):
-            found = [dict(zip(b, values, strict=True)) for b in self.batches for values in zip(*b.values(), strict=True)]
+            found = [
+                dict(zip(b, values, strict=True)) for b in self.batches for values in zip(*b.values(), strict=True)
+            ]
             if len(found) >= wanted:
                 return found
             time.sleep(0.01)

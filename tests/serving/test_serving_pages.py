@@ -37,7 +37,14 @@ def test_no_page_loads_anything_from_elsewhere(ask: Any) -> None:
 def test_the_documentation_names_every_column_and_what_it_may_be(start: Any, flights: Any, store: Any) -> None:
     ask = start(seams=Seams(store=store, sources={"flights": flights.SOURCE}))
     text = ask("GET", "/docs").raw.decode()
-    for said in ("POST /predict/late", "POST /facts/flights", "<code>carrier</code>", "one of AA, DL, UA", "0 to 6000", "arr_delay"):
+    for said in (
+        "POST /predict/late",
+        "POST /facts/flights",
+        "<code>carrier</code>",
+        "one of AA, DL, UA",
+        "0 to 6000",
+        "arr_delay",
+    ):
         assert said in text
     assert "arr_delay &gt; 30" in text
 
@@ -54,7 +61,9 @@ def test_openapi_describes_every_door_with_its_columns(start: Any, flights: Any,
     ask = start(seams=Seams(store=store, sources={"flights": flights.SOURCE}))
     found = ask("GET", "/openapi.json").json
     assert found["openapi"].startswith("3.1")
-    assert {"/predict/late", "/labels/late", "/facts/flights", "/v2/models/late/infer", "/healthz"} <= set(found["paths"])
+    assert {"/predict/late", "/labels/late", "/facts/flights", "/v2/models/late/infer", "/healthz"} <= set(
+        found["paths"]
+    )
     content = found["paths"]["/predict/late"]["post"]["requestBody"]["content"]["application/json"]
     row = content["schema"]["oneOf"][1]
     assert set(row["required"]) == {"carrier", "flight", "sched_dep"}

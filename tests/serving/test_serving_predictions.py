@@ -54,9 +54,7 @@ def test_an_id_of_the_callers_own_comes_back(ask: Any, flights: Any) -> None:
 
 def test_a_nullable_column_may_be_left_out_and_means_missing(ask: Any, flights: Any) -> None:
     without = {name: value for name, value in flights.ASK.items() if name != "distance"}
-    scores = [
-        ask.predict(row).json["predictions"][0]["score"] for row in (without, {**flights.ASK, "distance": None})
-    ]
+    scores = [ask.predict(row).json["predictions"][0]["score"] for row in (without, {**flights.ASK, "distance": None})]
     assert scores[0] == scores[1] == offline(flights, [without])[0]
 
 
@@ -71,9 +69,7 @@ def test_a_nullable_column_may_be_left_out_and_means_missing(ask: Any, flights: 
 def test_a_value_written_otherwise_means_the_same(
     ask: Any, flights: Any, column: str, written: Any, meant: Any
 ) -> None:
-    scores = [
-        ask.predict({**flights.ASK, column: value}).json["predictions"][0]["score"] for value in (written, meant)
-    ]
+    scores = [ask.predict({**flights.ASK, column: value}).json["predictions"][0]["score"] for value in (written, meant)]
     assert scores[0] == scores[1]
 
 

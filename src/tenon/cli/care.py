@@ -57,7 +57,7 @@ def doctor(project: Path, as_json: bool) -> None:
     marks = {True: "ok", False: "FAILED", None: "n/a"}
     rows = [[marks[probe.ok], probe.name, probe.said, seconds(probe.seconds)] for probe in found]
     broken = [probe for probe in found if probe.ok is False]
-    lines = [table(["", "probe", "found", "took"], rows)]
+    lines = [table(["", "probe", "found", "took"], rows, cut=110)]
     lines += [f"\n{probe.name}: {probe.fix}" for probe in broken]
     output.emit([probe.to_dict() for probe in found], "\n".join(lines))
     if broken:

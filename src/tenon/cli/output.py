@@ -92,9 +92,9 @@ def _plain(value: Any) -> Any:
 # ── text ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "") -> str:
-    """Lay out a table in plain text: figures to the right, words to the left, cut at 60 characters a cell."""
-    cells = [[_cell(value) for value in row] for row in rows]
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, cut: int = 60) -> str:
+    """Lay out a table in plain text: figures to the right, words to the left, a cell cut at `cut` characters."""
+    cells = [[_cell(value, cut) for value in row] for row in rows]
     widths = [max([len(name), *(len(row[i]) for row in cells)]) for i, name in enumerate(header)]
     right = [
         bool(rows) and all(isinstance(row[i], (int, float)) or row[i] is None for row in rows)
@@ -107,11 +107,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = 
             for value, width, side in zip(values, widths, right, strict=True)
         ).rstrip()
 
-    lines = [*([title, ""] if title else []), line(list(header)), line(["─" * width for width in widths])]
+    lines = [line(list(header)), line(["─" * width for width in widths])]
     return "\n".join(lines + [line(row) for row in cells])
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, cut: int) -> str:
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -121,7 +121,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     text = harmless(str(value)).replace("\n", " ")
-    return text if len(text) <= 60 else text[:59] + "…"
+    return text if len(text) <= cut else text[: cut - 1] + "…"
 
 
 def usd(amount: float) -> str:
