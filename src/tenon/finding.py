@@ -34,6 +34,7 @@ CODES: dict[str, str] = {
     "feature/never-known": "Rows never became known and are in no window.",
     "feature/repeated-fact": "Rows share key and time with another, and only the last counts.",
     "ingest/ambiguous-date": "Day and month cannot be told apart in a column of dates.",
+    "ingest/ambiguous-number": "Commas in a column of numbers may mean decimals or thousands.",
     "ingest/dialect": "How a file is laid out had to be guessed against close rivals.",
     "ingest/empty": "A file has no rows.",
     "ingest/encoding": "A file holds bytes that are not UTF-8.",

@@ -30,7 +30,8 @@ class Job:
 
     `paths` are files, folders or globs; `out` is a folder. A `source` declares column names, types and null words; without
     one they are found. `policy` says what a cell that does not fit its column costs: its whole row goes to quarantine
-    ("row"), or the cell becomes null and is flagged ("cell"). `text` keeps every column as text, spelt as in the source.
+    ("row"), or the cell becomes null and is flagged ("cell"). `text` keeps every column as text, spelt as in the source. `engine` is where ranges are read (None: on threads of
+    this process), `ranges` into how many each input is cut (0: by size); neither changes the result.
     """
 
     paths: tuple[Path, ...]
@@ -41,6 +42,7 @@ class Job:
     text: bool = False
     limits: IngestLimits = IngestLimits()
     engine: Any = None
+    ranges: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

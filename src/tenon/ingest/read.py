@@ -1,155 +1,365 @@
-"""The way through ingest: find the files, read each, type the columns, write Parquet, close the balance."""
+"""The way through ingest: find the inputs, learn a plan, read every range, vote, and join what was read. `ingest(job)`.
+
+Everything in the making lies in one folder beside the result (`.NAME.ingest`): the plan, and for each range its part and its
+account. Killed and started again, ingest finds the same plan and reads only the ranges that have no account yet; the
+result is the same to the byte, because parts depend on nothing but the plan and the input. The folder goes when the
+result is in place. One ingest at a time may write a result; a second is told so.
+
+An input that changes while it is read (length or time of change) fails the job, with the finished parts kept for nothing:
+they are keyed by what the input was. A full disk is told in words; what was finished stays.
+"""
 
 from __future__ import annotations
 
-import bz2
-import csv
-import gzip
-import io
+import errno
+import fcntl
+import hashlib
 import json
-import lzma
+import shutil
 import time
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import polars as pl
+from tenon.errors import InputError, StoreError, sentence
+from tenon.ingest import columnar, finish, unit
+from tenon.ingest import plan as planning
+from tenon.ingest.charset import Charset, detect
+from tenon.ingest.finish import Range
+from tenon.ingest.job import Ingested, Job, Progress, silent
+from tenon.ingest.plan import FilePlan, Plan
+from tenon.ingest.stream import STDIN, Input, View, blocks, files_of, inputs_of, refuse, segment, transcoded
 
-from tenon.errors import InputError, MissingError, sentence
-from tenon.finding import Finding
-from tenon.ingest.job import Balance, ColumnFacts, Ingested, Job, Progress, silent
+VERSION = 1
+PASSES = 5  # the vote only widens; more passes would mean that it does not
+THREADS = 2
+AHEAD = 4  # ranges given out before the first of them is taken back
+FUNCTION = "tenon.ingest.unit:read"
 
-NULLS = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "-")
-STAMPS = ("%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%S%.fZ", "%Y-%m-%d %H:%M:%S%.f")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """An input with its head decoded: what the plan is learnt from."""
+
+    input: Input
+    charset: Charset
+    head: bytes
+    whole: bool
+    cut: str = ""
+
+    @property
+    def plain(self) -> bool:
+        """Whether ranges can be read from the file as it lies."""
+        return not self.input.codec and not self.charset.wide
 
 
 def ingest(job: Job, progress: Progress = silent) -> Ingested:
-    """Read every file of the job into typed Parquet under `job.out`; what cannot be read goes to quarantine."""
+    """Read every input of the job into typed Parquet under `job.out`; rows that cannot be read go to quarantine.
+
+    Writes `NAME.parquet` (or numbered files when it is large), `NAME.quarantine.parquet`, `NAME.repairs.parquet` and
+    `NAME.summary.json`. Raises InputError when an input is no rows of text, a declared column is missing, or an input
+    changes meanwhile; StoreError when the disk is full. Memory does not grow with the input.
+    """
     begun = time.perf_counter()
-    paths = files_of(job.paths)
-    job.out.mkdir(parents=True, exist_ok=True)
-    name = job.name or paths[0].name.split(".")[0]
-    frames, size, findings, dialects = [], 0, [], {}
-    for number, path in enumerate(paths):
-        progress(number, len(paths), f"reading {path.name}")
-        data = decoded(path)
-        size += len(data)
-        if not data.strip():
-            findings.append(Finding(code="ingest/empty", severity="warning", place=str(path), said="the file is empty"))
+    paths = files_of(tuple(job.paths))
+    inputs = inputs_of(paths)
+    name = job.name or ("stdin" if paths[0] == STDIN else paths[0].name.split(".")[0])
+    with _disk(job.out):
+        job.out.mkdir(parents=True, exist_ok=True)
+        with _only(job.out / f".{name}.ingest") as work:
+            sources = [_open(one, work, number, job) for number, one in enumerate(inputs)]
+            plan = _plan(sources, job, work)
+            key = _key(sources, plan, job)
+            _keep(work, key)
+            for _ in range(PASSES):
+                ranges = _pass(plan, sources, work, job, progress)
+                voted = planning.vote(plan, [one.told for one in ranges])
+                if voted == plan and not any(one.told["bailed"] for one in ranges):
+                    break
+                plan = voted
+            _unchanged(inputs)
+            done = finish.finish(job, name, plan, ranges, [_about(one) for one in sources], work)
+        shutil.rmtree(work, ignore_errors=True)
+    return replace(done, seconds=time.perf_counter() - begun)
+
+
+# ── inputs ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _open(source: Input, work: Path, number: int, job: Job) -> _Source:
+    """Read the head of an input, decompressed and in UTF-8 if it was wide."""
+    if source.codec == "stdin":
+        source = _kept(source, work / f"stdin-{number}", job)
+    if source.codec == "parquet":
+        return _Source(input=source, charset=Charset(), head=b"", whole=True)
+    raw, cut = bytearray(), ""
+    try:
+        for block in blocks(source, job.limits):
+            raw += block
+            if len(raw) > job.limits.sample_bytes:
+                break
+    except EOFError as error:
+        cut = str(error) or "the compression ends early"
+    head = bytes(raw)
+    if source.codec:
+        refuse(head[:512], source.label)
+    charset = detect(head[: job.limits.sample_bytes])
+    whole = len(head) <= job.limits.sample_bytes
+    if charset.wide:
+        head = b"".join(transcoded(iter((head,)), charset.name, charset.mark))
+    return _Source(input=source, charset=charset, head=head[: job.limits.sample_bytes], whole=whole, cut=cut)
+
+
+def _kept(source: Input, path: Path, job: Job) -> Input:
+    """Write standard input to a file, which can be read from the middle."""
+    size = 0
+    with path.open("wb") as out:
+        for block in blocks(source, job.limits):
+            size += out.write(block)
+    (found,) = inputs_of([path])
+    return replace(found, label=source.label, size=size)
+
+
+def _about(source: _Source) -> dict[str, Any]:
+    return {"label": source.input.label, "codec": source.input.codec, "cut": source.cut, "odd": source.charset.odd}
+
+
+def _unchanged(inputs: Sequence[Input]) -> None:
+    """Raise when an input is not what it was at the start."""
+    for one in inputs:
+        if one.codec == "stdin":
             continue
-        frame, dialect = _text(path, data)
-        dialects[str(path)] = dialect
-        frames.append(frame)
-    if not frames:
-        raise InputError(sentence("rows", "only empty files", at=str(paths[0]), hint="check what wrote them"))
-    table = pl.concat(frames, how="diagonal")
-    declared = {c.name: c for c in job.source.columns if not c.derive} if job.source else {}
-    missing = [c for c in declared if c not in table.columns]
-    if missing:
-        found = ", ".join(table.columns)
-        raise InputError(sentence(f"column '{missing[0]}'", f"columns {found}", at=str(paths[0]), hint="mend the names"))
-    nulls = (*NULLS, *(job.source.null if job.source else ()))
-    out, facts = [], []
-    for column in table.get_columns():
-        want = declared[column.name].type if column.name in declared else ""
-        typed, kind = (column, "text") if job.text else _typed(column, want, nulls)
-        out.append(typed)
-        facts.append(ColumnFacts(name=column.name, type=kind, rows=typed.len(), null=typed.null_count()))
-    frame = pl.DataFrame(out)
-    file = job.out / f"{name}.parquet"
-    frame.write_parquet(file, compression="zstd", compression_level=1)
-    balance = Balance(bytes=size, row_bytes=size, quarantine_bytes=0)
-    done = Ingested(
-        files=(file,),
-        quarantine=None,
-        repairs=None,
-        summary=job.out / f"{name}.summary.json",
-        rows=frame.height,
-        bytes=size,
-        quarantined=0,
-        repaired=0,
-        balance=balance,
-        columns=tuple(facts),
-        findings=tuple(findings),
-        seconds=time.perf_counter() - begun,
-        dialects=dialects,
-    )
-    done.summary.write_text(json.dumps(done.to_dict(), indent=1), "utf-8")
-    return done
+        try:
+            about = one.path.stat()
+        except OSError as error:
+            raise InputError(sentence("the file until the end", str(error.strerror), at=one.label)) from error
+        if (about.st_size, about.st_mtime_ns) != (one.size, one.changed_ns):
+            hint = "start again when nothing writes to it"
+            raise InputError(sentence("a file that rests", "one that changed while it was read", at=one.label, hint=hint))
 
 
-def files_of(paths: tuple[Path, ...]) -> list[Path]:
-    """Resolve files, folders and globs to files, sorted; none is an error."""
-    found = [file for path in paths for file in _files(path)]
-    if not found:
-        raise MissingError(sentence("files to read", "none", at=", ".join(map(str, paths)), hint="check the path"))
-    return found
+# ── the plan and its key ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_dir():
-        yield from sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    elif path.exists():
-        yield path
-    else:
-        anchor = Path(path.anchor)
-        yield from sorted(file for file in anchor.glob(str(path.relative_to(anchor))) if file.is_file())
+def _plan(sources: Sequence[_Source], job: Job, work: Path) -> Plan:
+    files = []
+    for source in sources:
+        if source.input.codec == "parquet":
+            files.append(columnar.plan_of(source.input))
+            continue
+        view = View(path=source.input.path, size=source.input.size) if source.plain else None
+        files.append(planning.learn(source.input.label, source.head, source.whole, view, source.charset, job))
+    return planning.settle(files, job)
 
 
-def decoded(path: Path) -> bytes:
-    """Return the file's bytes, decompressed."""
-    raw = path.read_bytes()
-    if raw[:2] == b"\x1f\x8b":
-        return gzip.decompress(raw)
-    if raw[:3] == b"BZh":
-        return bz2.decompress(raw)
-    if raw[:6] == b"\xfd7zXZ\x00":
-        return lzma.decompress(raw)
-    if raw[:4] == b"PK\x03\x04":
-        with zipfile.ZipFile(io.BytesIO(raw)) as pack:
-            return pack.read(pack.namelist()[0])
-    return raw
+def _key(sources: Sequence[_Source], plan: Plan, job: Job) -> str:
+    """Return the digest of everything the parts depend on."""
+    body = [VERSION, [one.input.key for one in sources], plan.to_dict(), job.limits.chunk_bytes]
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def _text(path: Path, data: bytes) -> tuple[pl.DataFrame, dict[str, str]]:
-    if data[:4] == b"PAR1":
-        return pl.read_parquet(io.BytesIO(data)).cast(pl.String), {"format": "parquet"}
-    if data.lstrip()[:1] == b"{":
-        return pl.read_ndjson(io.BytesIO(data)).cast(pl.String), {"format": "jsonl"}
+def _keep(work: Path, key: str) -> None:
+    """Keep finished parts of the same job, and clear away those of any other."""
+    note = work / "key"
+    if not note.exists() or note.read_text("ascii") != key:
+        for old in work.iterdir():
+            if old.is_dir():
+                shutil.rmtree(old)
+        note.write_text(key, "ascii")
+
+
+@contextmanager
+def _only(work: Path) -> Iterator[Path]:
+    """Hold the folder of a result in the making; a second holder is an error."""
+    work.mkdir(exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            hint = "wait for it, or give another name"
+            raise StoreError(sentence("to be the only one writing here", "another ingest", at=str(work), hint=hint)) from error
+        yield work
+
+
+@contextmanager
+def _disk(out: Path) -> Iterator[None]:
+    """Tell failures of the disk in words."""
     try:
-        text = data[: 1 << 16].decode("utf-8", "ignore")
-        delimiter = csv.Sniffer().sniff(text.rsplit("\n", 1)[0], ",;\t|").delimiter
-    except csv.Error:
-        delimiter = ","
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "make room and start again: finished parts are kept" if full else "check the folder and its permissions"
+        got = "a full disk" if full else error.strerror or str(error)
+        raise StoreError(sentence("to write the result", got, at=str(out), hint=hint)) from error
+
+
+# ── reading all ranges ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _pass(plan: Plan, sources: Sequence[_Source], work: Path, job: Job, progress: Progress) -> list[Range]:
+    """Read every range of every input under one plan; ranges already read are taken as they are."""
+    digest = hashlib.sha256(json.dumps(plan.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+    folder = work / f"parts-{digest}"
+    folder.mkdir(exist_ok=True)
+    path = folder / "plan.json"
+    if not path.exists():
+        temporary = folder / "plan.json.new"
+        temporary.write_text(json.dumps(plan.to_dict()), "utf-8")
+        temporary.replace(path)
+    total = sum(one.input.size for one in sources)
+    before = 0
+    out: list[Range] = []
+    for number, source in enumerate(sources):
+        file = plan.files[number]
+        first_line = _first_line(source, file)
+        jobs = _jobs(file, number, source, folder, work, job)
+        for job_, told in _run(jobs, job):
+            known = {**told, "file": number, "first_line": first_line}
+            out.append(Range(file=number, out=Path(job_["out"]), told=known, size=job_["size"]))
+            share = min(1.0, told["end"] / max(1, source.input.size if source.plain else told["end"]))
+            progress(before + share * source.input.size, total, f"reading {Path(source.input.label).name}")
+            if told["stop"] >= 0:
+                break
+        # Not when the last range is given out: workers still read from the spool then.
+        shutil.rmtree(work / f"spool-{number}", ignore_errors=True)
+        before += source.input.size
+    return out
+
+
+def _first_line(source: _Source, file: FilePlan) -> int:
+    """Count the lines before the first row."""
+    before = source.head[: file.begin]
+    return before.count(file.dialect.newline)
+
+
+def _jobs(file: FilePlan, number: int, source: _Source, folder: Path, work: Path, job: Job) -> Iterator[dict[str, Any]]:
+    """Yield the ranges of one input as plain data; what has no middle is decoded ahead of them, a few segments at a time."""
+    step = job.limits.chunk_bytes if not job.ranges else max(1, -(-max(source.input.size, 1) // job.ranges))
+    base = {"plan": str(folder / "plan.json"), "file": number, "chunk_bytes": job.limits.chunk_bytes}
+
+    def one(begin: int, end: int, view: View) -> dict[str, Any]:
+        name = f"{number:04d}-{begin:016d}"
+        return {**base, "view": view.to_dict(), "begin": begin, "end": end, "out": str(folder / name), "size": view.size}
+
+    if file.format == "parquet":
+        view = View(path=source.input.path, size=source.input.size)
+        yield from columnar.jobs(file, one, source.input, view)
+        return
+    if source.plain:
+        view = View(path=source.input.path, size=source.input.size)
+        begin = file.begin
+        while begin < view.size or begin == file.begin:
+            end = min(begin + step, view.size)
+            yield one(begin, end, view)
+            begin = end
+            if begin >= view.size:
+                return
+        return
+    yield from _spooled(file, source, work / f"spool-{number}", step, one, job)
+
+
+def _spooled(file: FilePlan, source: _Source, folder: Path, step: int, one: Any, job: Job) -> Iterator[dict[str, Any]]:
+    """Yield ranges of an input that is decoded as it is read; segments are deleted when they are far behind."""
+    folder.mkdir(exist_ok=True)
+    stream: Iterator[bytes] = blocks(source.input, job.limits)
+    if source.charset.wide:
+        stream = transcoded(stream, source.charset.name, source.charset.mark)
+    size, ended, begin = 0, False, file.begin
+    ahead = 2 * job.limits.row_bytes + unit.NEAR + 3 * job.limits.chunk_bytes
+    segments = _Segments(folder, max(step, 1 << 20))
+    kept = 2 * AHEAD * (max(1, job.engine.workers) if job.engine is not None else 1)
     try:
-        frame = pl.read_csv(data, separator=delimiter, infer_schema=False, empty_string_is_null=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise InputError(sentence("rows of text", str(error).splitlines()[0], at=str(path))) from error
-    return frame, {"format": "csv", "delimiter": delimiter}
+        while not ended or begin < size:
+            while not ended and size < begin + step + ahead:
+                try:
+                    block = next(stream, b"")
+                except EOFError:
+                    block = b""
+                ended = not block
+                size += len(block)
+                segments.add(block)
+            segments.flush()
+            end = min(begin + step, size)
+            # The size is known only at the end; before it, a range must not take what is decoded so far for all.
+            yield one(begin, end if end < size or not ended else size, View(path=folder, size=size, step=segments.step))
+            begin = end
+            segments.drop((begin - kept * step) // segments.step)
+            if ended and begin >= size:
+                return
+    finally:
+        segments.close()
 
 
-def _typed(column: pl.Series, want: str, nulls: tuple[str, ...]) -> tuple[pl.Series, str]:
-    clean = pl.select(pl.when(column.is_in(nulls)).then(None).otherwise(column).alias(column.name)).to_series()
-    missing = clean.null_count()
-    for kind in [want] if want else ["int", "float", "timestamp", "date", "bool"]:
-        for cast in _casts(clean, kind):
-            if cast.null_count() == missing and (want or missing < len(cast)):
-                return cast, kind
-    return clean, "text"
+class _Segments:
+    """A spool being written: bytes in, files of a fixed size out."""
+
+    __slots__ = ("_dropped", "_folder", "_number", "_stream", "_written", "step")
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self._folder, self.step = folder, step
+        self._number = self._written = self._dropped = 0
+        self._stream = segment(folder, 0).open("wb")
+
+    def add(self, block: bytes) -> None:
+        """Append bytes, going on to the next segment where one is full."""
+        while block:
+            room = self.step - self._written
+            self._written += self._stream.write(block[:room])
+            block = block[room:]
+            if self._written == self.step:
+                self._stream.close()
+                self._number, self._written = self._number + 1, 0
+                self._stream = segment(self._folder, self._number).open("wb")
+
+    def flush(self) -> None:
+        """Make everything so far readable."""
+        self._stream.flush()
+
+    def drop(self, before: int) -> None:
+        """Delete the segments before one."""
+        while self._dropped < before:
+            segment(self._folder, self._dropped).unlink(missing_ok=True)
+            self._dropped += 1
+
+    def close(self) -> None:
+        """Close the segment being written."""
+        self._stream.close()
 
 
-def _casts(clean: pl.Series, kind: str) -> Iterator[pl.Series]:
-    if kind == "int":
-        yield clean.cast(pl.Int64, strict=False)
-    elif kind == "float":
-        yield clean.cast(pl.Float64, strict=False)
-    elif kind == "bool":
-        low = clean.str.to_lowercase()
-        frame = pl.select(pl.when(low == "true").then(True).when(low == "false").then(False).alias(clean.name))
-        yield frame.to_series()
-    elif kind == "date":
-        yield clean.str.to_date("%Y-%m-%d", strict=False)
-    elif kind == "timestamp":
-        for pattern in STAMPS:
-            stamp = clean.str.to_datetime(pattern, strict=False, time_unit="us")
-            yield stamp.dt.replace_time_zone(None)
+def _run(jobs: Iterator[dict[str, Any]], job: Job) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Do jobs on the engine, or on a few threads here, in order, a bounded number ahead."""
+    if job.engine is not None:
+        # Decoding ahead of the workers is bounded, so that the spool is.
+        while window := list(islice(jobs, AHEAD * max(1, job.engine.workers))):
+            yield from zip(window, job.engine.map(FUNCTION, window), strict=True)
+        return
+    first = next(jobs, None)
+    second = next(jobs, None)
+    if first is None:
+        return
+    if second is None:
+        yield first, unit.read(first)
+        return
+    waiting: list[tuple[dict[str, Any], Future[dict[str, Any]]]] = []
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="tenon-ingest") as pool:
+        try:
+            for one in _chained(first, second, jobs):
+                waiting.append((one, pool.submit(unit.read, one)))
+                if len(waiting) >= AHEAD:
+                    done, future = waiting.pop(0)
+                    yield done, future.result()
+            for done, future in waiting:
+                yield done, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _chained(first: dict[str, Any], second: dict[str, Any], rest: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    yield first
+    yield second
+    yield from rest

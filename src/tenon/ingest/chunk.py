@@ -1,0 +1,345 @@
+"""One chunk of rows becomes a frame of text: good lines as they stand, the others repaired, refused or skipped by name.
+
+Polars reads the text; this module only decides what it is given. `express` hands over a whole chunk and then proves that
+nothing was lost: as many rows as lines, and as many delimiters and quotes as bytes are missing. When the proof fails,
+`careful` scans the lines, gives Polars the good ones, reads, repairs or refuses the others one by one, and merges both in
+their old order. Both ways give the same rows for the same bytes.
+
+Where rows lie (offset and line) is computed only when somebody asks: most chunks have nothing to report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from tenon.ingest.charset import Charset, to_utf8
+from tenon.ingest.dialect import Dialect, chomp, split
+from tenon.ingest.profile import Profile
+from tenon.ingest.repair import Mended, mend
+from tenon.ingest.scan import Lines, Places, line_table, marks_of, scan
+
+UNUSED = (0x1F, 0x1E, 0x1D, 0x1C, 0x02, 0x03, 0x04, 0x05, 0x06, 0x0E, 0x0F, 0x10, 0x11, 0x12, 0x13, 0x14)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How to read the chunks of one file: dialect, characters, what columns look like, and the header to know again."""
+
+    dialect: Dialect
+    charset: Charset
+    profiles: Sequence[Profile]
+    header_rows: tuple[bytes, ...] = ()
+    header_raw: bytes = b""
+    reach: int = 1 << 22
+
+    @property
+    def width(self) -> int:
+        """Return the number of columns."""
+        return len(self.profiles)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A row that could not be read: where it lies, its bytes, the column and reason, and what would have fixed it."""
+
+    begin: int
+    end: int
+    line: int
+    column: int
+    code: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """A row that was repaired: its number in the frame, the column, the repair, and what the source said."""
+
+    row: int
+    column: int
+    code: str
+    was: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A chunk as text: columns "0", "1", … of a frame; where its rows lie; what became of everything else."""
+
+    frame: pl.DataFrame
+    begins: Places | None = None
+    ends: Places | None = None
+    lines: Places | None = None
+    repaired: list[Repaired] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    skipped: dict[str, int] = field(default_factory=dict)
+    encodings: dict[str, int] = field(default_factory=dict)
+    proven: bool = True
+
+
+def names(width: int) -> list[str]:
+    """Return the names of the text columns."""
+    return [str(column) for column in range(width)]
+
+
+def polars(data: bytes, separator: bytes, quote: bytes, eol: bytes, width: int) -> pl.DataFrame:
+    """Read clean rows with Polars; raises when they are not clean.
+
+    The synthetic header keeps Polars from taking the first bytes for those of a compressed file.
+    """
+    head = separator.join(name.encode() for name in names(width)) + eol
+    return pl.read_csv(
+        head + data,
+        has_header=True,
+        separator=(separator or b"\x1f").decode("ascii"),
+        quote_char=quote.decode("ascii") or None,
+        eol_char=eol.decode("ascii"),
+        schema=dict.fromkeys(names(width), pl.String),
+        empty_string_is_null=False,
+    )
+
+
+# ── the whole chunk at once ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def express(data: bytes, layout: Layout) -> Text | None:
+    """Read a whole chunk at once; None when it may hold anything but clean rows. `proven` may still be open."""
+    dialect = layout.dialect
+    if dialect.spaced or dialect.escape or dialect.doubled or dialect.mixed or b"\x00" in data:
+        return None
+    if len(dialect.delimiter) > 1 or dialect.delimiter > b"\x7f":
+        return None
+    if layout.header_raw and layout.header_raw in data:
+        return None
+    lines = data.count(dialect.newline) + (not data.endswith(dialect.newline))
+    separator = dialect.delimiter or _spare(data)
+    if not separator:
+        return None
+    try:
+        frame = polars(data, separator, dialect.quote, dialect.newline, layout.width)
+    except (pl.exceptions.PolarsError, OSError):
+        return None
+    if frame.height != lines:
+        return None
+    quotes = data.count(dialect.quote) if dialect.quote else 0
+    if quotes:
+        missing = _missing(data, frame, dialect) + quotes
+        return Text(frame, proven=missing == 0) if missing >= 0 else None
+    if dialect.delimiter and data.count(dialect.delimiter) != lines * (layout.width - 1):
+        return None
+    return Text(frame)
+
+
+def _missing(data: bytes, frame: pl.DataFrame, dialect: Dialect) -> int:
+    """Return how many bytes the values, delimiters and line endings are more than the chunk (minus its quotes, if any)."""
+    width, lines = frame.width, frame.height
+    kept = int(frame.select(pl.sum_horizontal(pl.all().str.len_bytes().sum())).item() or 0)
+    ends = lines if data.endswith(dialect.newline) else lines - 1
+    if dialect.newline == b"\n" and b"\r" in data:
+        ends += data.count(b"\r\n")
+    return kept + lines * (width - 1) + ends - len(data)
+
+
+def prove(data: bytes, frame: pl.DataFrame, dialect: Dialect, columns: Sequence[str]) -> bool:
+    """Whether every quote that Polars dropped is accounted for, looking for kept ones in `columns` only."""
+    owed = _missing(data, frame, dialect) + data.count(dialect.quote)
+    mark = dialect.quote.decode("ascii")
+    kept = frame.select(pl.sum_horizontal(pl.col(columns).str.count_matches(mark, literal=True).sum())).item() if columns else 0
+    return owed == int(kept or 0)
+
+
+def _spare(data: bytes) -> bytes:
+    """Return a control character that does not occur in the data; empty when all do."""
+    return next((bytes((byte,)) for byte in UNUSED if byte not in data), b"")
+
+
+# ── line by line ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """What became of the rows that are no good lines: values by first line, with the last line; refusals and skips."""
+
+    rows: list[tuple[int, int, list[bytes]]]
+    repaired: dict[int, tuple[int, str, str]]
+    refused: list[Refused]
+    skipped: dict[str, int]
+    encodings: dict[str, int]
+
+
+def careful(data: bytes, layout: Layout) -> Text:
+    """Read a chunk with a look at every line that is not good; gives the same rows as `express` where that succeeds."""
+    table = scan(data, layout.dialect, layout.width, reach=layout.reach)
+    decided = _decide(data, table, layout)
+    good = table.good
+    if layout.header_raw and layout.header_raw in data:
+        again = _again(data, table, layout.header_raw)
+        decided.skipped["repeated-header"] = int((table.ends - table.starts)[again].sum())
+        good = good & ~again
+    numbers = np.flatnonzero(good)
+    frame = _frame(_text_of(data, table, good, layout, decided.encodings), len(numbers), layout)
+    lasts = numbers
+    if decided.rows:
+        firsts = np.array([first for first, _, _ in decided.rows], dtype=np.int64)
+        extra = _by_hand([values for _, _, values in decided.rows], layout.width)
+        merged = np.concatenate([numbers, firsts])
+        order = np.argsort(merged, kind="stable")
+        frame = pl.concat([frame, extra])[order]
+        lasts = np.concatenate([numbers, np.array([last for _, last, _ in decided.rows], dtype=np.int64)])[order]
+        numbers = merged[order]
+    repaired = []
+    if decided.repaired:
+        rows = np.searchsorted(numbers, list(decided.repaired))
+        repaired = [Repaired(row, *told) for row, told in zip(rows.tolist(), decided.repaired.values(), strict=True)]
+    skipped = {name: size for name, size in decided.skipped.items() if size}
+    begins, ends = table.starts[numbers], table.ends[lasts]
+    return Text(frame, begins, ends, numbers, repaired, decided.refused, skipped, decided.encodings)
+
+
+def _decide(data: bytes, table: Lines, layout: Layout) -> _Decided:
+    """Read, repair or refuse every row that is no good line."""
+    out = _Decided([], {}, [], {}, {})
+    waiting: list[tuple[int, int, bytes, str]] = []
+    for first, last in table.groups:
+        raw = data[table.starts[first] : table.ends[last]]
+        row, note = _cleaned(raw, layout, out.encodings)
+        if not row.strip(b" \t\r\n" + layout.dialect.delimiter):
+            out.skipped["blank"] = out.skipped.get("blank", 0) + len(raw)
+            continue
+        if len(raw) > layout.reach + 2:
+            out.refused.append(_refuse(table, first, last, -1, "too-long", f"a row of at most {layout.reach:,} bytes"))
+            continue
+        read = split(row, layout.dialect)
+        if read.closed and not read.faults and len(read.values) == layout.width:
+            out.rows.append((first, last, read.values))
+            if note:
+                out.repaired[first] = (-1, note, _shown(raw))
+        else:
+            waiting.append((first, last, row, note))
+    for (first, last, row, note), mended in zip(
+        waiting, mend([row for _, _, row, _ in waiting], layout.dialect, layout.profiles), strict=True
+    ):
+        if mended.sure:
+            code = "+".join(part for part in (note, mended.code) if part and part != "none")
+            out.rows.append((first, last, mended.values))
+            out.repaired[first] = (mended.column, code or "quote", _shown(row))
+        else:
+            out.refused.append(_refuse(table, first, last, mended.column, "fields", said(mended)))
+    return out
+
+
+def said(mended: Mended) -> str:
+    """Say what would have fixed a row."""
+    if not mended.values:
+        return mended.why
+    values = " | ".join(value.decode("utf-8", "replace") for value in mended.values)
+    return f"{mended.why}; nearest ({mended.code}): {values[:500]}"
+
+
+def _cleaned(raw: bytes, layout: Layout, encodings: dict[str, int]) -> tuple[bytes, str]:
+    """Return a row without its line ending and zero bytes, as UTF-8, with a note of what was taken out."""
+    row, note = chomp(raw), ""
+    if b"\x00" in row:
+        row, note = row.replace(b"\x00", b""), "nul"
+    if not row.isascii():
+        (row,), counts = to_utf8([row], layout.charset)
+        for name, count in counts.items():
+            encodings[name] = encodings.get(name, 0) + count
+    return row, note
+
+
+def _refuse(table: Lines, first: int, last: int, column: int, code: str, fix: str) -> Refused:
+    return Refused(int(table.starts[first]), int(table.ends[last]), first, column, code, fix)
+
+
+def _shown(raw: bytes) -> str:
+    return chomp(raw).decode("utf-8", "replace")
+
+
+def _again(data: bytes, table: Lines, header: bytes) -> NDArray[np.bool_]:
+    """Mark the good lines that are the header once more, byte for byte."""
+    out = np.zeros(len(table.starts), dtype=bool)
+    place = data.find(header)
+    while place >= 0:
+        line = int(np.searchsorted(table.ends, place, side="right"))
+        out[line] = table.starts[line] == place and data[place : table.stops[line]] == header and table.good[line]
+        place = data.find(header, place + 1)
+    return out
+
+
+def _text_of(data: bytes, table: Lines, good: NDArray[np.bool_], layout: Layout, encodings: dict[str, int]) -> bytes:
+    """Return the good lines one after the other, as UTF-8."""
+    odd = good & table.odd
+    if good.all() and not odd.any():
+        return data
+    pieces = []
+    edges = np.flatnonzero(np.diff((good & ~odd).astype(np.int8), prepend=0, append=0))
+    runs = [(first, data[table.starts[first] : table.ends[last - 1]]) for first, last in edges.reshape(-1, 2).tolist()]
+    if odd.any():
+        numbers = np.flatnonzero(odd).tolist()
+        lines, counts = to_utf8((data[table.starts[n] : table.ends[n]] for n in numbers), layout.charset)
+        for name, count in counts.items():
+            encodings[name] = encodings.get(name, 0) + count
+        runs = sorted([*runs, *zip(numbers, lines, strict=True)], key=lambda run: run[0])
+    pieces = [piece for _, piece in runs]
+    return b"".join(pieces)
+
+
+def _frame(text: bytes, rows: int, layout: Layout) -> pl.DataFrame:
+    """Read good lines; they have the right number of fields, so Polars must find as many rows."""
+    dialect = layout.dialect
+    if not rows:
+        return pl.DataFrame(schema=dict.fromkeys(names(layout.width), pl.String))
+    separator = dialect.delimiter or _spare(text)
+    clean = text
+    if dialect.mixed or dialect.spaced or len(separator) != 1 or separator > b"\x7f":
+        separator = _spare(text)
+        clean = _rewrite(text, dialect, separator) if separator else b""
+    if separator:
+        try:
+            frame = polars(clean, separator, dialect.quote, dialect.newline, layout.width)
+        except (pl.exceptions.PolarsError, OSError):
+            frame = pl.DataFrame()
+        if frame.height == rows:
+            return frame
+    a = np.frombuffer(text, dtype=np.uint8)
+    starts, stops, _ = line_table(a, dialect)
+    return _by_hand([split(text[b:e], dialect).values for b, e in zip(starts, stops, strict=True)], layout.width)
+
+
+def _by_hand(rows: Sequence[Sequence[bytes]], width: int) -> pl.DataFrame:
+    """Build a text frame from values read one by one."""
+    columns = {
+        str(column): pl.Series([row[column].decode("utf-8", "replace") for row in rows], dtype=pl.String)
+        for column in range(width)
+    }
+    return pl.DataFrame(columns)
+
+
+def _rewrite(text: bytes, dialect: Dialect, separator: bytes) -> bytes:
+    """Return good lines with `separator` for the delimiters outside quotes, and LF for their lone carriage returns.
+
+    Every line has its quotes in pairs, so the number of quotes before a place tells whether it is inside.
+    """
+    a = np.frombuffer(text, dtype=np.uint8).copy()
+    quotes = np.flatnonzero(a == dialect.quote[0]) if dialect.quote else np.zeros(0, dtype=np.int64)
+    if dialect.mixed:
+        returns = np.flatnonzero(a[:-1] == 13)
+        if len(a) and a[-1] == 13:
+            returns = np.append(returns, len(a) - 1)
+        lone = returns[(returns + 1 >= len(a)) | (a[np.minimum(returns + 1, len(a) - 1)] != 10)]
+        a[lone[np.searchsorted(quotes, lone) % 2 == 0]] = 10
+    marks = marks_of(a, dialect.delimiter)
+    marks = marks[np.searchsorted(quotes, marks) % 2 == 0]
+    keep = np.ones(len(a), dtype=bool)
+    size = len(dialect.delimiter)
+    a[marks] = separator[0]
+    for offset in range(1, size):
+        keep[marks + offset] = False
+    if dialect.spaced:
+        after = marks[marks + size < len(a)] + size
+        keep[after[a[after] == 32]] = False
+    return a[keep].tobytes()

@@ -1,0 +1,195 @@
+"""How one file is laid out: Dialect, and the reference reading of a row under it.
+
+A dialect is a delimiter (one byte or several), a quote, an escape and a line ending; all are ASCII, so rows can be cut on
+raw bytes whatever 8-bit encoding the text has. `split` is the one definition of how a row is read; the vectorised scan
+(`scan.py`) only decides which lines need no second look, and hands all others here.
+
+A quote opens a field only at its start and closes it only before a delimiter or the end of the row; elsewhere it is
+text. A doubled quote inside a quoted field is one quote. `split` never fails: it says how many faults it had to tolerate
+(a quote inside a quoted field, text after the closing quote, no closing quote), and `repair` weighs the alternatives.
+
+Rejected: Python's csv module (it drops a stray quote without saying so, and knows no multi-character delimiter).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+SPACES = b" \t"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """The layout of one file. `quote` and `escape` are empty where there is none.
+
+    `spaced` says that delimiters are followed by a space that belongs to no value. `doubled` lists other characters that are
+    always written twice inside quoted fields. `newline` is ``\\n`` (also for CRLF) or ``\\r``; with `mixed`, both end a line.
+    """
+
+    delimiter: bytes = b","
+    quote: bytes = b'"'
+    escape: bytes = b""
+    doubled: bytes = b""
+    newline: bytes = b"\n"
+    mixed: bool = False
+    spaced: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the dialect as plain data."""
+        text = {name: getattr(self, name).decode("latin-1") for name in ("delimiter", "quote", "escape", "doubled", "newline")}
+        return {**text, "mixed": self.mixed, "spaced": self.spaced}
+
+    @staticmethod
+    def from_dict(body: Mapping[str, Any]) -> Dialect:
+        """Rebuild the dialect from plain data."""
+        names = ("delimiter", "quote", "escape", "doubled", "newline")
+        text = {name: str(body[name]).encode("latin-1") for name in names}
+        return Dialect(**text, mixed=bool(body["mixed"]), spaced=bool(body["spaced"]))
+
+    @property
+    def said(self) -> str:
+        """Name the delimiter as a person would."""
+        names = {b"\t": "tab", b" ": "space", b",": "comma", b";": "semicolon", b"|": "pipe", b":": "colon", b"": "none"}
+        text = names.get(self.delimiter, f"'{self.delimiter.decode('latin-1')}'")
+        return f"{text} and space" if self.spaced else text
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A row read under a dialect: the values, which of them were quoted, the faults tolerated, and whether quotes closed."""
+
+    values: list[bytes]
+    quoted: list[bool]
+    faults: int
+    closed: bool
+
+
+def chomp(row: bytes) -> bytes:
+    """Return the row without its line ending (LF, CRLF or CR)."""
+    if row.endswith(b"\n"):
+        row = row[:-1]
+    return row[:-1] if row.endswith(b"\r") else row
+
+
+def split(row: bytes, dialect: Dialect) -> Split:
+    """Read one row (without its line ending) into values; quotes as above, faults counted, never an error."""
+    delimiter, quote = dialect.delimiter, dialect.quote
+    if not delimiter:
+        if quote and row[:1] == quote:
+            value, _, faults, closed = _quoted(row, 0, dialect)
+            return Split([value], [closed], faults, closed)
+        return Split([row], [False], 0, True)
+    if (not quote or quote not in row) and not dialect.escape:
+        values = row.split(delimiter)
+        if dialect.spaced:
+            values[1:] = [value[1:] if value[:1] == b" " else value for value in values[1:]]
+        return Split(values, [False] * len(values), 0, True)
+    return _split_quoted(row, dialect)
+
+
+def _split_quoted(row: bytes, dialect: Dialect) -> Split:
+    delimiter, quote = dialect.delimiter, dialect.quote
+    values: list[bytes] = []
+    quoted: list[bool] = []
+    faults, closed, at, size, step = 0, True, 0, len(row), len(delimiter)
+    while True:
+        begin = at
+        if dialect.spaced and values and row[at : at + 1] == b" ":
+            begin = at = at + 1
+        if quote and row[at : at + 1] in (b" ", b"\t"):
+            # A quote after blanks still opens the field; blanks before plain text are part of it.
+            ahead = at
+            while ahead < size and row[ahead] in SPACES and not row.startswith(delimiter, ahead):
+                ahead += 1
+            at = ahead if row[ahead : ahead + 1] == quote else at
+        if quote and row[at : at + 1] == quote:
+            value, end, wrong, shut = _quoted(row, at, dialect)
+            if shut:
+                faults += wrong
+                values.append(value)
+                quoted.append(True)
+                at = end
+                if at >= size:
+                    break
+                at += step
+                continue
+            faults, closed = faults + 1, False
+            at = begin
+        end = _unquoted(row, at, dialect)
+        value = row[at:end]
+        if dialect.escape and dialect.escape in value:
+            value = value.replace(dialect.escape + delimiter, delimiter)
+        values.append(value)
+        quoted.append(False)
+        at = end
+        if at >= size:
+            break
+        at += step
+    return Split(values, quoted, faults, closed)
+
+
+def _unquoted(row: bytes, at: int, dialect: Dialect) -> int:
+    """Return where the unquoted field that starts at `at` ends."""
+    end = row.find(dialect.delimiter, at)
+    while dialect.escape and end > at and _escaped(row, end, at, dialect.escape):
+        end = row.find(dialect.delimiter, end + 1)
+    return len(row) if end < 0 else end
+
+
+def _escaped(row: bytes, place: int, begin: int, escape: bytes) -> bool:
+    """Whether the character at `place` is escaped: an odd number of escapes stands before it."""
+    count = 0
+    while place - count - 1 >= begin and row[place - count - 1 : place - count] == escape:
+        count += 1
+    return count % 2 == 1
+
+
+def _quoted(row: bytes, at: int, dialect: Dialect) -> tuple[bytes, int, int, bool]:
+    """Read the quoted field that opens at `at`; return its value, where it ends, the faults in it, whether it closed."""
+    quote, delimiter, escape = dialect.quote, dialect.delimiter, dialect.escape
+    faults, find = 0, at + 1
+    while True:
+        place = row.find(quote, find)
+        if place < 0:
+            return row[at:], len(row), faults + 1, False
+        if escape and _escaped(row, place, at + 1, escape):
+            find = place + 1
+            continue
+        after = place + 1
+        if row[after : after + 1] == quote:
+            find = place + 2
+            continue
+        if after < len(row) and not (delimiter and row.startswith(delimiter, after)):
+            ahead = after
+            while ahead < len(row) and row[ahead] in SPACES and not (delimiter and row.startswith(delimiter, ahead)):
+                ahead += 1
+            if ahead == after or (ahead < len(row) and not (delimiter and row.startswith(delimiter, ahead))):
+                faults += 1
+                find = after
+                continue
+            after = ahead
+        return _plain(row[at + 1 : place], dialect), after, faults, True
+
+
+def _plain(inner: bytes, dialect: Dialect) -> bytes:
+    """Undo doubling and escaping inside a quoted field."""
+    quote, escape = dialect.quote, dialect.escape
+    if quote in inner:
+        if escape:
+            inner = inner.replace(escape + quote, quote)
+        inner = inner.replace(quote + quote, quote)
+    for other in dialect.doubled:
+        inner = inner.replace(bytes((other, other)), bytes((other,)))
+    return inner
+
+
+def join(values: list[bytes], delimiter: bytes = b",", quote: bytes = b'"') -> bytes:
+    """Write values as one clean row, quoted only where it must be, without a line ending."""
+    out = []
+    for value in values:
+        if quote in value or delimiter in value or b"\n" in value or b"\r" in value or value[:1] in (b" ", b"\t"):
+            value = quote + value.replace(quote, quote + quote) + quote
+        out.append(value)
+    return delimiter.join(out)

@@ -1,0 +1,163 @@
+"""What the cells of a column look like, learnt from rows that read without trouble; how well another cell would fit in.
+
+A repaired row is accepted because its fields fit these profiles, so a profile must say "no" to the neighbour's values and
+"yes" to values it has not seen. Cost 0 means that nothing speaks against a cell; MISFIT that it cannot be read as the
+column's type. In between, for text: a closed vocabulary, a few shapes (`AB-1234`), a common beginning, the lengths seen,
+how cells begin. An empty cell costs by how rare missing values are.
+
+Costs are added up over a row and compared between readings of it, so they are rough logarithms of odds, base 10.
+"""
+
+from __future__ import annotations
+
+import math
+import os.path
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from tenon.ingest.table import shape
+from tenon.ingest.values import Reading, _convert
+
+Costs = NDArray[np.float64]
+MISFIT = 6.0
+SHAPES = 4  # a text column with more shapes than this is judged by length and beginning
+VOCABULARY = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """The look of one column. `shapes` and `words` are empty where the column is too varied for them; `exact` shapes
+    keep how many capitals and digits there are."""
+
+    reading: Reading = Reading()
+    missing: float = 0.0
+    cells: int = 0
+    words: tuple[str, ...] = ()
+    shapes: tuple[str, ...] = ()
+    exact: bool = False
+    prefix: str = ""
+    shortest: int = 0
+    longest: int = 0
+    begins: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the profile as plain data."""
+        body = {name: getattr(self, name) for name in self.__slots__ if name != "reading"}
+        return {**body, "reading": self.reading.to_dict()}
+
+    @staticmethod
+    def from_dict(body: Mapping[str, Any]) -> Profile:
+        """Rebuild the profile from plain data."""
+        plain = {name: tuple(value) if isinstance(value, list) else value for name, value in body.items()}
+        return Profile(**{**plain, "reading": Reading.from_dict(body["reading"])})
+
+    @property
+    def typed(self) -> bool:
+        """Whether the column has a type that most text does not fit."""
+        return self.reading.type != "text"
+
+    @property
+    def open(self) -> bool:
+        """Whether the column holds free text: it may contain a delimiter."""
+        return not self.typed and not self.words and not self.shapes
+
+    @property
+    def empty_cost(self) -> float:
+        """Return what an empty cell costs: nothing where most are empty, 3 where none was ever seen."""
+        return max(0.0, min(3.0, -math.log10(self.missing + 1 / (self.cells + 10)) - 0.3))
+
+    def costs(self, text: pl.Series) -> Costs:
+        """Return for every cell what speaks against it in this column; vectorised."""
+        missing = text.str.strip_chars().is_in(["", *self.reading.null])
+        if self.typed:
+            fits = _convert(text, self.reading).is_not_null() | _convert(text.str.strip_chars(), self.reading).is_not_null()
+            cost = np.where(fits.to_numpy(), 0.0, MISFIT)
+        elif self.missing >= 1:
+            cost = np.full(len(text), 3.0)
+        else:
+            cost = self._text_costs(text)
+        return np.where(missing.to_numpy(), self.empty_cost, cost)
+
+    def _text_costs(self, text: pl.Series) -> Costs:
+        if self.words:
+            seen = text.is_in(list(self.words)).to_numpy()
+            size = math.log10(self.cells + 1)
+            return np.where(seen, 0.0, min(4.0, 1.0 + size))
+        cost = np.zeros(len(text))
+        if self.shapes:
+            cost += np.where(text.str.contains(self.pattern).to_numpy(), 0.0, 4.0)
+        elif self.begins:
+            cost += np.where(text.str.contains(f"^[{self.begins}]").to_numpy(), 0.0, min(3.0, 0.5 * math.log10(self.cells + 1) + 0.5))
+        if self.prefix:
+            cost += np.where(text.str.starts_with(self.prefix).to_numpy(), 0.0, 4.0)
+        if not self.longest:
+            return cost
+        size = text.str.len_chars().to_numpy().astype(float)
+        short = np.maximum(0.0, np.log2((self.shortest + 1) / (size + 1)) - 0.5)
+        long = np.maximum(0.0, np.log2((size + 1) / (self.longest + 1)) - 0.5)
+        return cost + np.minimum(3.0, 1.5 * (short + long))
+
+    @property
+    def pattern(self) -> str:
+        """Return the shapes as a pattern."""
+        parts = []
+        for drawn in self.shapes:
+            plus = "" if self.exact else "+"
+            runs = {"A": f"[A-Z]{plus}", "a": r"[a-z\u0080-\U0010ffff]+", "9": f"[0-9]{plus}"}
+            parts.append("".join(runs.get(sign, re.escape(sign)) for sign in drawn))
+        return f"^(?:{'|'.join(parts)})$"
+
+
+def learn(cells: Sequence[str], reading: Reading) -> Profile:
+    """Describe a column by its cells."""
+    null = set(reading.null)
+    full = [cell for cell in cells if cell.strip() and cell not in null]
+    missing = 1 - len(full) / len(cells) if cells else 0.0
+    base: dict[str, Any] = {"reading": reading, "missing": missing, "cells": len(cells)}
+    if reading.type != "text" or not full:
+        return Profile(**base)
+    sizes = sorted(map(len, full))
+    base |= {"shortest": sizes[len(sizes) // 200], "longest": sizes[-1 - len(sizes) // 200]}
+    distinct = set(full)
+    if len(distinct) <= VOCABULARY and len(full) >= 10 * len(distinct):
+        return Profile(**base, words=tuple(sorted(distinct)))
+    for draw, exact in ((_drawn, True), (_shape, False)):
+        shapes = Counter(draw(cell) for cell in full)
+        kept = [drawn for drawn, count in shapes.most_common(SHAPES) if count >= 0.002 * len(full)]
+        telling = all(re.search(r"[^a ]", drawn) for drawn in kept)
+        if len(full) >= 10 and sum(shapes[drawn] for drawn in kept) >= 0.995 * len(full) and telling:
+            return Profile(**base, shapes=tuple(kept), exact=exact)
+    prefix = os.path.commonprefix(sorted(distinct)[:1] + sorted(distinct)[-1:]) if len(distinct) > 5 else ""
+    begins = "".join(sorted({_begin(cell) for cell in full}))
+    counts = Counter(_begin(cell) for cell in full)
+    begins = "".join(_CLASSES[sign] for sign in begins if counts[sign] >= 0.002 * len(full))
+    return Profile(**base, prefix=prefix if len(prefix) >= 3 else "", begins=begins)
+
+
+def _shape(cell: str) -> str:
+    return shape(cell.encode()).decode("utf-8", "replace")
+
+
+def _drawn(cell: str) -> str:
+    """Return the cell with every capital and digit drawn, runs of small letters as one sign: `AB-1234` is `AA-9999`."""
+    return re.sub(r"[a-z\u0080-\U0010ffff]+", "a", re.sub(r"\d", "9", re.sub(r"[A-Z]", "A", cell)))
+
+
+_CLASSES = {"A": "A-Z\u00c0-\u00de\u0410-\u042f", "a": "a-z\u00df-\u00ff\u0430-\u044f", "9": "0-9", "_": r"\s\p{P}\p{S}"}
+
+
+def _begin(cell: str) -> str:
+    first = cell[0]
+    if first.isdigit():
+        return "9"
+    if first.isalpha():
+        return "a" if first.islower() else "A"
+    return "_"
+

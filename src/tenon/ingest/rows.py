@@ -1,0 +1,144 @@
+"""Where rows begin and end: the one definition, which depends on the bytes nearby and never on where reading began.
+
+A row ends at the end of a line, unless a quoted field is open there. A quote that nobody closes must not swallow the file,
+and a worker that starts in the middle must find the same rows as one that comes from the beginning. Both follow from
+one local rule, `fresh`: look at the next quote after the start of a line that can be judged by its neighbours. If it
+opens a field, the line began outside quotes; if it closes one, the line began inside; if there is none for as long as
+a row may be, outside. A fresh line always begins a row, whatever came before it. So an open quote ends at the first
+fresh line, a range of the file begins at its first fresh line and goes on to the first fresh line after its end, and the
+ranges fit together however the file is cut.
+
+Rejected: the parity of quotes since the beginning of the file (one stray quote turns the rest inside out), and trying
+both states at every border (twice the work, and still no answer for a stray quote).
+"""
+
+from __future__ import annotations
+
+from tenon.ingest.dialect import SPACES, Dialect
+
+
+def judged(data: bytes, place: int, dialect: Dialect) -> int:
+    """Judge the quote at `place` by its neighbours: 1 it opens a field, -1 it closes one, 0 it cannot be told."""
+    quote, delimiter = dialect.quote, dialect.delimiter
+    before, after = data[place - 1 : place] if place else b"\n", data[place + 1 : place + 2]
+    if before == quote or after == quote or (dialect.escape and before == dialect.escape):
+        return 0
+    at_start = place == 0 or before in (b"\n", b"\r")
+    at_end = not after or after in (b"\n", b"\r")
+    if delimiter:
+        at_start = at_start or data.endswith(delimiter, 0, place)
+        at_end = at_end or data.startswith(delimiter, place + 1)
+        if dialect.spaced:
+            at_start = at_start or data.endswith(delimiter + b" ", 0, place)
+    return (1 if at_start else 0) - (1 if at_end else 0)
+
+
+def fresh(data: bytes, start: int, dialect: Dialect, reach: int) -> tuple[bool, int]:
+    """Whether the line at `start` begins outside quotes; and the quote that told (the end of `reach` when none did).
+
+    The answer is the same for every line start between here and that quote.
+    """
+    if not dialect.quote:
+        return True, len(data)
+    stop = min(len(data), start + reach)
+    place = data.find(dialect.quote, start, stop)
+    while place >= 0:
+        verdict = judged(data, place, dialect)
+        if verdict:
+            return verdict > 0, place
+        place = data.find(dialect.quote, place + 1, stop)
+    return True, stop
+
+
+def line_end(data: bytes, start: int, dialect: Dialect) -> int:
+    """Return where the line that contains `start` ends, after its line ending."""
+    place = data.find(dialect.newline, start)
+    if dialect.mixed:
+        other = data.find(b"\r", start, place if place >= 0 else len(data))
+        if other >= 0 and other + 1 != place:
+            place = other
+    return len(data) if place < 0 else place + 1
+
+
+def first_fresh(data: bytes, begin: int, dialect: Dialect, reach: int) -> int:
+    """Return the first fresh line start at or after `begin`, where data[begin - 1] is known when begin > 0; else the end."""
+    start = 0 if begin == 0 else line_end(data, begin - 1, dialect)
+    while start < len(data):
+        outside, told = fresh(data, start, dialect, reach)
+        if outside:
+            return start
+        while start <= told and start < len(data):
+            start = line_end(data, start, dialect)
+    return len(data)
+
+
+def row_end(data: bytes, start: int, dialect: Dialect, reach: int) -> tuple[int, bool]:
+    """Return where the row that begins at `start` ends, and whether its quotes closed (a single line when they did not)."""
+    line = line_end(data, start, dialect)
+    quote, delimiter = dialect.quote, dialect.delimiter
+    if not quote or data.find(quote, start, line) < 0:
+        return line, True
+    stop = min(len(data), start + reach)
+    at = start
+    while True:
+        if dialect.spaced and data[at : at + 1] == b" " and at > start:
+            at += 1
+        ahead = at
+        while ahead < stop and data[ahead] in SPACES and not (delimiter and data.startswith(delimiter, ahead)):
+            ahead += 1
+        if data[ahead : ahead + 1] == quote:
+            after = _close(data, ahead, dialect, stop, reach)
+            if after < 0:
+                return line, False
+            at = after
+        else:
+            end = line_end(data, at, dialect)
+            place = data.find(delimiter, at, end) if delimiter else -1
+            while dialect.escape and place > at and data[place - 1 : place] == dialect.escape:
+                place = data.find(delimiter, place + 1, end)
+            if place < 0:
+                return end, True
+            at = place
+        if at >= len(data):
+            return len(data), True
+        if delimiter and data.startswith(delimiter, at):
+            at += len(delimiter)
+            continue
+        return line_end(data, at, dialect), True
+
+
+def _close(data: bytes, at: int, dialect: Dialect, stop: int, reach: int) -> int:
+    """Return the place after the quoted field that opens at `at`; -1 when it does not close before a fresh line."""
+    quote, delimiter, escape = dialect.quote, dialect.delimiter, dialect.escape
+    find, crossed, told = at + 1, line_end(data, at, dialect), -1
+    while True:
+        place = data.find(quote, find, stop)
+        if place < 0:
+            return -1
+        while crossed <= place:
+            if crossed > told:
+                outside, told = fresh(data, crossed, dialect, reach)
+                if outside:
+                    return -1
+            crossed = line_end(data, crossed, dialect)
+        if escape and data[place - 1 : place] == escape and not _even(data, place, at + 1, escape):
+            find = place + 1
+            continue
+        after = place + 1
+        if data[after : after + 1] == quote:
+            find = place + 2
+            continue
+        while after < stop and data[after] in SPACES and not (delimiter and data.startswith(delimiter, after)):
+            after += 1
+        if after >= len(data) or data[after : after + 1] in (b"\n", b"\r"):
+            return after
+        if delimiter and data.startswith(delimiter, after):
+            return after
+        find = place + 1
+
+
+def _even(data: bytes, place: int, begin: int, escape: bytes) -> bool:
+    count = 0
+    while place - count - 1 >= begin and data[place - count - 1 : place - count] == escape:
+        count += 1
+    return count % 2 == 0

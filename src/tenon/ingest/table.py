@@ -1,0 +1,301 @@
+"""Where the table is in a file: preamble, header, first row, width; from the first rows, read under the dialect.
+
+The width is the number of fields most rows have; of tables that follow each other, the first of any size. Rows above the
+first full row are a preamble, and so are full-width rows that are empty but for their first cell. A row is a header when
+its cells do not look like the column below them: text over numbers, dates or money. Where every column is text, softer
+evidence decides: names are short, distinct, without digits, and do not come again below.
+
+Several header rows are joined cell by cell with a space. A header with one name too many or too few is mended when it can
+be (an empty name, an unnamed first column); otherwise columns are named by number. Rows that leave out empty cells at
+their end are usual, so a header longer than its rows sets the width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tenon.ingest.detect import TYPED, kind
+from tenon.ingest.dialect import Dialect, chomp, split
+from tenon.ingest.rows import row_end
+
+ROWS = 1000
+HEADERS = 6  # more header rows than this are data
+FAMILY = {"float": "int", "number": "int", "percent": "percent", "money": "money", "stamp": "date"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the sample with where it lies and how it was read."""
+
+    begin: int
+    end: int
+    values: list[bytes]
+    quoted: list[bool]
+    faults: int
+
+    @property
+    def blank(self) -> bool:
+        """Whether the row has nothing in it."""
+        return not any(value.strip(b" \t\x00") for value in self.values)
+
+    @property
+    def filled(self) -> int:
+        """Count the cells that have something in them."""
+        return sum(bool(value.strip()) for value in self.values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """The layout of the table in one file: how many columns, where rows begin, and the header as spelt.
+
+    `header` is empty where there is none. `begin` is the offset of the first row after the header, `preamble` that of the
+    first header row; `header_rows` are the header's lines as bytes, by which a repeated header is known again.
+    """
+
+    width: int
+    begin: int
+    preamble: int = 0
+    header: tuple[bytes, ...] = ()
+    header_rows: tuple[bytes, ...] = ()
+    body: tuple[Row, ...] = field(default=(), repr=False)
+
+
+def rows_of(data: bytes, begin: int, dialect: Dialect, *, reach: int, limit: int = ROWS) -> list[Row]:
+    """Read rows from the beginning of a sample, at most `limit`."""
+    out: list[Row] = []
+    while begin < len(data) and len(out) < limit:
+        end, _ = row_end(data, begin, dialect, reach)
+        read = split(chomp(data[begin:end]), dialect)
+        out.append(Row(begin, end, read.values, read.quoted, read.faults))
+        begin = end
+    return out
+
+
+def find(rows: Sequence[Row], *, single: bool) -> Table:
+    """Find the table in the rows of a sample; `single` says that there is no delimiter."""
+    full = [row for row in rows if not row.blank]
+    if not full:
+        return Table(width=0, begin=rows[-1].end if rows else 0)
+    width = 1 if single else _width(full)
+    numbers = [n for n, row in enumerate(rows) if not row.blank and len(row.values) == width]
+    if not numbers:
+        return Table(width=width, begin=rows[0].begin, body=tuple(rows))
+    kinds = _kinds([rows[n] for n in numbers], width)
+    first = _first(rows, numbers, width, kinds)
+    header_at = [] if first is None else _header(rows, first, width, kinds)
+    if not header_at:
+        return _headless(rows, numbers, width, kinds)
+    names, width = _names(rows, header_at, width)
+    last = header_at[-1]
+    begin = rows[last].end
+    return Table(
+        width=width,
+        begin=begin,
+        preamble=rows[header_at[0]].begin,
+        header=tuple(names),
+        header_rows=tuple(_row_bytes(rows[n]) for n in header_at),
+        body=tuple(rows[last + 1 :]),
+    )
+
+
+def _row_bytes(row: Row) -> bytes:
+    return b"\x1f".join(row.values)
+
+
+def _headless(rows: Sequence[Row], numbers: list[int], width: int, kinds: list[str]) -> Table:
+    """Lay out a file without a header: rows begin at the first full row that is no padded title."""
+    start = numbers[0]
+    for n in numbers:
+        if width < 3 or rows[n].filled > 1 or _fits(rows[n].values, kinds):
+            start = n
+            break
+    return Table(width=width, begin=rows[start].begin, preamble=rows[start].begin, body=tuple(rows[start:]))
+
+
+def _width(full: Sequence[Row]) -> int:
+    """Return the number of fields of the first table of any size."""
+    counts = Counter(len(row.values) for row in full if len(row.values) > 1)
+    if not counts:
+        return 1
+    most = max(counts.values())
+    mode = max(count for count, n in counts.items() if n == most)
+    at = [n for n, row in enumerate(full) if len(row.values) == mode]
+    start = at[0] if len(at) < 20 else at[len(at) // 20]
+    before = Counter(len(row.values) for row in full[:start] if len(row.values) > 1)
+    for width, number in before.most_common(1):
+        # A table of its own size before this one, not a block of titles and dates, nor ragged rows of the same table.
+        apart = sum(len(row.values) == width for row in full[start:]) <= 0.1 * number
+        if width != mode and number >= max(4, 0.25 * most) and apart:
+            return width
+    return mode
+
+
+def _kinds(rows: Sequence[Row], width: int) -> list[str]:
+    """Name what each column mostly holds, leaving out the first row, which may be a header."""
+    body = rows[1:] if len(rows) > 1 else rows
+    out = []
+    for column in range(width):
+        counts: Counter[str] = Counter()
+        for row in body[:300]:
+            name = kind(row.values[column])
+            if name not in ("empty", "null"):
+                counts[FAMILY.get(name, name)] += 1
+        total = sum(counts.values())
+        name, number = counts.most_common(1)[0] if counts else ("empty", 0)
+        out.append(name if total and (number >= 0.8 * total or (name in TYPED and number >= 0.6 * total)) else "text" if total else "empty")
+    return out
+
+
+def _fits(values: Sequence[bytes], kinds: Sequence[str]) -> int:
+    """Count the cells that look like their typed column."""
+    return sum(
+        name in TYPED and FAMILY.get(kind(value), kind(value)) == name for value, name in zip(values, kinds, strict=False)
+    )
+
+
+def _strange(values: Sequence[bytes], kinds: Sequence[str]) -> int:
+    """Count the cells that look like no number, date or money although their column is one."""
+    return sum(
+        name in TYPED and bool(value.strip()) and kind(value) not in TYPED and kind(value) != "null"
+        for value, name in zip(values, kinds, strict=False)
+    )
+
+
+def _first(rows: Sequence[Row], numbers: list[int], width: int, kinds: list[str]) -> int | None:
+    """Return the number of the first row that may be a header: full, or nearly, and no title."""
+    start = numbers[0]
+    # The header may have one name too many or too few, directly above the first full row.
+    above = start - 1
+    if above >= 0 and not rows[above].blank and abs(len(rows[above].values) - width) <= max(1, width // 4) and width > 2:
+        row = rows[above]
+        if row.filled >= 0.6 * width and not _fits(row.values, kinds) and all(kind(v) not in TYPED for v in row.values):
+            return above
+    for n in numbers:
+        row = rows[n]
+        if width >= 3 and row.filled <= max(1, width // 4) and kinds.count("empty") < width - 1:
+            continue  # a title padded to the full width
+        return n
+    return None
+
+
+def _header(rows: Sequence[Row], first: int, width: int, kinds: list[str]) -> list[int]:
+    """Return the numbers of the header rows from `first` on; none when the first row is data."""
+    typed = sum(name in TYPED for name in kinds)
+    found: list[int] = []
+    for n in range(first, min(first + HEADERS, len(rows))):
+        row = rows[n]
+        if row.blank and found:
+            continue
+        if abs(len(row.values) - width) > (max(1, width // 4) if n == first else 0):
+            break
+        if typed:
+            strange, fits = _strange(row.values, kinds), _fits(row.values, kinds)
+            last = n == len(rows) - 1
+            if strange == 0 or fits > strange // 3 or (found and not _same_style(rows[found[-1]], row, strange, typed)):
+                break
+            if last and len(rows) > 1 and found:
+                break
+        elif found or not _named(rows, n, width):
+            break
+        found.append(n)
+    return found
+
+
+def _same_style(above: Row, row: Row, strange: int, typed: int) -> bool:
+    """Whether a second header row is one: all typed columns hold words there, as no row of data does."""
+    return 2 * strange > typed and 2 * row.filled >= min(above.filled, len(row.values))
+
+
+def _named(rows: Sequence[Row], first: int, width: int) -> bool:
+    """Whether the first row of an all-text table is a header, by softer evidence; a lone row of words is one."""
+    names = [value.strip() for value in rows[first].values]
+    body = [row for row in rows[first + 1 :] if len(row.values) == width and not row.blank][:300]
+    if any(kind(name) in TYPED or kind(name) in ("url", "email") for name in names if name):
+        return False
+    if not body:
+        return all(names) or width > 1
+    if sum(bool(name) for name in names) < max(1, width // 2):
+        return False
+    score = 0.0
+    for column, name in enumerate(names[:width]):
+        cells = [row.values[column].strip() for row in body]
+        cells = [cell for cell in cells if cell]
+        if not cells or not name:
+            continue
+        again = sum(cell == name for cell in cells)
+        if again:
+            score -= 2.0 if again < 0.5 * len(cells) else 3.0
+            continue
+        shapes = Counter(shape(cell) for cell in cells)
+        if shape(name) not in shapes:
+            # Few shapes below and another one above: codes, postcodes, addresses.
+            score += 1.5 if len(shapes) <= max(2, len(cells) // 5) else 0.3
+        digits = sum(any(48 <= byte <= 57 for byte in cell) for cell in cells) / len(cells)
+        if digits > 0.5 and not any(48 <= byte <= 57 for byte in name):
+            score += 1.0
+        mean = sum(map(len, cells)) / len(cells)
+        if len(name) < 0.5 * mean or len(name) > 3 * mean:
+            score += 0.5
+    if len(set(names)) < len(names):
+        score -= 1.0
+    if all(re.fullmatch(rb"[A-Za-z_][\w .\-/()#%]*", name) for name in names if name):
+        score += 0.4
+    return score > 0.0 or (len(body) < 2 and all(names))
+
+
+def shape(cell: bytes) -> bytes:
+    """Return the cell with runs of capitals, small letters and digits each drawn as one sign."""
+    cell = re.sub(rb"[A-Z]+", b"A", cell)
+    cell = re.sub(rb"[a-z\x80-\xff]+", b"a", cell)
+    return re.sub(rb"\d+", b"9", cell)
+
+
+def _names(rows: Sequence[Row], numbers: Sequence[int], width: int) -> tuple[list[bytes], int]:
+    """Join the header rows into names, and settle the width when the header and the rows disagree."""
+    parts = [list(rows[n].values) for n in numbers]
+    longest = max(len(part) for part in parts)
+    body = [len(row.values) for row in rows[numbers[-1] + 1 :] if not row.blank]
+    if longest > width:
+        first = parts[0]
+        spare = [n for n, name in enumerate(first) if not name.strip()]
+        over = longest - width
+        if len(spare) >= over and len(parts) == 1:
+            # Empty names that no column has: an extra delimiter, or padding at the end.
+            drop = set(spare[:over] if first[-1].strip() else spare[-over:])
+            parts[0] = [name for n, name in enumerate(first) if n not in drop]
+        elif all(name.strip() for name in first) and max(body, default=0) <= longest:
+            width = longest  # rows leave out what is empty at their end
+    for n, part in enumerate(parts):
+        if len(part) == width - 1 and len(parts) == 1:
+            parts[n] = _short(part, rows, numbers, width)
+        parts[n] = (parts[n] + [b""] * width)[:width]
+    if len(parts) == 1:
+        return parts[0], width
+    return [b" ".join(part[column] for part in parts if part[column].strip()) for column in range(width)], width
+
+
+def _short(names: list[bytes], rows: Sequence[Row], numbers: Sequence[int], width: int) -> list[bytes]:
+    """Place the names of a header that is one short: two names run together, a nameless first column, or a last one."""
+    body = [row for row in rows[numbers[-1] + 1 :] if len(row.values) == width and not row.blank][:200]
+    raw = rows[numbers[0]]
+    for n, name in enumerate(names):
+        # Two quoted names, or a plain and a quoted one, whose delimiter is missing.
+        place = name.find(b'"')
+        if 0 < place < len(name) - 1 and (raw.quoted[n] or name.endswith(b'"')):
+            return [*names[:n], name[:place], name[place:].strip(b'"'), *names[n + 1 :]]
+    if body and all(not row.values[-1].strip() for row in body):
+        return [*names, b""]  # every row ends in a delimiter
+    seams = [
+        (n, seam.start())
+        for n, name in enumerate(names)
+        for seam in re.finditer(rb"(?<=[a-z])(?=[A-Z])|(?<=[A-Z]{2})(?=[A-Z][a-z])", name)
+    ]
+    if len(seams) == 1:
+        n, place = seams[0]
+        return [*names[:n], names[n][:place], names[n][place:], *names[n + 1 :]]
+    if body and len({row.values[0] for row in body}) == len(body):
+        return [b"", *names]  # row names without a name of their own
+    return [*names, b""]

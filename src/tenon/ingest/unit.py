@@ -1,0 +1,459 @@
+"""One range of one input, from bytes to a Parquet part with its quarantine, its repairs and its account: `read(job)`.
+
+This is the unit that any worker can do: plain data in (paths, a range), plain data out (counts), files beside. It begins
+at the first fresh line in its range and goes on to the first fresh line after it (see `rows`), so what it makes depends
+only on the plan and the bytes. Files are written beside their names and renamed; the account is written last, so that a
+part with an account is whole, and a killed worker leaves nothing that looks finished.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from tenon.errors import InputError, sentence
+from tenon.ingest import columnar, jsonl, table
+from tenon.ingest.charset import to_utf8
+from tenon.ingest.chunk import Layout, Refused, Repaired, Text, careful, express, prove
+from tenon.ingest.detect import TYPED, kind
+from tenon.ingest.dialect import chomp, split
+from tenon.ingest.plan import FilePlan, Plan
+from tenon.ingest.rows import first_fresh, line_end
+from tenon.ingest.scan import line_table
+from tenon.ingest.stream import View
+from tenon.ingest.typed import Facts, Typed, typed
+
+NEAR = 1 << 16  # how far is looked for a row border at first
+FOLLOWING = 3  # rows after a header of another table that must look like it
+QUARANTINE = {
+    "file": pl.String,
+    "offset": pl.Int64,
+    "line": pl.Int64,
+    "raw": pl.Binary,
+    "column": pl.String,
+    "reason": pl.String,
+    "fix": pl.String,
+}
+REPAIRS = {
+    "row": pl.Int64,
+    "file": pl.String,
+    "offset": pl.Int64,
+    "line": pl.Int64,
+    "column": pl.String,
+    "repair": pl.String,
+    "was": pl.String,
+}
+
+
+@dataclass(slots=True)
+class _Account:
+    """What is gathered over the pieces of one range."""
+
+    facts: list[Facts]
+    frames: list[pl.DataFrame] = field(default_factory=list)
+    quarantine: list[tuple[Any, ...]] = field(default_factory=list)
+    repairs: list[tuple[Any, ...]] = field(default_factory=list)
+    skipped: dict[str, int] = field(default_factory=dict)
+    encodings: dict[str, int] = field(default_factory=dict)
+    rows: int = 0
+    lines: int = 0
+    row_bytes: int = 0
+    quarantine_bytes: int = 0
+    last_row_end: int = -1
+    stop: int = -1
+    bailed: bool = False
+    unknown: dict[str, list[str]] = field(default_factory=dict)
+
+    def skip(self, name: str, size: int) -> None:
+        if size:
+            self.skipped[name] = self.skipped.get(name, 0) + size
+
+
+def read(job: dict[str, Any]) -> dict[str, Any]:
+    """Read one range into `<out>.parquet` and its companions, and return its account; does nothing when that exists."""
+    done = Path(job["out"] + ".json")
+    if done.exists():
+        return dict(json.loads(done.read_text("utf-8")))
+    plan = Plan.load(Path(job["plan"]))
+    file = plan.files[job["file"]]
+    if file.format == "parquet":
+        return _columnar(job, plan, file, done)
+    view = View.from_dict(job["view"])
+    begin, end = borders(view, file, job["begin"], job["end"], plan.row_bytes)
+    account = _Account([Facts() for _ in plan.outputs])
+    for offset, data, giant in _pieces(view, file, begin, end, job["chunk_bytes"], plan.row_bytes):
+        if account.stop >= 0:
+            break
+        if giant:
+            _giant(offset, data, file, plan, account)
+        else:
+            _piece(offset, data, view, plan, file, account)
+    told = _told(account, begin, end if account.stop < 0 else account.stop)
+    _write(job["out"], account, plan, done, told)
+    return told
+
+
+def borders(view: View, file: FilePlan, begin: int, end: int, reach: int) -> tuple[int, int]:
+    """Return where the rows of a range begin and end: at fresh lines, the same for whoever asks."""
+    last = view.size if file.stop < 0 else min(file.stop, view.size)
+    return (
+        begin if begin <= file.begin else _border(view, file, begin, last, reach),
+        last if end >= last else _border(view, file, max(end, file.begin), last, reach),
+    )
+
+
+def _border(view: View, file: FilePlan, place: int, last: int, reach: int) -> int:
+    """Return the first fresh line at or after a place, looking no further than needed."""
+    near = NEAR
+    while True:
+        stop = min(place + near, last)
+        data = view.read(place - 1, min(stop + reach, view.size) if near > NEAR else stop)
+        found = place - 1 + first_fresh(data, 1, file.dialect, reach)
+        # Near the end of what was read, the quote that decides may not have been seen.
+        sure = not file.dialect.quote or data.find(file.dialect.quote, found - place + 1) >= 0
+        if (found < stop and (sure or stop >= last)) or stop >= last:
+            return min(found, last)
+        near *= 16
+
+
+def _pieces(
+    view: View, file: FilePlan, begin: int, end: int, chunk: int, reach: int
+) -> Iterator[tuple[int, bytes, bool]]:
+    """Yield the range in pieces that begin and end at row borders, usually one; and whether a piece is of a giant line."""
+    step = 2 * max(chunk, reach)
+    while begin < end:
+        if end - begin <= step + reach:
+            yield begin, view.read(begin, end), False
+            return
+        data = view.read(begin, begin + step + reach)
+        cut = first_fresh(data, step, file.dialect, reach)
+        if cut >= len(data):
+            cut = max(data.rfind(b"\n", 0, step), data.rfind(file.dialect.newline, 0, step)) + 1
+        if cut:
+            yield begin, data[:cut], False
+            begin += cut
+            continue
+        stop = min(_line_after(view, begin, end, file), end)
+        while begin < stop:
+            size = min(reach, stop - begin)
+            yield begin, data[:size], True
+            begin += size
+            data = view.read(begin, begin + reach)
+
+
+def _line_after(view: View, place: int, end: int, file: FilePlan) -> int:
+    """Return where the line that contains a place ends, however long it is."""
+    while place < end:
+        data = view.read(place, min(place + (1 << 20), end))
+        found = line_end(data, 0, file.dialect)
+        if found < len(data) or data.endswith((b"\n", b"\r")):
+            return place + found
+        place += len(data)
+    return end
+
+
+# ── one piece ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, account: _Account) -> None:
+    """Read one piece and add it to the account."""
+    if file.format == "jsonl":
+        text = jsonl.text(data, file.header, file.charset, account.unknown)
+    else:
+        layout = Layout(
+            dialect=file.dialect,
+            charset=file.charset,
+            profiles=file.profiles,
+            header_rows=file.header_rows,
+            header_raw=file.header_raw,
+            reach=plan.row_bytes,
+        )
+        text = _text(data, layout, plan, file)
+    places = _Places(data, text, file)
+    blank = _blank(text.frame)
+    if blank is not None:
+        gone = np.flatnonzero(blank)
+        begins, ends, _ = places()
+        account.skip("blank", int((ends[gone] - begins[gone]).sum()))
+        text = places.keep(~blank)
+    done = typed(text.frame, plan, file, account.facts, lambda row: places.raw(row, file), places)
+    if done.bailed:
+        account.bailed = True
+    stop = _table_break(offset, data, text, done, places, view, file)
+    if stop >= 0:
+        account.stop = offset + stop
+        return _piece(offset, data[:stop], view, plan, file, _fresh_facts(account)) if stop else None
+    _add(offset, data, text, done, places, plan, file, account)
+    return None
+
+
+def _giant(offset: int, data: bytes, file: FilePlan, plan: Plan, account: _Account) -> None:
+    """Put a piece of a line that is longer than a row may be into quarantine."""
+    fix = f"a row of at most {plan.row_bytes:,} bytes; this line goes on"
+    account.quarantine.append((file.label, offset, account.lines, data, "", "too-long", fix))
+    account.quarantine_bytes += len(data)
+    account.lines += _line_count(data, file)
+
+
+def _fresh_facts(account: _Account) -> _Account:
+    """Forget what was counted about columns in a piece that is read again up to a table's end."""
+    for number, _ in enumerate(account.facts):
+        account.facts[number] = Facts()
+    return account
+
+
+def _text(data: bytes, layout: Layout, plan: Plan, file: FilePlan) -> Text:
+    """Read a piece the quick way when it can be proven, else line by line."""
+    text = express(data, layout)
+    if text is not None and not text.proven:
+        columns = [str(n) for n in range(layout.width)]
+        if not prove(data, text.frame, layout.dialect, columns):
+            text = None
+    return careful(data, layout) if text is None else text
+
+
+class _Places:
+    """Where the rows of a text frame lie in their piece, worked out when first asked."""
+
+    __slots__ = ("_data", "_found", "_keep", "_text", "_file")
+
+    def __init__(self, data: bytes, text: Text, file: FilePlan) -> None:
+        self._data, self._text, self._file = data, text, file
+        self._found: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None = None
+
+    def __call__(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        if self._found is None:
+            text = self._text
+            if text.begins is not None and text.ends is not None and text.lines is not None:
+                self._found = (text.begins, text.ends, text.lines)
+            else:
+                starts, _, ends = line_table(np.frombuffer(self._data, dtype=np.uint8), self._file.dialect)
+                self._found = (starts, ends, np.arange(len(starts)))
+        return self._found
+
+    def keep(self, mask: NDArray[np.bool_]) -> Text:
+        """Leave out rows, and return the text without them."""
+        begins, ends, lines = self()
+        self._found = (begins[mask], ends[mask], lines[mask])
+        number = np.cumsum(mask) - 1
+        repaired = [
+            Repaired(int(number[one.row]), one.column, one.code, one.was) for one in self._text.repaired if mask[one.row]
+        ]
+        text = self._text
+        self._text = Text(
+            text.frame.filter(pl.Series(mask)), *self._found, repaired, text.refused, text.skipped, text.encodings
+        )
+        return self._text
+
+    @property
+    def known(self) -> bool:
+        """Whether the places have been worked out, or came with the text."""
+        return self._found is not None or self._text.begins is not None
+
+    def raw(self, row: int, file: FilePlan) -> bytes:
+        """Return a row as UTF-8 without zero bytes and line ending."""
+        begins, ends, _ = self()
+        return to_utf8([chomp(self._data[begins[row] : ends[row]]).replace(b"\x00", b"")], file.charset)[0][0]
+
+
+def _blank(frame: pl.DataFrame) -> NDArray[np.bool_] | None:
+    """Mark the rows that are empty in every column; None when there are none."""
+    mask: NDArray[np.bool_] | None = None
+    for column in frame.get_columns():
+        empty = (column == "").to_numpy()
+        mask = empty if mask is None else mask & empty
+        if not mask.any():
+            return None
+    return mask
+
+
+def _add(
+    offset: int, data: bytes, text: Text, done: Typed, places: _Places, plan: Plan, file: FilePlan, account: _Account
+) -> None:
+    """Add what came of a piece to the account."""
+    columns = [plan.outputs[target].name if target >= 0 else "" for target in file.targets]
+    quarantine = sorted([*text.refused, *done.refused], key=lambda one: one.begin)
+    for one in quarantine:
+        name = columns[one.column] if 0 <= one.column < len(columns) else ""
+        row = (file.label, offset + one.begin, account.lines + one.line, data[one.begin : one.end], name, one.code, one.fix)
+        account.quarantine.append(row)
+        account.quarantine_bytes += one.end - one.begin
+        if 0 <= one.column < len(columns) and file.targets[one.column] >= 0:
+            account.facts[file.targets[one.column]].quarantined += 1
+    for name, size in text.skipped.items():
+        account.skip(name, size)
+    for name, count in text.encodings.items():
+        account.encodings[name] = account.encodings.get(name, 0) + count
+    if places.known or quarantine:
+        begins, ends, lines = places()
+        rows = done.rows if done.rows is not None else np.arange(text.frame.height)
+        account.row_bytes += int((ends[rows] - begins[rows]).sum())
+        if len(rows):
+            account.last_row_end = max(account.last_row_end, offset + int(ends[rows].max()))
+        _repairs(offset, text, done, rows, begins, lines, columns, file, account)
+    else:
+        account.row_bytes += len(data)
+        account.last_row_end = offset + len(data)
+    account.rows += done.frame.height
+    account.lines += _line_count(data, file)
+    for number, fact in enumerate(account.facts):
+        column = done.frame.to_series(number)
+        fact.rows += len(column)
+        fact.null += column.null_count()
+        if len(fact.examples) < 3:
+            fact.examples += [str(value) for value in column.head(50).drop_nulls().head(3).to_list()]
+    account.frames.append(done.frame)
+
+
+def _line_count(data: bytes, file: FilePlan) -> int:
+    if file.dialect.mixed:
+        return len(line_table(np.frombuffer(data, dtype=np.uint8), file.dialect)[0])
+    return data.count(file.dialect.newline)
+
+
+def _repairs(
+    offset: int,
+    text: Text,
+    done: Typed,
+    rows: NDArray[np.int64],
+    begins: NDArray[np.int64],
+    lines: NDArray[np.int64],
+    columns: list[str],
+    file: FilePlan,
+    account: _Account,
+) -> None:
+    """Record the repairs of rows that made it into the result, by the number the row has there."""
+    told = [*text.repaired, *done.repaired]
+    if not told:
+        return
+    number = np.full(int(rows.max()) + 1 if len(rows) else 0, -1, dtype=np.int64)
+    number[rows] = np.arange(len(rows))
+    told = sorted((one for one in told if one.row < len(number) and number[one.row] >= 0), key=lambda one: (one.row, one.column))
+    for one in told:
+        name = columns[one.column] if 0 <= one.column < len(columns) else ""
+        place, line = offset + int(begins[one.row]), account.lines + int(lines[one.row])
+        account.repairs.append((account.rows + int(number[one.row]), file.label, place, line, name, one.code, one.was))
+
+
+def _columnar(job: dict[str, Any], plan: Plan, file: FilePlan, done: Path) -> dict[str, Any]:
+    """Read a range of a Parquet input."""
+    frame, bad, why, share = columnar.read(job, plan, file)
+    account = _Account([Facts() for _ in plan.outputs], frames=[frame], rows=frame.height)
+    whole = frame.height + bad.height
+    account.quarantine_bytes = share * bad.height // whole if whole else 0
+    account.row_bytes = share - account.quarantine_bytes
+    for number, row in enumerate(bad.to_dicts()):
+        raw = json.dumps(row, default=str, ensure_ascii=False).encode()
+        account.quarantine.append((file.label, -1, job["begin"] + number, raw, why[number], "type", "a value of the declared type"))
+    for number, fact in enumerate(account.facts):
+        column = frame.to_series(number)
+        fact.rows, fact.null = len(column), column.null_count()
+        fact.examples += [str(value) for value in column.head(50).drop_nulls().head(3).to_list()]
+    told = _told(account, 0, share)
+    _write(job["out"], account, plan, done, told)
+    return told
+
+
+# ── the end of the table ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _table_break(
+    offset: int, data: bytes, text: Text, done: Typed, places: _Places, view: View, file: FilePlan
+) -> int:
+    """Return where another table begins in this piece, -1 when none does: a row that is a header, and rows like it after.
+
+    A header spelt byte for byte like the first is the same export going on; one spelt otherwise is another table.
+    """
+    if file.format != "csv" or not (text.refused or done.refused or done.repaired):
+        return -1
+    candidates = sorted({one.begin for one in (*text.refused, *done.refused)})
+    own = {tuple(row.split(b"\x1f")) for row in file.header_rows}
+    names = {name.strip().lower() for row in own for name in row if name.strip()}
+    for begin in candidates:
+        end = next(one.end for one in (*text.refused, *done.refused) if one.begin == begin)
+        if end - begin > NEAR:
+            continue
+        (row,), _ = to_utf8([chomp(data[begin:end])], file.charset)
+        cells = split(row, file.dialect).values
+        if len(cells) < 2 or any(kind(cell) in TYPED for cell in cells) or not all(cell.strip() for cell in cells[:2]):
+            continue
+        shared = sum(cell.strip().lower() in names for cell in cells)
+        if tuple(cells) in own or (shared >= 2 and 2 * shared >= len(cells)):
+            return begin
+        if len(set(cells)) == len(cells) and _followed(offset + end, len(cells), cells, view, file):
+            return begin
+    return -1
+
+
+def _followed(place: int, width: int, cells: list[bytes], view: View, file: FilePlan) -> bool:
+    """Whether the rows after a place are of a table with this header: as wide, and not as wide as the first table."""
+    data = view.read(place, place + NEAR)
+    rows = [row for row in table.rows_of(data, 0, file.dialect, reach=NEAR, limit=FOLLOWING + 2) if not row.blank]
+    if place + len(data) < view.size and rows:
+        rows.pop()
+    rows = rows[:FOLLOWING]
+    if not rows or any(len(row.values) != width for row in rows) or width == len(file.targets):
+        return False
+    typed_below = sum(all(kind(row.values[n]) in TYPED for row in rows) for n in range(width))
+    return len(rows) >= FOLLOWING or (typed_below > 0 and place + len(data) >= view.size)
+
+
+# ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _told(account: _Account, begin: int, end: int) -> dict[str, Any]:
+    """Return the account as plain data; raises when its bytes do not add up, which would be a fault of ours."""
+    total = account.row_bytes + account.quarantine_bytes + sum(account.skipped.values())
+    if total != end - begin and not account.bailed:
+        hint = "please report this, with the range"
+        raise InputError(sentence(f"{end - begin:,} bytes accounted for", f"{total:,}", at=f"bytes {begin} to {end}", hint=hint))
+    return {
+        "begin": begin,
+        "end": end,
+        "rows": account.rows,
+        "lines": account.lines,
+        "row_bytes": account.row_bytes,
+        "quarantine_bytes": account.quarantine_bytes,
+        "skipped": account.skipped,
+        "quarantined": len(account.quarantine),
+        "repaired": len({one[0] for one in account.repairs}),
+        "repairs": len(account.repairs),
+        "encodings": account.encodings,
+        "last_row_end": account.last_row_end,
+        "stop": account.stop,
+        "bailed": account.bailed,
+        "unknown": account.unknown,
+        "columns": [fact.to_dict() for fact in account.facts],
+    }
+
+
+def _write(out: str, account: _Account, plan: Plan, done: Path, told: Mapping[str, Any]) -> None:
+    """Write the part, its quarantine and its repairs, then its account."""
+    if account.bailed:
+        return
+    if account.frames:
+        frame = account.frames[0] if len(account.frames) == 1 else pl.concat(account.frames)
+        if frame.height:
+            put(frame, Path(out + ".parquet"))
+    if account.quarantine:
+        put(pl.DataFrame(account.quarantine, schema=QUARANTINE, orient="row"), Path(out + ".quarantine.parquet"))
+    if account.repairs:
+        put(pl.DataFrame(account.repairs, schema=REPAIRS, orient="row"), Path(out + ".repairs.parquet"))
+    temporary = done.with_name(done.name + ".new")
+    temporary.write_text(json.dumps(told), "utf-8")
+    temporary.replace(done)
+
+
+def put(frame: pl.DataFrame, path: Path) -> None:
+    """Write a frame as Parquet under its name at once."""
+    temporary = path.with_name(path.name + ".new")
+    frame.write_parquet(temporary, compression="zstd", compression_level=1)
+    os.replace(temporary, path)

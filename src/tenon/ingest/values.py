@@ -1,0 +1,457 @@
+"""How the text of a column becomes values: Reading, learnt from a sample, applied to every chunk, voted on at the end.
+
+A reading is data: the type, the marks of its numbers, the formats of its dates in order of preference, the words of its
+booleans, and the words that mean missing. `learn` proposes the narrowest reading that fits what is not missing; `cast`
+applies it with Polars expressions, and gives back what does not fit instead of guessing. Dates are voted over the
+formats seen: a format wins when it alone reads values that others cannot; when two read everything and differ, the column
+stays text and says why. The same goes for a comma that could be a decimal or a thousands mark.
+
+Numbers keep what they were: a code with leading zeros is text, more digits than an integer holds are text. Timestamps
+with a zone become UTC, without one they stay as written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import polars as pl
+
+from tenon.contract.column import ColumnType
+from tenon.ingest.detect import kind
+from tenon.ingest.missing import known
+
+POLARS: dict[str, Any] = {
+    "int": pl.Int64,
+    "float": pl.Float64,
+    "text": pl.String,
+    "bool": pl.Boolean,
+    "date": pl.Date,
+    "timestamp": pl.Datetime("us"),
+}
+CURRENCY = "$€£¥₽₹₩₺₴zł"
+SIGNS = ("US$", "USD", "EUR", "GBP", "CHF", "JPY", "RUB", "Kč", "kr", "zł", "руб", "р.", "%", *"$€£¥₽₹₩₺₴")
+DAY_FIRST = ("%d/%m/%Y", "%d/%m/%y", "%d-%m-%Y", "%d-%m-%y")
+MONTH_FIRST = ("%m/%d/%Y", "%m/%d/%y", "%m-%d-%Y", "%m-%d-%y")
+DATES = (
+    ("%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%d.%m.%y")
+    + DAY_FIRST
+    + MONTH_FIRST
+    + ("%d %b %Y", "%d-%b-%Y", "%d-%b-%y", "%d %b %y", "%d %B %Y", "%B %d, %Y", "%b %d, %Y", "%B %d %Y", "%d. %B %Y", "%Y-%b-%d", "%d/%b/%Y", "%a, %d %b %Y")
+)
+TIMES = ("%H:%M:%S", "%H:%M", "%H:%M:%S%.f", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p")
+ZONES = ("", "Z", "%z", " %z", " UTC", " GMT")
+COMPACT = ("%Y%m%dT%H%M%S", "%Y%m%dT%H%M%SZ", "%d/%b/%Y:%H:%M:%S %z", "%a, %d %b %Y %H:%M:%S %z", "%a %b %d %H:%M:%S %Y")
+BOOLS = (
+    ("true", "false"),
+    ("yes", "no"),
+    ("y", "n"),
+    ("t", "f"),
+    ("да", "нет"),
+    ("ja", "nein"),
+    ("j", "n"),
+    ("oui", "non"),
+    ("si", "no"),
+    ("sí", "no"),
+    ("sim", "não"),
+    ("on", "off"),
+    ("wahr", "falsch"),
+    ("vrai", "faux"),
+    ("истина", "ложь"),
+)
+DISTINCT = 2_000  # different values of a column looked at when learning
+WORDS = 40  # different values that do not fit which are told apart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How one column is read. `rivals` are formats that fit equally well and mean another day: the column stays text."""
+
+    type: ColumnType = "text"
+    decimal: str = "."
+    group: str = ""
+    unit: str = ""
+    plain: bool = True
+    formats: tuple[str, ...] = ()
+    rivals: tuple[str, ...] = ()
+    true: tuple[str, ...] = ()
+    false: tuple[str, ...] = ()
+    null: tuple[str, ...] = ()
+    declared: bool = False
+    why: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the reading as plain data."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(body: Mapping[str, Any]) -> Reading:
+        """Rebuild the reading from plain data."""
+        return Reading(**{name: tuple(value) if isinstance(value, list) else value for name, value in body.items()})
+
+    @property
+    def said(self) -> str:
+        """Say how values are read, for the summary."""
+        if self.formats:
+            return " or ".join(self.formats)
+        if self.type in ("int", "float") and not self.plain:
+            marks = [f"'{self.group}' groups"] if self.group else []
+            marks += [f"'{self.decimal}' decimals"] if self.type == "float" else []
+            marks += [f"unit {self.unit}"] if self.unit else []
+            return ", ".join(marks)
+        return "/".join((*self.true, *self.false)) if self.type == "bool" else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cast:
+    """A column after reading: the values, and where text that is not missing did not become a value (None: nowhere)."""
+
+    values: pl.Series
+    misfit: pl.Series | None = None
+    words: Mapping[str, int] = field(default_factory=dict)
+
+
+# ── applying ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def cast(text: pl.Series, reading: Reading) -> Cast:
+    """Read a column of text; nothing is guessed, and the misfits are told. One pass for a column without surprises."""
+    if reading.type == "text":
+        missing = text.is_in(list(reading.null)) if reading.null else text == ""
+        values = pl.select(pl.when(~missing).then(text).alias(text.name)).to_series() if missing.any() else text
+        return Cast(values=values)
+    values = _convert(text, reading)
+    if reading.type == "float" and reading.plain:
+        values = _finite(values)
+    if not values.null_count() and not _numeric_null(reading):
+        return Cast(values=values)
+    missing = text.is_in(["", *reading.null])
+    if _numeric_null(reading):
+        values = pl.select(pl.when(~missing).then(values).alias(text.name)).to_series()
+    misfit = values.is_null() & ~missing
+    if not misfit.any():
+        return Cast(values=values)
+    words = {word: count for word, count in _counts(text.filter(misfit)).items() if known(word)}
+    if words:
+        misfit = misfit & ~text.is_in(list(words))
+    return Cast(values=values, misfit=misfit if misfit.any() else None, words=words)
+
+
+def _finite(values: pl.Series) -> pl.Series:
+    return values.fill_nan(None) if values.is_nan().any() else values
+
+
+def _numeric_null(reading: Reading) -> bool:
+    """Whether a word that means missing would also read as a value: a declared -999, or nan."""
+    return reading.declared and any(_number_like(word) for word in reading.null)
+
+
+def _number_like(word: str) -> bool:
+    return bool(re.fullmatch(r"[+-]?\d+(\.\d+)?", word))
+
+
+def _counts(text: pl.Series) -> dict[str, int]:
+    found = text.value_counts()
+    return dict(zip(found.to_series(0).to_list(), found.to_series(1).to_list(), strict=True))
+
+
+def _convert(text: pl.Series, reading: Reading) -> pl.Series:
+    """Turn text into values of the reading's type; null where it is none."""
+    if reading.type == "int":
+        return (text if reading.plain else _plain_number(text, reading)).cast(pl.Int64, strict=False)
+    if reading.type == "float":
+        return (text if reading.plain else _plain_number(text, reading)).cast(pl.Float64, strict=False)
+    if reading.type == "bool":
+        low = text.str.to_lowercase()
+        found = pl.when(low.is_in(list(reading.true))).then(True).when(low.is_in(list(reading.false))).then(False)
+        return pl.select(found.alias(text.name)).to_series()
+    out: pl.Series | None = None
+    for pattern in reading.formats:
+        found = parse(text, pattern, reading.type)
+        out = found if out is None else pl.select(pl.coalesce(out, found).alias(text.name)).to_series()
+        if not out.null_count():
+            break
+    return out if out is not None else pl.Series(text.name, [None] * len(text), POLARS[reading.type])
+
+
+def parse(text: pl.Series, pattern: str, type_: ColumnType) -> pl.Series:
+    """Read dates or timestamps of one format; null where it does not fit. Years before 1000 are two digits misread."""
+    if type_ == "date":
+        days = text.str.to_date(pattern, strict=False, cache=False)
+        first = days.min()
+        if first is not None and first.year < 1000:  # type: ignore[union-attr]
+            days = pl.select(pl.when(days.dt.year() >= 1000).then(days).alias(text.name)).to_series()
+        return days
+    stamps = text.str.to_datetime(pattern, strict=False, cache=False, time_unit="us")
+    if "%z" in pattern:
+        stamps = stamps.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    first = stamps.min()
+    if first is not None and first.year < 1000:  # type: ignore[union-attr]
+        stamps = pl.select(pl.when(stamps.dt.year() >= 1000).then(stamps).alias(text.name)).to_series()
+    return stamps
+
+
+def number_pattern(reading: Reading) -> str:
+    """Return the pattern that numbers of this reading match, so that no mark is dropped that means something else."""
+    sign = "".join(rf"(?:{re.escape(reading.unit)})?") if reading.unit else ""
+    group = re.escape(reading.group) if reading.group else ""
+    whole = rf"(?:\d{{1,3}}(?:{group}\d{{3}})+|\d+)" if group else r"\d+"
+    decimal = rf"(?:{re.escape(reading.decimal)}\d*)?" if reading.type == "float" else ""
+    spare = rf"|{re.escape(reading.decimal)}\d+" if reading.type == "float" else ""
+    body = rf"(?:{whole}{decimal}{spare})"
+    exponent = r"(?:[eE][+-]?\d+)?" if reading.type == "float" else ""
+    inner = rf"{sign}[ \u00a0]?[+-]?{sign}[ \u00a0]?{body}{exponent}[ \u00a0]?{sign}"
+    return rf"^[ \u00a0]*(?:[+-]?{inner}-?|\({inner}\))[ \u00a0]*$"
+
+
+def _plain_number(text: pl.Series, reading: Reading) -> pl.Series:
+    """Rewrite numbers with groups, units, parentheses or a decimal comma as plain ones; null where the pattern fails."""
+    column = pl.lit(text)
+    clean = column
+    for mark in (reading.unit, reading.group, "\u00a0", " ", "(", ")"):
+        if mark:
+            clean = clean.str.replace_all(mark, "", literal=True)
+    if reading.decimal != ".":
+        clean = clean.str.replace_all(reading.decimal, ".", literal=True)
+    negative = column.str.contains(r"^\s*\(") | column.str.contains(r"-\s*$")
+    clean = pl.when(negative).then(pl.lit("-") + clean.str.strip_chars("-")).otherwise(clean)
+    fits = column.str.contains(number_pattern(reading))
+    return pl.select(pl.when(fits).then(clean).alias(text.name)).to_series()
+
+
+# ── learning ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def learn(cells: Sequence[str], *, comma: str = "") -> Reading:
+    """Propose the narrowest reading of a column from its cells; `comma` is what a comma means elsewhere in the file."""
+    counts = Counter(cell for cell in cells if cell.strip())
+    kept = {cell: count for cell, count in counts.items() if not known(cell)}
+    words = tuple(sorted(cell for cell in counts if known(cell)))
+    if not kept:
+        return Reading(null=words)
+    some = dict(Counter(kept).most_common(DISTINCT))
+    for attempt in (_bool, _whole, _decimal, _marked, _dated):
+        reading = attempt(some, comma) if attempt is not _bool else _bool(dict(counts))
+        if reading is not None:
+            return _with_null(reading, counts)
+    return Reading()
+
+
+def _with_null(reading: Reading, counts: Mapping[str, int]) -> Reading:
+    """Add to a reading the words that mean missing in this column: known ones, and one that keeps coming back."""
+    from dataclasses import replace
+
+    if reading.type == "text":
+        return reading
+    series = pl.Series("", list(counts), dtype=pl.String)
+    fits = _convert(series, reading).is_not_null().to_list()
+    strange = {cell: counts[cell] for cell, fit in zip(counts, fits, strict=True) if not fit}
+    words = {cell for cell in strange if known(cell)}
+    others = {cell: count for cell, count in strange.items() if cell not in words}
+    total = sum(others.values())
+    for cell, count in others.items():
+        # One word that stands where values should, again and again, and nearly no other does.
+        if count >= 3 and count >= 0.8 * total and not any(letter.isdigit() for letter in cell):
+            words.add(cell)
+    return replace(reading, null=tuple(sorted(words)))
+
+
+def _share(fit: Mapping[str, bool], counts: Mapping[str, int]) -> float:
+    total = sum(counts.values())
+    return sum(count for cell, count in counts.items() if fit[cell]) / total if total else 0.0
+
+
+def _matches(counts: Mapping[str, int], pattern: str) -> dict[str, bool]:
+    compiled = re.compile(pattern)
+    return {cell: compiled.fullmatch(cell.strip()) is not None for cell in counts}
+
+
+MOST = 0.88  # the share of values that must fit a type for it to be the column's
+
+
+def _bool(counts: Mapping[str, int]) -> Reading | None:
+    low = Counter[str]()
+    for cell, count in counts.items():
+        low[cell.strip().lower()] += count
+    total = sum(low.values())
+    for true, false in BOOLS:
+        both = low[true] + low[false]
+        sure = low[true] and low[false] or (true == "true" and both)
+        if sure and both >= MOST * (total - sum(c for w, c in low.items() if known(w) and w != false)) and both:
+            rest = [word for word in low if word not in (true, false)]
+            if len(rest) <= 3 or both >= 0.95 * total:
+                return Reading(type="bool", true=(true,), false=(false,), plain=False)
+    return None
+
+
+def _whole(counts: Mapping[str, int], _: str) -> Reading | None:
+    fit = _matches(counts, r"[+-]?\d{1,18}")
+    if _share(fit, counts) < MOST:
+        return None
+    # Codes: leading zeros mean something, so the column is text.
+    if any(fit[cell] and re.match(r"[+-]?0\d", cell.strip()) for cell in counts):
+        return Reading(why="leading zeros")
+    rest = [cell for cell in counts if not fit[cell]]
+    if any(re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?|\d+[eE][+-]?\d+", cell.strip()) for cell in rest):
+        return Reading(type="float")
+    if any(re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+", cell.strip()) for cell in rest):
+        return Reading(type="int", group=",", plain=False)
+    if any(re.fullmatch(r"[+-]?\d{19,}", cell.strip()) for cell in rest):
+        return Reading(why="more digits than an integer holds")
+    return Reading(type="int")
+
+
+def _decimal(counts: Mapping[str, int], comma: str) -> Reading | None:
+    fit = _matches(counts, r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf(inity)?|nan")
+    if _share(fit, counts) < MOST:
+        return None
+    if any(fit[cell] and re.match(r"[+-]?0\d", cell.strip()) for cell in counts):
+        return Reading(why="leading zeros")
+    if any(re.fullmatch(r"[+-]?\d{19,}", cell.strip()) for cell in counts):
+        return Reading(why="more digits than an integer holds")
+    # 1.234 and 12.345 and nothing else: thousands in some countries, decimals in others.
+    dotted = [cell for cell in counts if fit[cell] and "." in cell]
+    if comma == "decimal" and dotted and all(re.fullmatch(r"[+-]?[1-9]\d{0,2}(\.\d{3})+", cell.strip()) for cell in dotted):
+        return Reading(type="int", group=".", decimal=",", plain=False)
+    return Reading(type="float")
+
+
+NUMBER = re.compile(r"(?P<open>\()?[+-]?(?P<u1>[^\d\s.,()+\-']{1,3})?\s?[+-]?(?P<n>\d[\d., '\u00a0\u202f]*|[.,]\d+)\s?(?P<u2>[^\d\s.,()+\-']{1,4}\.?)?\)?-?")
+
+
+def _marked(counts: Mapping[str, int], comma: str) -> Reading | None:
+    """Learn numbers with thousands, a decimal comma, currency, percent or accounting brackets."""
+    found = {cell: NUMBER.fullmatch(cell.strip()) for cell in counts}
+    good = {cell: match for cell, match in found.items() if match}
+    if not good or sum(counts[cell] for cell in good) < MOST * sum(counts.values()):
+        return None
+    units = Counter[str]()
+    for cell, match in good.items():
+        unit = match["u1"] or match["u2"] or ""
+        if unit and unit not in SIGNS:
+            return None
+        units[unit] += counts[cell]
+    signs = [unit for unit in units if unit]
+    if len(signs) > 1:
+        return Reading(why=f"several units: {', '.join(sorted(signs))}")
+    digits = [match["n"].strip() for match in good.values()]
+    if any(re.match(r"0\d", number) for number in digits):
+        return Reading(why="leading zeros")
+    marks = _marks(digits, comma)
+    if marks is None:
+        return Reading(why="a comma that may mean decimals or thousands", rivals=("decimal", "group"))
+    group, decimal, whole = marks
+    unit = signs[0] if signs else ""
+    reading = Reading(type="int" if whole and not unit else "float", group=group, decimal=decimal, unit=unit, plain=False)
+    series = pl.Series("", list(counts), dtype=pl.String)
+    fits = _convert(series, reading).is_not_null().to_list()
+    return reading if _share(dict(zip(counts, fits, strict=True)), counts) >= MOST else None
+
+
+def _marks(numbers: Sequence[str], comma: str) -> tuple[str, str, bool] | None:
+    """Return the group mark, the decimal mark and whether all are whole; None when it cannot be told."""
+    spaced = next((mark for mark in (" ", "\u00a0", "\u202f", "'") if any(mark in number for number in numbers)), "")
+    commas = [number for number in numbers if "," in number]
+    dots = [number for number in numbers if "." in number]
+    if commas and dots:
+        both = [number for number in numbers if "," in number and "." in number]
+        if both:
+            last = [number.rfind(",") > number.rfind(".") for number in both]
+            if all(last):
+                return ".", ",", False
+            return (",", ".", False) if not any(last) else None
+        if all(re.fullmatch(r"\d{1,3}(,\d{3})+", number) for number in commas):
+            return ",", ".", False
+        if all(re.fullmatch(r"\d{1,3}(\.\d{3})+", number) for number in dots):
+            return ".", ",", False
+        return None
+    if dots:
+        several = any(number.count(".") > 1 for number in dots)
+        return (".", ",", True) if several else (spaced, ".", False)
+    if not commas:
+        return spaced, ".", True
+    if any(number.count(",") > 1 for number in commas):
+        return ",", ".", True
+    grouped = all(re.fullmatch(r"[1-9]\d{0,2},\d{3}", number) for number in commas)
+    if spaced or not grouped:
+        return spaced, ",", False
+    plain = [number for number in numbers if "," not in number]
+    if comma:
+        return (",", ".", True) if comma == "group" else ("", ",", False)
+    # Small numbers without a comma, and none above 999 without one: the comma groups.
+    if plain and max(len(number) for number in plain) <= 3 and any(len(number) < 3 for number in plain):
+        return ",", ".", True
+    return None
+
+
+def _dated(counts: Mapping[str, int], _: str) -> Reading | None:
+    """Learn dates and timestamps: the formats that read most values, by vote; rivals make the column text."""
+    some = list(counts)[:60]
+    looks = sum(kind(cell.encode()) in ("date", "stamp") or bool(re.search(r"\d{4}", cell)) for cell in some)
+    if looks < 0.6 * len(some):
+        return None
+    series = pl.Series("", list(counts), dtype=pl.String)
+    weight = pl.Series("", list(counts.values()), dtype=pl.Int64)
+    total = sum(counts.values())
+    probe = series.head(60)
+    for type_, patterns in (("date", DATES), ("timestamp", _stamps(some))):
+        reads: dict[str, pl.Series] = {}
+        for pattern in patterns:
+            if parse(probe, pattern, type_).null_count() < len(probe):  # type: ignore[arg-type]
+                reads[pattern] = parse(series, pattern, type_)  # type: ignore[arg-type]
+        reading = _vote(reads, weight, total, type_)  # type: ignore[arg-type]
+        if reading is not None:
+            return reading
+    return None
+
+
+def _stamps(cells: Sequence[str]) -> list[str]:
+    """List the timestamp formats that cells of this look could have."""
+    joined = " ".join(cells[:20])
+    joints = [joint for joint, sign in (("T", r"\dT\d"), (" ", r"\d \d"), (", ", r"\d, \d")) if re.search(sign, joined)]
+    zones = [zone for zone in ZONES if not zone or (zone == "Z" and "Z" in joined) or (zone.strip() and re.search(r"[+-]\d{2}:?\d{2}|UTC|GMT", joined))]
+    clock = [time for time in TIMES if ("%p" in time) == bool(re.search(r"[ap]m\b", joined, re.IGNORECASE))]
+    named = bool(re.search(r"[A-Za-z]{3}", joined.replace("UTC", "").replace("GMT", "")))
+    days = [date for date in DATES if named or not re.search(r"%[abB]", date)]
+    return [f"{date}{joint}{time}{zone}" for date in days for joint in joints for time in clock for zone in zones] + list(COMPACT)
+
+
+def _vote(reads: Mapping[str, pl.Series], weight: pl.Series, total: int, type_: ColumnType) -> Reading | None:
+    """Choose formats in order of how much they read; rivals read as much as the winner and mean other days."""
+    if not reads:
+        return None
+    amount = {pattern: int(weight.filter(values.is_not_null()).sum() or 0) for pattern, values in reads.items()}
+    order = sorted(amount, key=lambda pattern: (-amount[pattern], list(reads).index(pattern)))
+    best = order[0]
+    rivals = [
+        pattern
+        for pattern in order[1:]
+        if amount[pattern] == amount[best]
+        and bool(((reads[pattern] != reads[best]) & reads[pattern].is_not_null()).any())
+    ]
+    chosen, merged = [best], reads[best]
+    for pattern in order[1:]:
+        extra = reads[pattern].is_not_null() & merged.is_null()
+        both = reads[pattern].is_not_null() & merged.is_not_null()
+        clash = bool((both & (reads[pattern] != merged)).any())
+        gain = int(weight.filter(extra).sum() or 0)
+        # Another format may join when it reads others' leftovers and never disagrees where both can read.
+        if gain and not clash:
+            chosen.append(pattern)
+            merged = pl.select(pl.coalesce(merged, reads[pattern])).to_series()
+        elif gain >= 0.02 * total and clash:
+            rivals.append(pattern)
+    if int(weight.filter(merged.is_not_null()).sum() or 0) < MOST * total:
+        if not rivals:
+            return None
+        either = merged
+        for pattern in rivals:
+            either = pl.select(pl.coalesce(either, reads[pattern])).to_series()
+        if int(weight.filter(either.is_not_null()).sum() or 0) < MOST * total:
+            return None
+    if rivals:
+        return Reading(rivals=(best, *rivals), why="day and month cannot be told apart")
+    return Reading(type=type_, formats=tuple(chosen), plain=False)
