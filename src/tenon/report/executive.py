@@ -121,9 +121,9 @@ def _good(facts: Facts) -> tuple[Block, ...]:
     if pictures:
         blocks.append(Row(pictures))
     if not has(facts, f"live.last.{facts['metric']}"):
-        blocks.append(
-            Say(("How well it does in daily use is not known yet: nobody has told it how its answers turned out.",))
-        )
+        asked = has(facts, "live.rows")
+        why = "nobody has told it how its answers turned out" if asked else "it has not been watched at work"
+        blocks.append(Say((f"How well it does in daily use is not known yet: {why}.",)))
     return tuple(blocks)
 
 

@@ -55,7 +55,7 @@ def _safe(facts: Facts) -> dict[str, Any]:
     if errors:
         return {"answer": "no", "because": reasons}
     if "live.rows" not in figures or facts["lineage"]["watched"] not in ("", facts["lineage"]["version"]):
-        return {"answer": "unknown", "because": [_reason("this version has not been watched at work yet"), *reasons]}
+        return {"answer": "unknown", "because": [_reason("it has not been watched at work yet"), *reasons]}
     if "live.judged" not in figures:
         reasons.append(_reason("the outcomes of its live predictions are not known yet"))
     if reasons:
