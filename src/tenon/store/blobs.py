@@ -111,15 +111,14 @@ class Folder:
     def sweep(self, doomed: set[str], *, before: float) -> tuple[int, int]:
         """Delete those blobs that nobody has put again since `before`; return how many and how many bytes."""
         count = size = 0
-        with self._lock(exclusive=True):
-            for digest in sorted(doomed):
-                file = self._file(digest)
-                with suppress(FileNotFoundError):
-                    state = file.stat()
-                    if state.st_mtime < before:
-                        file.unlink()
-                        count += 1
-                        size += state.st_size
+        for digest in sorted(doomed):
+            file = self._file(digest)
+            with self._lock(exclusive=True), suppress(FileNotFoundError):
+                state = file.stat()
+                if state.st_mtime < before:
+                    file.unlink()
+                    count += 1
+                    size += state.st_size
         return count, size
 
     def leftovers(self, *, before: float) -> list[Path]:

@@ -3,9 +3,10 @@
 A blob is referred to when its digest, 64 hex digits, stands anywhere in a record or an event. That is a search over
 text and not a table of references, because such a table can be wrong and text cannot: the reference is the record.
 
-A collection is safe while others write: it only takes blobs that are older than a grace period (one day), it looks at
-the age again at the moment it deletes, and it reads the references while holding the catalog's writer, so that a record
-which was just about to name an old blob is either seen or still waits its turn, having made that blob young.
+A collection is safe while others write, as long as they name a blob within the grace period (one day) of putting it. A
+record that was committed before the references are read is seen. One that comes later names a blob that was put, and so
+made young, after the collection began; and the age is looked at once more at the moment of deleting, in a folder under
+a lock that `put` takes as well. Nothing else is locked: a collection may take long, and writers must not wait for it.
 """
 
 from __future__ import annotations
@@ -46,9 +47,7 @@ def collect(catalog: Catalog, blobs: Folder | Bucket, *, before: float) -> Garba
     old = {kept.digest for kept in blobs.kept() if kept.at < before}
     count = size = 0
     if old:
-        with catalog.atomic():
-            doomed = old - referred(catalog)
-            count, size = blobs.sweep(doomed, before=before)
+        count, size = blobs.sweep(old - referred(catalog), before=before)
     dead = blobs.leftovers(before=before)
     for file in dead:
         file.unlink(missing_ok=True)

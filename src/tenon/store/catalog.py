@@ -46,7 +46,13 @@ class Dialect(Protocol):
 
     def run(self, connection: Any, sql: str, params: Sequence[Any]) -> tuple[list[str], Rows]: ...
 
-    def equals(self, field: str, value: object) -> tuple[str, list[Any]]: ...
+    def lost(self, connection: Any) -> bool: ...
+
+    def field(self, name: str) -> str: ...
+
+
+class _Lost(Exception):
+    """A connection had died since it was last used; nothing has been done with it."""
 
 
 class Catalog:
@@ -89,20 +95,9 @@ class Catalog:
             return self._run(sql, params)
         self._usable()
         try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = self.dialect.connect(writing=False)
-        try:
-            found = self.dialect.run(connection, sql, params)
-        except BaseException:
-            # A connection that failed is not used again: the server may have gone.
-            self._discard(connection)
-            raise
-        if len(self._idle) < IDLE_READERS and not self._closed:
-            self._idle.append(connection)
-        else:
-            self._discard(connection)
-        return found
+            return self._pooled(sql, params)
+        except _Lost:
+            return self._pooled(sql, params, fresh=True)
 
     @contextmanager
     def atomic(self) -> Iterator[Execute]:
@@ -130,6 +125,27 @@ class Catalog:
             if self._writer is not None:
                 self._discard(self._writer)
                 self._writer = None
+
+    def _pooled(self, sql: str, params: Sequence[Any], *, fresh: bool = False) -> tuple[list[str], Rows]:
+        """Run a query on a connection of the pool; raise _Lost when that one had died since it was last used."""
+        used = not fresh and bool(self._idle)
+        try:
+            connection = self._idle.pop() if used else self.dialect.connect(writing=False)
+        except IndexError:  # another thread took the last one meanwhile
+            used, connection = False, self.dialect.connect(writing=False)
+        try:
+            found = self.dialect.run(connection, sql, params)
+        except BaseException as error:
+            lost = used and isinstance(error, StoreError) and self.dialect.lost(connection)
+            self._discard(connection)
+            if lost:
+                raise _Lost from error
+            raise
+        if len(self._idle) < IDLE_READERS and not self._closed:
+            self._idle.append(connection)
+        else:
+            self._discard(connection)
+        return found
 
     def _execute(self, sql: str, params: Sequence[Any] = ()) -> Rows:
         return self._run(sql, params)[1]
@@ -184,19 +200,19 @@ class Catalog:
 
     def _begin(self) -> None:
         """Begin a transaction, on a new connection when the old one has died since it was last used."""
-        for attempt in (1, 2):
-            fresh = self._writer is None
-            if fresh:
-                self._writer = self.dialect.connect(writing=True)
-            try:
-                for sql in self.dialect.begin:
-                    self._execute(sql)
-                return
-            except StoreError:
-                self._discard(self._writer)
-                self._writer = None
-                if fresh or attempt == 2:
-                    raise
+        fresh = self._writer is None
+        if fresh:
+            self._writer = self.dialect.connect(writing=True)
+        try:
+            for sql in self.dialect.begin:
+                self._execute(sql)
+        except StoreError:
+            lost = self.dialect.lost(self._writer)
+            self._discard(self._writer)
+            self._writer = None
+            if fresh or not lost:
+                raise
+            self._begin()
 
     def _undo(self, sql: str) -> None:
         """Undo; a connection that cannot even do that is thrown away, which undoes as well."""

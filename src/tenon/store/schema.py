@@ -1,14 +1,15 @@
 """All tables of the store, as numbered migrations that are only ever appended to.
 
 Each migration commits together with its own record in `migration`, so that a process killed between two of them leaves
-a database that the next one continues. The statements are written once; `{serial}`, `{real}` and `{bytes}` stand for
-what the two databases call the same thing, and a statement that only one of them needs is marked with its name. A test
-holds the hash of every migration that has been released: mending one means adding the next.
+a database that the next one continues. The statements are written once; `{serial}`, `{real}`, `{bytes}` and `{json}`
+stand for what the two databases call the same thing, and a statement that only one of them needs is marked with its
+name. A test holds the hash of every migration that was released: mending one means adding the next.
 
 Why so few tables: rooms own their records and give plain JSON, so a new room needs no new table, and a record written
-by a later release keeps the fields that this one does not know. `model` is a column beside the JSON because nearly
-every question is about one model. `event` refuses UPDATE and DELETE in the database itself: an audit trail that code
-could rewrite by mistake would prove nothing.
+by a later release keeps the fields that this one does not know. Beside the body stand what is searched for: `model`,
+because nearly every question is about one, and `fields`, the body's top-level values without its lists and tables (see
+`store.fields_of`), so that a search does not parse bodies. `event` refuses UPDATE and DELETE in the database itself: an
+audit trail that code could rewrite by mistake would prove nothing.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import hashlib
 from dataclasses import dataclass
 
 TYPES = {
-    "sqlite": {"serial": "INTEGER PRIMARY KEY AUTOINCREMENT", "real": "REAL", "bytes": "BLOB"},
+    "sqlite": {"serial": "INTEGER PRIMARY KEY AUTOINCREMENT", "real": "REAL", "bytes": "BLOB", "json": "TEXT"},
     "postgres": {
         "serial": "bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY",
         "real": "double precision",
         "bytes": "bytea",
+        "json": "jsonb",
     },
 }
 
@@ -65,6 +67,7 @@ MIGRATIONS: tuple[Migration, ...] = (
                 id TEXT NOT NULL,
                 model TEXT,
                 at {real} NOT NULL,
+                fields {json} NOT NULL,
                 body TEXT NOT NULL,
                 UNIQUE (kind, id))""",
             "CREATE INDEX record_by_time ON record (kind, at, seq)",

@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from tenon.errors import CorruptError, MissingError, StoreError, sentence
 from tenon.limits import StoreLimits
 from tenon.store.catalog import Rows
@@ -72,16 +70,13 @@ class Sqlite:
         except (sqlite3.Error, sqlite3.Warning) as error:
             raise self._words(error) from error
 
-    def equals(self, field: str, value: object) -> tuple[str, list[Any]]:
-        """Write the condition that a top-level field of a record's JSON has a value; true is not 1, missing is None."""
-        path = f"'$.\"{field}\"'"
-        if value is None:
-            return f"COALESCE(json_type(body, {path}), 'null') = 'null'", []
-        if isinstance(value, bool):
-            return f"json_type(body, {path}) = ?", [msgspec.json.encode(value).decode()]
-        if isinstance(value, str):
-            return f"(json_type(body, {path}) = 'text' AND json_extract(body, {path}) = ?)", [value]
-        return f"(json_type(body, {path}) IN ('integer', 'real') AND json_extract(body, {path}) = ?)", [value]
+    def lost(self, connection: sqlite3.Connection) -> bool:
+        """Tell whether a connection has died: a file's does not."""
+        return False
+
+    def field(self, name: str) -> str:
+        """Write the expression that is one of a record's `fields`, as text; NULL when it is not there."""
+        return f"json_extract(fields, '$.\"{name}\"')"
 
     def _open(self, mode: str) -> sqlite3.Connection:
         uri = f"{self._path.absolute().as_uri()}?mode={mode}"

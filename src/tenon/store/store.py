@@ -127,12 +127,14 @@ class Store:
         text = _json(body, place)
         model = body.get("model")
         when = _number(at if at is not None else body.get("at"))
-        row = (kind, id, model if isinstance(model, str) else None, time.time() if when is None else when, text)
+        searched = model if isinstance(model, str) and "\x00" not in model else None
+        row = (kind, id, searched, time.time() if when is None else when, fields_of(body), text)
         self._room(len(text))
         with self._catalog.atomic() as execute:
             execute(
-                "INSERT INTO record (kind, id, model, at, body) VALUES (?, ?, ?, ?, ?) ON CONFLICT (kind, id) "
-                "DO UPDATE SET model = excluded.model, at = excluded.at, body = excluded.body",
+                "INSERT INTO record (kind, id, model, at, fields, body) VALUES (?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (kind, id) DO UPDATE "
+                "SET model = excluded.model, at = excluded.at, fields = excluded.fields, body = excluded.body",
                 row,
             )
 
@@ -322,9 +324,10 @@ class Store:
         if value is not None and not isinstance(value, (bool, int, float, str)):
             got = f"{type(value).__name__} for '{name}'"
             raise UsageError(sentence("text, a number, true, false or None", got, at="store.find"))
-        if name == "model" and isinstance(value, str):
+        if name == "model" and isinstance(value, str) and "\x00" not in value:
             return "model = ?", [value]
-        return self._catalog.dialect.equals(name, value)
+        field, said = self._catalog.dialect.field(name), _said(value)
+        return (f"{field} IS NULL", []) if said is None else (f"{field} = ?", [said])
 
 
 def _catalog(folder: Path, config: StoreConfig, limits: StoreLimits, *, read_only: bool) -> Catalog:
@@ -373,6 +376,27 @@ def _json(body: Mapping[str, Any], place: str) -> str:
         raise UsageError(
             sentence("plain JSON data", f"'{error}'", at=place, hint="give dict, list, text, numbers")
         ) from error
+
+
+def fields_of(body: Mapping[str, Any]) -> str:
+    """Write the top-level values of a body, without its lists and tables, each as the text it is compared by.
+
+    That text is the value's own JSON, with whole numbers always written without a point: so 1 and 1.0 are equal, while
+    1, "1" and true are not. It is JSON inside JSON, so that no database has to unescape what a hostile value holds.
+    """
+    said = {name: _said(value) for name, value in body.items() if isinstance(name, str) and name.isidentifier()}
+    return msgspec.json.encode({name: text for name, text in said.items() if text is not None}).decode()
+
+
+def _said(value: Any) -> str | None:
+    """Return the text that a value is compared by; None for null, and for what holds other values."""
+    if value is None or isinstance(value, (dict, list, tuple, set, frozenset)):
+        return None
+    text = msgspec.json.encode(value, enc_hook=_plain).decode()
+    if text == "null" or text.startswith(("[", "{")):
+        return None
+    number = float(text) if text[0] in "-0123456789" and not text.lstrip("-").isdigit() else 0.5
+    return str(int(number)) if number.is_integer() else text
 
 
 def _plain(value: Any) -> Any:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from tenon.errors import CorruptError, StoreError, sentence
 
-SLICE = 512  # calls packed before other threads are let in
+SLICE_POINTS = 4_096  # points packed before other threads are let in; a call costs as much as CALL_POINTS points
+CALL_POINTS = 10
 PAUSE_S = 20e-6  # long enough that a thread waiting for the interpreter gets it
 BATCH_POINTS = 50_000  # points in one batch at most: about a megabyte
 
@@ -67,13 +68,14 @@ def tables(calls: list[Call]) -> Iterator[Table]:
     groups: dict[tuple[str, ...], tuple[list[Ints], list[Floats], list[Floats]]] = {}
     calls.reverse()
     while calls:
-        for names, table in _slice(calls[: -SLICE - 1 : -1]).items():
+        size = max(SLICE_POINTS // (CALL_POINTS + len(calls[-1][2])), 1)
+        for names, table in _slice(calls[: -size - 1 : -1]).items():
             group = groups.setdefault(names, ([], [], []))
             group[0].append(np.array(table[0], dtype="<i8"))
             group[1].append(np.array(table[1], dtype="<f8"))
             group[2].append(np.array(table[2], dtype="<f8"))
         # Emptied as we go: to free a million calls at once would take as long as to pack them.
-        del calls[-SLICE:]
+        del calls[-size:]
         time.sleep(PAUSE_S)
     for names, (steps, times, values) in groups.items():
         if names:
