@@ -196,17 +196,12 @@ def column_from(body: Mapping[str, Any]) -> Column:
 def _check_column(column: Column, place: str) -> None:
     """Refuse what no value could ever be held to."""
     if column.between is not None:
-        try:
-            low, high = bounds(column)
-            fits = low is not None and high is not None and low <= high
-        except TypeError:
-            fits = False
-        if not fits or len(column.between) != 2 or column.type == "bool":
-            raise ConfigError(
-                sentence(
-                    f"between= with two values of type {column.type}, smaller first", f"{column.between}", at=place
-                )
-            )
+        wanted: Any = {"int": int | float, "float": int | float, "bool": ()}.get(column.type, str)
+        low, high = bounds(column) if len(column.between) == 2 else (None, None)
+        typed = all(isinstance(each, wanted) for each in column.between) and None not in (low, high)
+        if not typed or not low <= high:
+            expected = f"between= with two values of type {column.type}, smaller first"
+            raise ConfigError(sentence(expected, f"{column.between}", at=place))
     if column.pattern:
         try:
             re.compile(column.pattern)
@@ -221,8 +216,8 @@ def _check_column(column: Column, place: str) -> None:
                 sentence("pattern= on text", f"on {column.type}", at=place, hint="use between= or one_of=")
             )
     if column.one_of is not None:
-        wanted = {"text": str, "int": int, "float": int | float}.get(column.type)
-        wrong = [value for value in column.one_of if wanted is None or not isinstance(value, wanted)]
+        allowed: Any = {"text": str, "int": int, "float": int | float}.get(column.type, ())
+        wrong = [value for value in column.one_of if not isinstance(value, allowed)]
         if wrong or not column.one_of:
             got = quoted(map(str, wrong)) if wrong else "nothing"
             raise ConfigError(sentence(f"one_of= with values of type {column.type}", got, at=place))

@@ -90,8 +90,20 @@ def to_odcs(contract: Contract) -> str:
     extra = _custom({name: value for name, value in custom.items() if value})
     if extra:
         body["customProperties"] = extra
-    text: str = yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=120)
+    text: str = yaml.dump(body, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     return text
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """PyYAML's writer, but for text with signs that it writes plain and reads back as line ends."""
+
+
+def _text(dumper: Any, text: str) -> Any:
+    odd = any(sign in text for sign in "\x85\u2028\u2029\ufeff")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if odd else None)
+
+
+_Dumper.add_representer(str, _text)
 
 
 def _property(contract: Contract, column: Column) -> dict[str, Any]:
@@ -335,12 +347,14 @@ class _Reader:
         return {"severity": known.get(severity, "error"), "threshold_pct": float(threshold or 0.0)}
 
     def freshness(self, body: Mapping[str, Any]) -> str:
+        found = ""
         for number, each in enumerate(self.maps(body, "slaProperties", "$")):
             unit = _SLA_WORDS.get(str(each.get("unit", "")))
-            if each.get("property") == "freshness" and unit is not None:
-                return f"{each.get('value')}{unit}"
-            self.unread.append(f"$.slaProperties[{number}]")
-        return ""
+            if each.get("property") == "freshness" and unit is not None and not found:
+                found = f"{each.get('value')}{unit}"
+            else:
+                self.unread.append(f"$.slaProperties[{number}]")
+        return found
 
     def maps(self, body: Mapping[str, Any], key: str, place: str) -> Sequence[dict[str, Any]]:
         """Return a list of mappings, or say where it is not one."""

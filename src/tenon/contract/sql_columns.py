@@ -297,8 +297,8 @@ def _cast(node: Node, a: pl.Expr) -> pl.Expr:
 
     def choose(series: pl.Series) -> pl.Series:
         kind = _kind_of(series.dtype)
-        column = pl.col(series.name)
-        return series.to_frame().select(cast_column(column, kind, target) if kind else pl.lit(None, dtype)).to_series()
+        found = cast_column(pl.col(series.name), kind, target) if kind else pl.lit(None, dtype)
+        return series.to_frame().with_columns(found.alias(series.name)).to_series()
 
     return a.map_batches(choose, return_dtype=dtype, is_elementwise=True)
 

@@ -121,6 +121,14 @@ def _scale(span: dt.timedelta, factor: float) -> dt.timedelta | None:
         return None
 
 
+def _div(node: Node) -> Callable[[Any, Any], Any]:
+    return _divide_floats if all(arg.type == "float" for arg in node.args) else _divide
+
+
+def _divide_floats(a: float, b: float) -> float | None:
+    return a / b if b else None
+
+
 def _divide(a: Any, b: Any) -> float | None:
     return float(a) / float(b) if b else None
 
@@ -537,13 +545,13 @@ _UNARY: dict[str, Callable[[Node], Callable[[Any], Any]]] = {
     "date_trunc": _date_trunc,
     "epoch": lambda node: _epoch,
     "to_timestamp": lambda node: _to_timestamp,
-    "cast": lambda node: _CASTS[node.value],
+    "cast": lambda node: float if (node.args[0].type, node.value) == ("int", "float") else _CASTS[node.value],
 }
 _BINARY: dict[str, Callable[[Node], Callable[[Any, Any], Any]]] = {
     "add": _arithmetic(operator.add),
     "sub": _arithmetic(operator.sub),
     "mul": _mul,
-    "div": lambda node: _divide,
+    "div": _div,
     "floordiv": lambda node: _floor_divide,
     "mod": lambda node: _modulo,
     "pow": lambda node: _pow,

@@ -1,0 +1,156 @@
+"""Checking files in batches: the same verdict as for a frame, flat memory, whole results or none, errors in words."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from tenon.contract import Column, Contract, Rule, check, check_file
+from tenon.errors import InputError, MissingError
+
+CONTRACT = Contract(
+    name="big",
+    columns=(
+        Column("id", "int"),
+        Column("x", "float", between=(-3, 3), nullable=True),
+        Column("s", "text", one_of=("a", "b"), unique=False),
+        Column("u", "text", unique=True),
+        Column("t", "timestamp"),
+    ),
+    key=("id",),
+    time="t",
+    rules=(Rule(sql="x IS NULL OR x < 2.9"),),
+)
+
+
+def table(rows: int = 5_000) -> pl.DataFrame:
+    rng = np.random.default_rng(7)
+    return pl.DataFrame(
+        {
+            "id": rng.integers(0, rows * 20, rows),
+            "x": rng.normal(size=rows),
+            "s": rng.choice(["a", "b", "c"], rows, p=[0.5, 0.49, 0.01]),
+            "u": [f"u{i}" for i in rng.integers(0, rows * 50, rows)],
+            "t": [dt.datetime(2013, 1, 1, hour) for hour in rng.integers(0, 24, rows)],
+        }
+    ).with_columns(x=pl.when(pl.col("x") > -2).then("x"))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "tsv"])
+@pytest.mark.parametrize("batch_rows", [700, 100_000])
+def test_a_file_is_judged_as_its_frame_is(tmp_path: Path, kind: str, batch_rows: int) -> None:
+    frame, file = table(), tmp_path / f"big.{kind}"
+    if kind == "parquet":
+        frame.write_parquet(file)
+    else:
+        frame.write_csv(file, separator="\t" if kind == "tsv" else ",", datetime_format="%Y-%m-%dT%H:%M:%S")
+    verdict, found = check(frame, CONTRACT), check_file(file, CONTRACT, tmp_path / "out", batch_rows=batch_rows)
+    assert verdict.bad.height > 100
+    assert pl.read_parquet(found.good).equals(verdict.good)
+    assert found.bad is not None
+    bad = pl.read_parquet(found.bad)
+    assert bad["_rules"].to_list() == verdict.bad["_rules"].to_list()
+    assert bad["id"].cast(pl.Int64).to_list() == verdict.bad["id"].to_list()
+    assert (found.rows, found.bad_rows) == (frame.height, verdict.bad.height)
+    for rule, count in verdict.counts.items():
+        assert (found.counts[rule].broken, found.counts[rule].unknown) == (count.broken, count.unknown), rule
+    assert found.passed == verdict.passed
+    assert found.to_junit().count("<testcase") == len(found.counts)
+    assert found.to_dict()["bad"] == verdict.bad.height
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["big.bad.parquet", "big.good.parquet"]
+
+
+def test_a_clean_or_empty_file_leaves_no_bad_file(tmp_path: Path) -> None:
+    clean = Contract(name="big", columns=(Column("id", "int"),))
+    table(10).write_parquet(tmp_path / "big.parquet")
+    found = check_file(tmp_path / "big.parquet", clean, tmp_path / "out")
+    assert found.bad is None
+    assert not (tmp_path / "out" / "big.bad.parquet").exists()
+    table(10).clear().write_parquet(tmp_path / "big.parquet")
+    empty = check_file(tmp_path / "big.parquet", CONTRACT, tmp_path / "out")
+    assert (empty.rows, empty.bad, empty.passed) == (0, None, True)
+    assert pl.read_parquet(empty.good).schema == table(10).schema
+
+
+def test_progress_is_told_in_rows(tmp_path: Path) -> None:
+    table().write_parquet(tmp_path / "big.parquet")
+    told: list[tuple[float, float]] = []
+    check_file(
+        tmp_path / "big.parquet",
+        CONTRACT,
+        tmp_path / "out",
+        batch_rows=1000,
+        progress=lambda done, total, said: told.append((done, total)),
+    )
+    assert max(told) == (5000.0, 5000.0)
+    assert told == sorted(told)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", b"", "expected clean CSV"),
+        ("a.csv", b"id,x\n1\n2,3,4\n", "tenon ingest a.csv reads what is messy"),
+        ("a.parquet", b"PAR1 nonsense", "expected Parquet"),
+        ("a.xlsx", b"", "a .parquet, .csv or .tsv file"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_said_so(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        check_file(file, CONTRACT, tmp_path / "out")
+    assert said in str(refused.value)
+    assert str(file) in str(refused.value)
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_a_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="expected a file, got nothing"):
+        check_file(tmp_path / "no.parquet", CONTRACT, tmp_path)
+
+
+def test_a_failed_check_leaves_the_earlier_result(tmp_path: Path) -> None:
+    table().write_parquet(tmp_path / "big.parquet")
+    found = check_file(tmp_path / "big.parquet", CONTRACT, tmp_path / "out")
+    before = found.good.read_bytes()
+    data = (tmp_path / "big.parquet").read_bytes()
+    (tmp_path / "big.parquet").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError):
+        check_file(tmp_path / "big.parquet", CONTRACT, tmp_path / "out")
+    assert found.good.read_bytes() == before
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["big.bad.parquet", "big.good.parquet"]
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    script = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from tenon.contract import Column, Contract, check_file
+contract = Contract(name="m", columns=(Column("id", "int"), Column("x", "float", between=(-3, 3))), key=("id",))
+check_file(Path(sys.argv[2]), contract, Path(sys.argv[3]), batch_rows=50_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+    used = []
+    for rows in (100_000, 2_000_000):
+        file = tmp_path / f"m{rows}.parquet"
+        pl.DataFrame({"id": range(rows), "x": np.random.default_rng(0).normal(size=rows)}).write_parquet(
+            file, row_group_size=50_000
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(Path(__file__).parents[2] / "src"), str(file), str(tmp_path / "out")],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "POLARS_MAX_THREADS": "2"},
+        )
+        used.append(int(done.stdout))
+    assert used[1] - used[0] < 150, used
