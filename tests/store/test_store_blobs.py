@@ -79,7 +79,9 @@ def test_a_blob_that_is_not_there_is_missing_in_words(store: Store) -> None:
     digest = "ab" * 32
     assert store.blobs.has(digest) is False
     for ask in (store.blobs.path, store.blobs.read, store.blobs.size, store.blobs.check):
-        with pytest.raises(MissingError, match=r"expected the blob abababababab, got nothing .* run `tenon doctor`"):
+        with pytest.raises(
+            MissingError, match=r"expected the blob abababababab, got nothing .* run `tenon store check`"
+        ):
             ask(digest)
 
 

@@ -213,7 +213,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_fills_up_is_told_in_words_and_nothing_is_half_written(small_disk: Path) -> None:
     with Store.open(small_disk, limits=StoreLimits(free_bytes=0)) as store:
         store.put("k", "before", {"file": store.blobs.put(b"x")})
-        with pytest.raises(StoreError, match=r"on the disk, got .* free .*free some space, or run `tenon data gc`"):
+        with pytest.raises(StoreError, match=r"on the disk, got .* free .*free some space, or run `tenon store gc`"):
             store.blobs.put(b"x" * 4_000_000)
         full = small_disk / "filler"
         with full.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):

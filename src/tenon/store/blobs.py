@@ -181,7 +181,7 @@ def require_room(folder: Path, size: int, limits: StoreLimits) -> None:
     free = state.f_bavail * state.f_frsize
     if free - size < limits.free_bytes:
         wanted = f"{_mb(size)} and {_mb(limits.free_bytes)} to spare on the disk"
-        hint = "free some space, or run `tenon data gc`; nothing was changed"
+        hint = "free some space, or run `tenon store gc`; nothing was changed"
         raise StoreError(sentence(wanted, f"{_mb(free)} free", at=str(folder), hint=hint))
 
 
@@ -210,7 +210,7 @@ def checked(digest: str) -> str:
 
 def missing(digest: str, place: str) -> MissingError:
     """Build the error for a blob that is not there."""
-    hint = "run `tenon doctor`; if its files were moved or cleaned by hand, restore them or run the stage again"
+    hint = "run `tenon store check`; if its files were moved or cleaned by hand, restore them or run the stage again"
     return MissingError(sentence(f"the blob {digest[:12]}", "nothing", at=place, hint=hint))
 
 
@@ -227,7 +227,7 @@ def words_of_disk(place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            got, hint = "a full disk", "free some space, or run `tenon data gc`; nothing was changed"
+            got, hint = "a full disk", "free some space, or run `tenon store gc`; nothing was changed"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             got, hint = f"'{error.strerror}'", "check who owns the folder and that the disk is not mounted read-only"
         else:

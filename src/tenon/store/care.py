@@ -92,7 +92,7 @@ def examine(catalog: Catalog, blobs: Folder | Bucket, progress: Progress = quiet
                 severity="info",
                 place=catalog.place,
                 said=f"{len(spare):,} blobs ({size:,} bytes) that no record names, {len(leftovers):,} leftover files",
-                hint="run `tenon data gc` to delete those older than a day",
+                hint="run `tenon store gc` to delete those older than a day",
                 numbers={"blobs": float(len(spare)), "size_bytes": float(size), "leftovers": float(len(leftovers))},
             )
         )

@@ -412,7 +412,7 @@ def _body(text: str, place: str) -> dict[str, Any]:
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeError) as error:
-        raise CorruptError(sentence("JSON", f"'{error}'", at=place, hint="run `tenon doctor`")) from error
+        raise CorruptError(sentence("JSON", f"'{error}'", at=place, hint="run `tenon store check`")) from error
 
 
 def _number(value: Any) -> float | None:

@@ -125,7 +125,9 @@ def unpack(body: bytes, place: str) -> list[dict[str, Any]]:
         found = msgspec.msgpack.decode(body)
         version, tables = found["v"], found["tables"]
     except (msgspec.MsgspecError, KeyError, TypeError) as error:
-        raise CorruptError(sentence("a batch of metrics", f"'{error}'", at=place, hint="run `tenon doctor`")) from error
+        raise CorruptError(
+            sentence("a batch of metrics", f"'{error}'", at=place, hint="run `tenon store check`")
+        ) from error
     if version != 1:
         raise StoreError(sentence("metrics in format 1", f"format {version}", at=place, hint="install a later tenon"))
     return list(tables)
