@@ -35,7 +35,7 @@ class Case:
     reference_rows: int = 0
     unseen: Mapping[tuple[float, str], tuple[float, Sequence[str]]] = field(default_factory=dict)
     usual_labelled: float = math.nan
-    waiting_s: float = math.nan  # 99 % of labels come within this
+    without: tuple[str, ...] = ()  # columns that name rows in the labels and are missing in the observations
     quiet_s: float = 0.0  # time since the last observation
     words: Mapping[str, str] = field(default_factory=dict)
 
@@ -51,8 +51,8 @@ class Case:
 
     @property
     def enough(self) -> list[Window]:
-        """Return the newest windows that have rows enough to judge, closed or at least half over."""
-        return [window for window in self.recent if window.rows >= self.config.min_rows and not window.open]
+        """Return the newest windows that are closed, covered, and have rows enough to judge."""
+        return [w for w in self.recent if w.rows >= self.config.min_rows and not w.open and not w.partial]
 
 
 @dataclass(frozen=True, slots=True)

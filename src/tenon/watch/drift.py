@@ -119,8 +119,13 @@ def columns(
     expected: Expected,
     usual: Usual | None,
 ) -> tuple[ColumnDrift, ...]:
-    """Sum up each column over the windows with enough rows, the one furthest beyond its limit first."""
-    pairs = [pair for pair in zip(windows, drifts, strict=True) if pair[0].rows >= config.min_rows]
+    """Sum up each column over the windows that can be judged (or else all), the one furthest beyond its limit first."""
+    every_pair = list(zip(windows, drifts, strict=True))
+    pairs = [
+        (window, every)
+        for window, every in every_pair
+        if window.rows >= config.min_rows and not window.open and not window.partial
+    ] or every_pair
     rows = []
     for name in dict.fromkeys(name for _, every in pairs for name in every):
         seen = [(window, every[name]) for window, every in pairs if name in every]

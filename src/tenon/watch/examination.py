@@ -159,18 +159,22 @@ def examine(
         horizon,
         now,
     )
-    windows: list[Window] = []
-    drifts: list[dict[str, Comparison]] = []
-    delays: list[np.ndarray[Any, Any]] = []
+    seen: list[_Seen] = []
     for done, start in enumerate(starts):
         context.progress(done, len(starts), f"examining {model}")
-        reach = [span for span in held if span.first < start + width and span.last >= start]
-        window, found, waited = look.window(start, reach)
-        windows.append(window)
-        drifts.append(found)
-        delays.append(waited)
+        seen.append(look.window(start, [s for s in held if s.first < start + width and s.last >= start]))
     context.progress(len(starts), max(len(starts), 1), f"examining {model}")
-    return look.told(windows, drifts, delays, newest, began)
+    return look.told(seen, newest, began)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """One window as seen: its figures, its drift, how long labels took, and what labels know rows by that it lacks."""
+
+    window: Window
+    drift: Mapping[str, Comparison]
+    delays: np.ndarray[Any, Any]
+    without: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,25 +193,25 @@ class _Look:
     horizon: float
     now: float
 
-    def window(self, start: float, reach: Sequence[Span]) -> tuple[Window, dict[str, Comparison], np.ndarray[Any, Any]]:
-        """Summarise and measure one window; return it with its drift and the delays of its labels."""
+    def window(self, start: float, reach: Sequence[Span]) -> _Seen:
+        """Summarise and measure one window."""
         found, name = self._summary(start, reach)
         drifted = drift.found(self.reference, found.profile)
-        joined = label.join(found.scored, self.labels) if found.scored is not None else None
-        told, delays = dict(found.told), np.empty(0)
-        if joined is not None:
-            labelled = joined.filter(pl.col("label").is_finite())
-            delays = _delays(labelled)
-            told = self._measure(labelled, found.told)
-            if name and told.get("of") != found.told.get("of"):
-                tally.keep(self.store, name, self.model, replace(found, told=told), at=self.context.clock())
+        told, delays, distinct = dict(found.told), np.empty(0), int(found.told.get("distinct", 0))
+        rows = tally.once(found.scored, self._keys(found.scored)) if found.scored is not None else None
+        if rows is not None:
+            labelled = label.join(rows, self.labels).filter(pl.col("label").is_finite())
+            delays, distinct = _delays(labelled), round(rows.height / found.share)
+            told = self._measure(labelled, found.told) | {"distinct": distinct}
+            if name and told != found.told:
+                tally.retell(self.store, name, told, at=self.context.clock())
         window = Window(
             start=start,
             end=start + self.width,
             rows=found.rows,
-            distinct=found.distinct,
+            distinct=distinct,
             labelled=int(told.get("labelled", 0)),
-            sampled=joined.height if joined is not None and joined.height < found.distinct else 0,
+            sampled=rows.height if rows is not None and found.share < 1 else 0,
             open=start + self.width > self.now,
             first=found.first,
             last=found.last,
@@ -227,7 +231,14 @@ class _Look:
             errors=found.errors,
             usd=found.usd,
         )
-        return window, drifted, delays
+        have = found.scored.columns if found.scored is not None else self.labels.keys
+        without = tuple(sorted(set(self.labels.keys) - set(have)))
+        return _Seen(window=window, drift=drifted, delays=delays, without=without)
+
+    def _keys(self, scored: pl.DataFrame) -> list[str]:
+        """Name the columns by which labels find rows, when the rows have all of them: then they name a row."""
+        keys = self.labels.keys
+        return keys if set(keys) <= set(scored.columns) else []
 
     def _summary(self, start: float, reach: Sequence[Span]) -> tuple[Tally, str]:
         """Return the summary of a window, and its name when it is closed and kept."""
@@ -288,18 +299,17 @@ class _Look:
 
     def told(
         self,
-        windows: Sequence[Window],
-        drifts: Sequence[Mapping[str, Comparison]],
-        delays: Sequence[np.ndarray[Any, Any]],
+        seen: Sequence[_Seen],
         newest: float,
         began: float,
     ) -> Watched:
         """Mark which windows are mature, judge, and put it all together."""
-        waited = np.concatenate(delays) if delays else np.empty(0)
+        waited = np.concatenate([one.delays for one in seen]) if seen else np.empty(0)
+        drifts = [one.drift for one in seen]
         late = float(np.quantile(waited, 0.99)) if len(waited) else math.nan
         matured = tuple(
             replace(window, maturing=bool(window.rows) and math.isfinite(late) and self.now < window.end + late)
-            for window in windows
+            for window in (one.window for one in seen)
         )
         shares = sorted(w.labelled_share for w in matured if w.distinct and not w.open and not w.maturing)
         limits = drift.limits(matured, drifts, self.config, self.context.usual)
@@ -316,7 +326,7 @@ class _Look:
             reference_rows=self.reference.rows,
             unseen=drift.unseen(matured, drifts),
             usual_labelled=shares[len(shares) // 2] if shares and len(waited) else math.nan,
-            waiting_s=late,
+            without=seen[-1].without if seen else (),
             quiet_s=self.horizon - newest if math.isfinite(self.horizon) and matured else 0.0,
             words=self.context.words,
         )

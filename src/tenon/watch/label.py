@@ -49,6 +49,11 @@ class Labels:
     repeated: int = 0  # labels replaced by a later one of the same row
     changed: int = 0  # those of them that said something else
 
+    @property
+    def keys(self) -> list[str]:
+        """Name the columns that name a row in the labels made of facts, but for its time."""
+        return [name for name in self.by_key.columns if name.startswith(KEY)] if self.by_key.height else []
+
 
 def gather(
     store: Store, model: str, given: LabelSource | None, *, until: float | None, now: float, cache: bool = True
@@ -73,8 +78,8 @@ def join(rows: pl.DataFrame, labels: Labels) -> pl.DataFrame:
     sides = []
     if labels.by_id.height:
         sides.append(rows.select("id").join(labels.by_id, on="id", how="left", maintain_order="left"))
-    keys = [name for name in labels.by_key.columns if name.startswith(KEY)]
-    if labels.by_key.height and keys and set(keys) <= set(rows.columns):
+    keys = labels.keys
+    if keys and set(keys) <= set(rows.columns):
         texts = [
             pl.col(name).cast(pl.String) for name in keys
         ]  # a key may be a number on one side and text on the other

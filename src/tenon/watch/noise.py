@@ -15,6 +15,7 @@ quiet side; it spares a dependency on SciPy.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from statistics import NormalDist
 
@@ -42,12 +43,20 @@ def standard_error(low: float, high: float) -> float:
     return (high - low) / (2 * _NORMAL.inv_cdf(0.975))
 
 
-def two_sided(difference: float, *errors: float) -> float:
-    """Return how probable a difference this large is by chance, given independent standard errors; 1 when unknown."""
+def two_sided(difference: float, *errors: float, degrees: float = math.inf) -> float:
+    """Return how probable a difference this large is by chance, given independent standard errors; 1 when unknown.
+
+    `degrees` are those of Student's t when the errors were themselves estimated from few values.
+    """
     spread = math.sqrt(sum(error * error for error in errors if math.isfinite(error)))
     if spread == 0 or not math.isfinite(difference):
         return 1.0 if difference == 0 or not math.isfinite(difference) else 0.0
-    return 2 * (1 - _NORMAL.cdf(abs(difference) / spread))
+    t = abs(difference) / spread
+    if math.isfinite(
+        degrees
+    ):  # Wallace's normal approximation of Student's t (Annals of Mathematical Statistics, 1959)
+        t = (8 * degrees + 1) / (8 * degrees + 3) * math.sqrt(degrees * math.log1p(t * t / degrees))
+    return 2 * (1 - _NORMAL.cdf(t))
 
 
 def shares_differ(count: float, rows: float, reference: float, reference_rows: float) -> float:
@@ -57,6 +66,19 @@ def shares_differ(count: float, rows: float, reference: float, reference_rows: f
     pooled = (count + reference * reference_rows) / (rows + reference_rows)
     spread = math.sqrt(pooled * (1 - pooled) * (1 / rows + (1 / reference_rows if reference_rows else 0.0)))
     return two_sided(count / rows - reference, spread)
+
+
+def between(values: Sequence[float], errors: Sequence[float]) -> float:
+    """Return how much values vary among themselves beyond their own sampling errors; 0 with fewer than five.
+
+    From the median absolute deviation, so that a few odd ones (which are what is looked for) do not widen it.
+    """
+    if len(values) < 5:
+        return 0.0
+    middle = statistics.median(values)
+    spread = 1.4826 * statistics.median(abs(value - middle) for value in values)
+    known = [error * error for error in errors if math.isfinite(error)]
+    return math.sqrt(max(0.0, spread * spread - (statistics.fmean(known) if known else 0.0)))
 
 
 def holm(chances: Sequence[float], alpha: float = ALPHA) -> list[bool]:

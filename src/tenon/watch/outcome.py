@@ -8,11 +8,12 @@ the others.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tenon import metric
 from tenon.finding import Finding
-from tenon.metric import Estimate
 from tenon.watch import noise
 from tenon.watch.case import Case, Hit, first_day, others, percent, span
 from tenon.watch.expect import Expected
@@ -26,6 +27,7 @@ RATE_LEAST = 0.01
 BIAS_RATIO = 0.15  # how far predictions may be off on average, relative to what happened
 BIAS_LEAST = 0.02
 LABELS_RATIO = 0.5
+_FEW_TESTED = 4  # tested windows from which one may tell how windows vary
 
 # metric -> how it is called, and what it means that it became worse
 WORDS: dict[str, tuple[str, str]] = {
@@ -61,20 +63,59 @@ def _judged(case: Case) -> list[Window]:
     return [window for window in case.recent if window.judged and window.labelled >= case.config.min_rows]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Standard:
+    """What a single window is held against: a value, how uncertain it is for one window, and how it is said."""
+
+    value: float
+    errors: tuple[float, ...]
+    degrees: float
+    said: str
+
+
+def _standard(case: Case, name: str) -> _Standard | None:
+    """Return what windows of this model reached when it was tested, or else the whole test and how live windows vary.
+
+    The metric of a whole test is no fair measure of a week: weeks differ in how hard they are, and part of what a
+    ranking metric rewards over months is telling bad weeks from good ones.
+    """
+    tested = case.usual.metrics.get(name, ()) if case.usual is not None else ()
+    if len(tested) >= _FEW_TESTED:
+        spread = statistics.stdev(tested) * math.sqrt(1 + 1 / len(tested))
+        middle = statistics.median(tested)
+        said = (
+            f"{middle:.2f} in the usual {unit(case.width_s)} it was tested on ({min(tested):.2f} to {max(tested):.2f})"
+        )
+        return _Standard(value=middle, errors=(spread,), degrees=len(tested) - 1, said=said)
+    reference = case.expected.metrics.get(name)
+    if reference is None:
+        return None
+    live = [
+        w.metrics[name] for w in case.windows if w.judged and w.labelled >= case.config.min_rows and name in w.metrics
+    ]
+    errors = [noise.standard_error(one.low, one.high) for one in live]
+    among = noise.between([one.value for one in live], errors)
+    own = noise.standard_error(reference.low, reference.high)
+    said = f"{reference.value:.2f} in the test that promoted it"
+    return _Standard(value=reference.value, errors=(own, among), degrees=math.inf, said=said)
+
+
 def _worse(case: Case) -> list[Hit]:
-    """Find windows where the metric is worse than on test: beyond noise over all windows, and by enough to matter."""
-    name, reference = case.expected.metric, case.expected.metrics.get(case.expected.metric)
+    """Find windows where the metric is worse than when it was tested: beyond noise, and by enough to matter."""
+    name = case.expected.metric
+    standard = _standard(case, name)
     windows = [window for window in _judged(case) if name in window.metrics]
-    if reference is None or not windows:
+    if standard is None or not windows:
         return []
     sign = 1.0 if metric.HIGHER_IS_BETTER[name] else -1.0
-    losses = [sign * (reference.value - window.metrics[name].value) for window in windows]
-    error = noise.standard_error(reference.low, reference.high)
-    chances = [
-        noise.two_sided(loss, error, noise.standard_error(window.metrics[name].low, window.metrics[name].high))
-        for loss, window in zip(losses, windows, strict=True)
-    ]
-    least = _worth(case.expected, name, reference)
+    losses = [sign * (standard.value - window.metrics[name].value) for window in windows]
+    chances = []
+    for loss, window in zip(losses, windows, strict=True):
+        own = noise.standard_error(window.metrics[name].low, window.metrics[name].high)
+        # The spread of tested windows holds their sampling noise already; live windows may have more of their own.
+        errors = (max(own, *standard.errors),) if math.isfinite(standard.degrees) else (own, *standard.errors)
+        chances.append(noise.two_sided(loss, *errors, degrees=standard.degrees))
+    least = _worth(case.expected, name, standard.value)
     return [
         Hit(window, loss, {})
         for window, loss, held in zip(windows, losses, noise.holm(chances), strict=True)
@@ -82,42 +123,46 @@ def _worse(case: Case) -> list[Hit]:
     ]
 
 
-def _worth(expected: Expected, name: str, reference: Estimate) -> float:
+def _worth(expected: Expected, name: str, value: float) -> float:
     """Return how large a loss must be to be worth telling."""
-    if math.isfinite(expected.baseline_value):
-        return max(WORTH_RATIO * abs(reference.value - expected.baseline_value), 1e-9)
+    if math.isfinite(_lift(expected, name)):
+        return max(WORTH_RATIO * _lift(expected, name), 1e-9)
     bounded = name in ("roc_auc", "average_precision", "r2")
-    return WORTH_SCORE if bounded else WORTH_ERROR * abs(reference.value)
+    return WORTH_SCORE if bounded else WORTH_ERROR * abs(value)
+
+
+def _lift(expected: Expected, name: str) -> float:
+    """Return by how much the model was better than its best baseline on test; not a number when that is unknown."""
+    test = expected.metrics.get(name)
+    return abs(test.value - expected.baseline_value) if test is not None else math.nan
 
 
 def _performance(case: Case, hits: Sequence[Hit]) -> Finding:
     name = case.expected.metric
-    reference = case.expected.metrics[name]
+    standard = _standard(case, name)
+    assert standard is not None, name
     worst = max(hits, key=lambda hit: hit.size)
     value = worst.window.metrics[name]
     called, meaning = WORDS[name]
     meaning = meaning.format(unit_plural=case.word("unit_plural"), positive_word=case.word("positive_word"))
-    sign = 1.0 if metric.HIGHER_IS_BETTER[name] else -1.0
-    beaten = math.isfinite(case.expected.baseline_value) and sign * (value.value - case.expected.baseline_value) <= 0
     said = (
-        f"{in_(worst.window)} the model {meaning} in the test that promoted it: {called} {span(value)} "
-        f"against {reference.value:.2f}{_rate_words(case, worst.window, '; ')}."
+        f"{in_(worst.window)} the model {meaning} when it was tested: {called} {span(value)} "
+        f"against {standard.said}{_rate_words(case, worst.window, '; ')}."
     )
-    if beaten:
-        said += (
-            f" That is no better than the baseline '{case.expected.baseline}' was in the test "
-            f"({case.expected.baseline_value:.2f})."
-        )
+    lift = _lift(case.expected, name)
+    spent = math.isfinite(lift) and worst.size >= lift
+    if spent:
+        said += f" That is more than all it was better than the baseline '{case.expected.baseline}' ({lift:.2f})."
     said += others(case, hits, worst)
     numbers = _outcome_numbers(worst.window, len(hits)) | {
         name: value.value,
         f"{name}_low": value.low,
         f"{name}_high": value.high,
-        f"{name}_test": reference.value,
+        f"{name}_expected": standard.value,
     }
     return Finding(
         code="watch/performance",
-        severity="error" if beaten else "warning",
+        severity="error" if spent else "warning",
         place=f"{case.model}/performance/{name}",
         said=said,
         hint="See which features drifted in the same time, then consider retraining on newer data (tenon run); "
@@ -129,9 +174,21 @@ def _performance(case: Case, hits: Sequence[Hit]) -> Finding:
 def _biased(case: Case) -> list[Hit]:
     """Find windows where predictions were off on average, more than in test and beyond noise."""
     windows = [w for w in _judged(case) if math.isfinite(w.rate) and math.isfinite(w.predicted)]
-    offset = case.expected.bias if math.isfinite(case.expected.bias) else 0.0
+    tested = case.usual.bias if case.usual is not None else ()
+    known = len(tested) >= _FEW_TESTED
+    offset = statistics.median(tested) if known else case.expected.bias if math.isfinite(case.expected.bias) else 0.0
     gaps = [window.predicted - window.rate - offset for window in windows]
-    chances = [noise.two_sided(gap, _mean_error(case, window)) for gap, window in zip(gaps, windows, strict=True)]
+    every = [w for w in case.windows if w.judged and math.isfinite(w.rate) and w.labelled >= case.config.min_rows]
+    among = (
+        statistics.stdev(tested) * math.sqrt(1 + 1 / len(tested))
+        if known
+        else noise.between([w.predicted - w.rate for w in every], [_mean_error(case, w) for w in every])
+    )
+    degrees = len(tested) - 1 if known else math.inf
+    chances = [
+        noise.two_sided(gap, _mean_error(case, window), among, degrees=degrees)
+        for gap, window in zip(gaps, windows, strict=True)
+    ]
     return [
         Hit(window, abs(gap), {})
         for window, gap, held in zip(windows, gaps, noise.holm(chances), strict=True)
@@ -239,7 +296,13 @@ def labels_late(case: Case) -> list[Finding]:
     """Judge whether labels that should be there by now are missing."""
     old = [w for w in case.recent if not w.open and not w.maturing and w.distinct >= case.config.min_rows]
     usual = case.usual_labelled
-    if not math.isfinite(usual):  # nothing was ever labelled
+    if case.without:
+        said = (
+            f"Outcomes are known by {', '.join(name.removeprefix('key_') for name in case.without)}, which the "
+            f"observations do not carry, so no outcome finds its {case.word('unit_singular')}."
+        )
+        numbers: dict[str, float] = {"columns": len(case.without)}
+    elif not math.isfinite(usual):  # nothing was ever labelled
         rows = sum(window.distinct for window in case.windows if not window.open)
         if rows < case.config.min_rows:
             return []
@@ -247,7 +310,7 @@ def labels_late(case: Case) -> list[Finding]:
             f"No label has come for any of the {rows:,} {case.word('unit_plural')} since {first_day(case)}, so nobody "
             f"can say how good the model is in use."
         )
-        numbers: dict[str, float] = {"rows": rows}
+        numbers = {"rows": rows}
     else:
         late = [w for w in old if w.labelled_share < LABELS_RATIO * usual]
         if not late:

@@ -3,7 +3,7 @@
 A window is read in chunks of bounded size and the profiles of the chunks are merged, so memory does not grow with
 traffic. What is kept of each row is only what performance needs later, when its label comes: id, key, time, score,
 version (the "scored rows"; sampled by the hash of the id beyond a bound, so the sample of a row does not depend on when
-it is looked at). A row asked about twice (same key and time) is scored once, by its latest answer; traffic, latency,
+it is looked at). A row asked about twice (same key and time) is scored `once`, by its latest answer; traffic, latency,
 errors and cost count every answer.
 
 A closed window is summarised once: its summary is a record `watch-window` with two blobs, valid as long as no newer
@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,7 @@ from tenon.watch.retain import SUMMARY
 from tenon.watch.stream import Span
 from tenon.watch.window import start_of
 
-FORMAT = 1  # of the summaries: another number makes them anew
+FORMAT = 2  # of the summaries: another number makes them anew
 SCORED = ("id", "time", "score", "version", "at")
 
 
@@ -43,7 +43,7 @@ class Tally:
     end: float
     seq: int
     rows: int = 0
-    distinct: int = 0
+    share: float = 1.0  # of the answered rows, that are among the scored ones
     first: float = math.nan
     last: float = math.nan
     gap_s: float = 0.0
@@ -100,7 +100,6 @@ def tally(store: Store, model: str, cut: Cut, held: list[Span], limits: WatchLim
         profiles = part if profiles is None else profiles.merge(part)
         scored.append(_scored(answered, keep))
     waited = np.concatenate(waits) if waits else np.empty(0)
-    once = _once(stack(scored)) if scored else None
     first, last, gap_s = _gaps(times)
     return Tally(
         start=cut.start,
@@ -110,7 +109,7 @@ def tally(store: Store, model: str, cut: Cut, held: list[Span], limits: WatchLim
         first=first,
         last=last,
         gap_s=gap_s,
-        distinct=round(once.height / keep) if once is not None else 0,
+        share=keep,
         versions={key: versions[key] for key in sorted(versions)},
         p50_ms=float(np.quantile(waited, 0.5)) if len(waited) else math.nan,
         p99_ms=float(np.quantile(waited, 0.99)) if len(waited) else math.nan,
@@ -119,7 +118,7 @@ def tally(store: Store, model: str, cut: Cut, held: list[Span], limits: WatchLim
         errors=errors,
         usd=usd,
         profile=profiles,
-        scored=once,
+        scored=stack(scored) if scored else None,
     )
 
 
@@ -178,7 +177,7 @@ def keep(store: Store, name: str, model: str, found: Tally, *, at: float) -> Non
     assert found.profile is not None and found.scored is not None, name
     sink = io.BytesIO()
     found.scored.write_parquet(sink, compression="zstd")
-    numbers = ("start", "end", "rows", "distinct", "first", "last", "gap_s", "p50_ms", "p99_ms", "slow", "timed")
+    numbers = ("start", "end", "rows", "share", "first", "last", "gap_s", "p50_ms", "p99_ms", "slow", "timed")
     values = {key: getattr(found, key) for key in (*numbers, "errors", "usd")}
     body = {
         "id": name,
@@ -197,12 +196,20 @@ def keep(store: Store, name: str, model: str, found: Tally, *, at: float) -> Non
     store.put(SUMMARY, name, body, at=at)
 
 
+def retell(store: Store, name: str, told: Mapping[str, Any], *, at: float) -> None:
+    """Replace what a kept summary tells of performance. Writes the record only."""
+    with store.atomic():
+        body = store.get(SUMMARY, name)
+        if body is not None:
+            store.put(SUMMARY, name, body | {"told": dict(told)}, at=at)
+
+
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _chunks(store: Store, model: str, cut: Cut, limits: WatchLimits) -> Iterator[pl.DataFrame]:
     """Yield the rows of the window in frames of about `chunk_rows`."""
-    until = min(cut.end, cut.until)
+    until = math.nextafter(min(cut.end, cut.until), math.inf)
     waiting: list[pl.DataFrame] = []
     for batch in store.read(STREAM, model, since=cut.start, until=until):
         frame = settled(decode(batch.body, f"{STREAM}/{model}/{batch.seq}"))
@@ -220,6 +227,14 @@ def _chunks(store: Store, model: str, cut: Cut, limits: WatchLimits) -> Iterator
         yield stack(waiting)
 
 
+def once(scored: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
+    """Keep the latest answer of each row: of each key and time, or of each id when rows have no key."""
+    identity = [*keys, "time"] if keys else ["id"]
+    if not keys and scored["id"].null_count():
+        return scored
+    return scored.sort("at", maintain_order=True).unique(identity, keep="last", maintain_order=True)
+
+
 def _scored(frame: pl.DataFrame, keep: float) -> pl.DataFrame:
     """Return what performance needs of the answered rows, sampled by the hash of their identity."""
     keys = [name for name in frame.columns if name.startswith(KEY)]
@@ -228,15 +243,6 @@ def _scored(frame: pl.DataFrame, keep: float) -> pl.DataFrame:
         return thin
     identity = pl.struct([*keys, "time"]) if keys else pl.col("id")
     return thin.filter(identity.hash(seed=0) < int(keep * 2**64))
-
-
-def _once(scored: pl.DataFrame) -> pl.DataFrame:
-    """Keep the latest answer of each row: of each key and time, or of each id where rows have no key."""
-    keys = [name for name in scored.columns if name.startswith(KEY)]
-    identity = [*keys, "time"] if keys else ["id"]
-    if not keys and scored["id"].null_count():
-        return scored
-    return scored.sort("at", maintain_order=True).unique(identity, keep="last", maintain_order=True)
 
 
 def _gaps(times: list[np.ndarray[Any, Any]]) -> tuple[float, float, float]:

@@ -67,6 +67,11 @@ class Window:
         return self.labelled / (self.sampled or self.distinct) if self.distinct else 0.0
 
     @property
+    def partial(self) -> bool:
+        """Whether rows cover so little of the window (a first week may begin on a Friday) that it is unlike others."""
+        return self.rows > 0 and self.last - self.first < 0.6 * (self.end - self.start)
+
+    @property
     def judged(self) -> bool:
         """Whether performance here may be judged: closed, mature, and some labels there."""
         return not self.open and not self.maturing and self.labelled > 0
@@ -88,6 +93,7 @@ class Window:
             "sampled": self.sampled,
             "open": self.open,
             "maturing": self.maturing,
+            "partial": self.partial,
             "first": iso(self.first) if math.isfinite(self.first) else None,
             "last": iso(self.last) if math.isfinite(self.last) else None,
             "gap_s": _known(self.gap_s, 3),
