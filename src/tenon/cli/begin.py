@@ -48,7 +48,7 @@ def run(project: Path, model: str, upto: str, again: bool, as_json: bool) -> Non
     output = Output(as_json)
     with opened(project, output, again=again) as work:
         outcome = flow.run(work, model=model, upto=upto)
-    output.findings(outcome.findings)
+    output.findings(outcome.findings, notes=False)
     output.emit(outcome.to_dict(), lambda: told(outcome, project))
 
 

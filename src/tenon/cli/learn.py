@@ -25,7 +25,7 @@ def train(project: Path, model: str, again: bool, as_json: bool) -> None:
     output = Output(as_json)
     with opened(project, output, again=again) as work:
         outcome = flow.run(work, model=model, upto="version")
-    output.findings(outcome.findings)
+    output.findings(outcome.findings, notes=False)
     output.emit(outcome.to_dict(), lambda: told(outcome, project))
 
 

@@ -52,14 +52,17 @@ class Output:
         self.end()
         click.secho(harmless(text), err=True, fg=colour)
 
-    def findings(self, findings: Sequence[Mapping[str, Any]]) -> None:
-        """Say findings, gravest first, each with its place, code and next step."""
+    def findings(self, findings: Sequence[Mapping[str, Any]], *, notes: bool = True) -> None:
+        """Say findings, gravest first, each with its place, code and next step; without `notes`, count those of info."""
         order = {"error": 0, "warning": 1, "info": 2}
-        for finding in sorted(findings, key=lambda found: order[found["severity"]]):
+        shown = [found for found in findings if notes or found["severity"] != "info"]
+        for finding in sorted(shown, key=lambda found: order[found["severity"]]):
             severity = finding["severity"]
             self.say(f"{MARK[severity]} {finding['said']}", colour=COLOUR[severity])
             where = " · ".join(part for part in (finding["place"], finding["code"]) if part)
             self.say(f"    {where}" + (f"\n    {finding['hint']}" if finding["hint"] else ""))
+        if len(shown) < len(findings):
+            self.say(f"· {len(findings) - len(shown)} notes on the data are in the engineer's report, and in --json")
 
     def progress(self, done: float, total: float, said: str) -> None:
         """Draw progress of the work named `said`, once it has gone on for two seconds and somebody is looking."""
