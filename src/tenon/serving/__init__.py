@@ -6,7 +6,7 @@
 `app` finds the door of a request; `rows` checks it, `lane` batches and scores, `live` and `oip` speak JSON and the Open
 Inference Protocol, `posting` and `keeping` take facts and labels durably, `tap` and `meter` let others watch,
 `server` listens.
-`replay` and `client` are the other side of the wire. Starting it imports neither torch nor ingest nor training.
+`play` (replay) and `client` are the other side of the wire. Starting it imports neither torch nor ingest nor training.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from tenon.serving.app import App, build_app
     from tenon.serving.client import Client
     from tenon.serving.keeping import restore, to_ipc
-    from tenon.serving.replay import Pace, Replayed, Tick, replay
+    from tenon.serving.play import Pace, Replayed, Tick, replay
     from tenon.serving.server import listen, run, running
     from tenon.serving.service import Seams, Service, Settings
 
 _HOMES = {
     "App": "app",
     "Client": "client",
-    "Pace": "replay",
-    "Replayed": "replay",
+    "Pace": "play",
+    "Replayed": "play",
     "Seams": "service",
     "Service": "service",
     "Settings": "service",
-    "Tick": "replay",
+    "Tick": "play",
     "build_app": "app",
     "listen": "server",
-    "replay": "replay",
+    "replay": "play",
     "restore": "keeping",
     "run": "server",
     "running": "server",

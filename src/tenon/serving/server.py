@@ -253,12 +253,12 @@ def _guarded(limits: ServingLimits) -> type[Guarded]:
 
 def listen(host: str, port: int) -> socket.socket:
     """Return a bound socket; UsageError for a port that is taken says who has it and which is free."""
+    if not 0 <= port <= 65_535:
+        raise UsageError(sentence("a port from 0 to 65535", str(port), hint="8321 is the default"))
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise UsageError(sentence("a host to listen on", f"'{host}': {error}", hint="127.0.0.1 or 0.0.0.0")) from error
-    except OverflowError:
-        raise UsageError(sentence("a port from 0 to 65535", str(port), hint="8321 is the default")) from None
     family, kind, protocol, _, address = found[0]
     sock = socket.socket(family, kind, protocol)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
