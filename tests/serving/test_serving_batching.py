@@ -202,7 +202,8 @@ def test_each_request_is_scored_by_the_version_that_checked_it() -> None:
 def test_work_on_the_features_runs_between_batches() -> None:
     async def working() -> list[Any]:
         of = lane(Doubling())
-        return await asyncio.gather(of.alone(lambda: "done"), submit(of, 1.0), of.alone(lambda: 1 + 1))
+        found = await asyncio.gather(of.alone(lambda: "done"), submit(of, 1.0), of.alone(lambda: 1 + 1))
+        return list(found)
 
     assert asyncio.run(working()) == ["done", [2.0], 2]
 

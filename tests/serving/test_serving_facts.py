@@ -1,4 +1,4 @@
-"""A fact that was acknowledged is on disk, counts once, and changes the next prediction; labels are kept for monitoring."""
+"""A fact that was acknowledged is on disk, counts once and changes the next prediction; labels are kept too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages: one to try a request with a real row, the documentation, OpenAPI, health; nothing fetched from elsewhere."""
+"""The pages: one to try a request with a real row, the documentation, OpenAPI, health; nothing from elsewhere."""
 
 from __future__ import annotations
 

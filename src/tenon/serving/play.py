@@ -119,7 +119,7 @@ class Latencies:
 
     def add(self, seconds: float) -> None:
         """Count one."""
-        bucket = int(math.log(max(seconds, 1e-6)) / STEP)
+        bucket = math.floor(math.log(max(seconds, 1e-6)) / STEP)
         self._counts[bucket] = self._counts.get(bucket, 0) + 1
         self.count += 1
         self.max_s = max(self.max_s, seconds)
