@@ -53,7 +53,7 @@ class Output:
         click.secho(harmless(text), err=True, fg=colour)
 
     def findings(self, findings: Sequence[Mapping[str, Any]], *, notes: bool = True) -> None:
-        """Say findings, gravest first, each with its place, code and next step; without `notes`, count those of info."""
+        """Say findings, gravest first, with place, code and next step; without `notes`, only count those of info."""
         order = {"error": 0, "warning": 1, "info": 2}
         shown = [found for found in findings if notes or found["severity"] != "info"]
         for finding in sorted(shown, key=lambda found: order[found["severity"]]):
