@@ -30,7 +30,7 @@ from tenon.feature.plan import duration_us
 from tenon.flow import learn, promote
 from tenon.flow.data import frame
 from tenon.flow.work import Work, newest
-from tenon.serving.replay import replay as play
+from tenon.serving.play import replay as play
 
 PROBES = 50  # rows scored to learn what one costs
 CHARGE_S = 60.0  # how often a running service writes down what it has cost
