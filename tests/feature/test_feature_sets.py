@@ -262,7 +262,7 @@ def test_findings_tell_what_is_odd_about_keys_times_and_joins() -> None:
     }
     assert (
         found["feature/repeated-fact"].said
-        == "1 of 4 rows share trip, start with a later row, and only the last counts."
+        == "1 of 4 rows share trip, start with a later row: earlier versions of it."
     )
     constant = [f for f in made.examine(given, made.matrix(given)) if f.code == "feature/constant"]
     assert [(f.place, f.said) for f in constant] == [

@@ -18,7 +18,6 @@ while nothing is pruned or late). All numbers are finite here; callers turn NaN 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Integers = NDArray[np.object_]  # Python integers, of any size
 
 EXACT = float(2**53)  # whole numbers below this are floats without rounding
 PARTS = 3
@@ -74,7 +74,7 @@ class Prefix:
     """Exact running sums of one column, with a leading zero: float parts, or Python integers at a scale."""
 
     parts: tuple[Floats, ...] = ()
-    integers: NDArray[np.object_] | None = None
+    integers: Integers | None = None
     scale: int = 0
 
 
@@ -83,14 +83,14 @@ def prefix(values: Floats) -> Prefix:
     parts = _parts(values)
     if parts is not None:
         return Prefix(parts=tuple(_running(part) for part in parts))
-    return _integers(values.tolist(), squared=False)
+    whole, scale = _whole(values)
+    return Prefix(integers=_running_integers(whole), scale=scale)
 
 
 def window_sums(sums: Prefix, lo: Ints, hi: Ints) -> Floats:
     """Return Σ values[lo:hi] for each window, rounded once; NaN where it is beyond the largest float."""
     if sums.integers is not None:
-        whole = sums.integers[hi] - sums.integers[lo]
-        return _floats(ratio(total, sums.scale) for total in whole.tolist())
+        return _quotients(sums.integers[hi] - sums.integers[lo], 1 << sums.scale)
     differences = [part[hi] - part[lo] for part in sums.parts]
     if len(differences) == 1:
         total = differences[0]
@@ -103,39 +103,54 @@ def window_sums(sums: Prefix, lo: Ints, hi: Ints) -> Floats:
 
 def window_deviations(values: Floats, counts: Ints, lo: Ints, hi: Ints) -> Floats:
     """Return the sample standard deviation of each window (nulls given as 0, left out of `counts`); NaN below two."""
-    whole = float(np.max(np.abs(values), initial=0.0)) < 2.0**26 and bool(np.all(values == np.rint(values)))
-    if whole and float(np.sum(values * values)) < EXACT:
-        total = _running(values)
-        squares = _running(values * values)
+    found = np.full(len(counts), np.nan)
+    several = np.flatnonzero(counts > 1)
+    n, lo, hi = counts[several], lo[several], hi[several]
+    small = float(np.max(np.abs(values), initial=0.0)) < 2.0**26 and bool(np.all(values == np.rint(values)))
+    if small and float(np.sum(values * values)) * float(n.max(initial=0)) < EXACT:
+        total, squares = _running(values), _running(values * values)
         s, q = total[hi] - total[lo], squares[hi] - squares[lo]
-        n = counts.astype(np.float64)
-        exact = (n * q < EXACT) & (n < 2.0**26)
-        found = np.full(len(n), np.nan)
-        fit = exact & (counts > 1)
-        found[fit] = np.sqrt((n[fit] * q[fit] - s[fit] * s[fit]) / (n[fit] * (n[fit] - 1)))
-        rest = np.flatnonzero(~exact & (counts > 1))
-        found[rest] = _floats(deviation(int(counts[i]), int(s[i]), int(q[i]), 0) for i in rest.tolist())
+        found[several] = np.sqrt((n * q - s * s) / (n * (n - 1)))
         return found
-    numbers = values.tolist()
-    total_of = _integers(numbers, squared=False)
-    square_of = _integers(numbers, squared=True)
-    assert total_of.integers is not None and square_of.integers is not None
-    sums = (total_of.integers[hi] - total_of.integers[lo]).tolist()
-    powers = (square_of.integers[hi] - square_of.integers[lo]).tolist()
-    return _floats(deviation(*each, total_of.scale) for each in zip(counts.tolist(), sums, powers, strict=True))
+    whole, scale = _whole(values)
+    sums, powers = _running_integers(whole), _running_integers(whole * whole)
+    sum_of, power_of, count = sums[hi] - sums[lo], powers[hi] - powers[lo], n.astype(object)
+    above = count * power_of - sum_of * sum_of
+    found[several] = np.sqrt(_quotients(above, count * (count - 1) * (1 << 2 * scale)))
+    return found
 
 
-def _integers(values: list[float], *, squared: bool) -> Prefix:
-    """Build running sums of the numbers, or of their squares (at twice the scale), as Python integers."""
-    ratios = [value.as_integer_ratio() for value in values]
-    scale = max((denominator.bit_length() - 1 for _, denominator in ratios), default=0)
-    whole = np.zeros(len(values) + 1, dtype=object)
-    running = 0
-    for position, (numerator, denominator) in enumerate(ratios, 1):
-        number = (numerator << scale) // denominator
-        running += number * number if squared else number
-        whole[position] = running
-    return Prefix(integers=whole, scale=scale)
+def _whole(values: Floats) -> tuple[Integers, int]:
+    """Return numbers as Python integers, all at one scale."""
+    mantissa, exponent = np.frexp(values)
+    low = exponent.astype(np.int64) - 53
+    scale = max(0, -int(np.min(low, where=values != 0.0, initial=0)))
+    digits = np.ldexp(mantissa, 53).astype(np.int64).astype(object)
+    shifts = np.where(values != 0.0, low + scale, 0).astype(object)
+    return digits << shifts, scale
+
+
+def _running_integers(whole: Integers) -> Integers:
+    total = np.zeros(len(whole) + 1, dtype=object)
+    np.add.accumulate(whole, out=total[1:])
+    return total
+
+
+def _quotients(above: Integers, below: Integers | int) -> Floats:
+    """Divide integers, each quotient rounded once; NaN where it is beyond the largest float."""
+    try:
+        quotients: Floats = (above / below).astype(np.float64)
+        return quotients
+    except OverflowError:
+        pairs = zip(above.tolist(), np.broadcast_to(np.asarray(below, dtype=object), above.shape).tolist(), strict=True)
+        return np.array([_quotient(a, b) for a, b in pairs])
+
+
+def _quotient(above: int, below: int) -> float:
+    try:
+        return above / below
+    except OverflowError:
+        return math.nan
 
 
 def _parts(values: Floats) -> list[Floats] | None:
@@ -188,7 +203,3 @@ def _three(high: Floats, middle: Floats, low: Floats) -> Floats:
     moved = total + doubled
     tie = (np.sign(left) * np.sign(beyond) > 0) & (moved - total == doubled)
     return np.where(tie, moved, total)
-
-
-def _floats(values: Iterable[float | None]) -> Floats:
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

@@ -42,7 +42,7 @@ def _history(history: History, frame: pl.DataFrame) -> Iterator[Finding]:
             code="feature/repeated-fact",
             severity="warning",
             place=place,
-            said=f"{repeated:,} of {rows.height:,} rows share {keys} with a later row, and only the last counts.",
+            said=f"{repeated:,} of {rows.height:,} rows share {keys} with a later row: earlier versions of it.",
             hint="If they are different things, add the column that tells them apart to key=.",
             numbers={"rows": rows.height, "repeated": repeated},
         )

@@ -11,7 +11,7 @@ an instant in half microseconds (null: it never became known), and one column fo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -43,9 +43,9 @@ def typed(frame: pl.DataFrame, source: Source, names: Iterable[str]) -> pl.DataF
                 )
             )
     plain = normal(frame.select(wanted))
-    changes = []
+    changes, schema = [], plain.schema
     for name in wanted:
-        dtype = plain.schema[name]
+        dtype = schema[name]
         if dtype == DTYPES[types[name]]:
             continue
         found = type_of(dtype)
@@ -98,29 +98,40 @@ def columns_needed(source: History | Table) -> tuple[str, ...]:
 
 def fact_table(history: History, frame: pl.DataFrame) -> pl.DataFrame:
     """Make the facts of a source with a time, every version, in the order of the rows; without those never known."""
+    return intake(history)(frame)
+
+
+def intake(history: History) -> Callable[[pl.DataFrame], pl.DataFrame]:
+    """Return `fact_table` for one source, its expressions built once: facts may come one at a time."""
     source = history.source
-    rows = typed(frame, source, columns_needed(history))
-    missing = rows[source.time].null_count()
-    if missing:
-        raise InputError(
-            sentence(
-                "a time in every row",
-                f"{missing:,} of {rows.height:,} rows without",
-                at=f"source '{source.name}', column '{source.time}'",
-                hint="leave the column not nullable, so that its contract sets such rows aside",
-            )
-        )
+    needed = columns_needed(history)
     time, known = micros_column(source.time), micros_column(source.known_at)
     instant = known * 2
     if history.own:  # a null in `known` makes the whole sum null
         instant = pl.max_horizontal(time, known) * 2 + (known <= time).cast(pl.Int64)
-    facts = rows.select(
+    made = [
         *(pl.col(name).alias(f"k_{name}") for name in history.columns),
         time.alias("_time"),
         instant.alias("_known"),
         *(argument_value(argument) for argument in history.arguments),
-    )
-    return facts.filter(pl.col("_known").is_not_null())
+    ]
+    usable = pl.col("_known").is_not_null()
+
+    def take(frame: pl.DataFrame) -> pl.DataFrame:
+        rows = typed(frame, source, needed)
+        missing = rows[source.time].null_count()
+        if missing:
+            raise InputError(
+                sentence(
+                    "a time in every row",
+                    f"{missing:,} of {rows.height:,} rows without",
+                    at=f"source '{source.name}', column '{source.time}'",
+                    hint="leave the column not nullable, so that its contract sets such rows aside",
+                )
+            )
+        return rows.lazy().select(made).filter(usable).collect()
+
+    return take
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ import polars as pl
 
 from tenon.feature import history as engine
 from tenon.feature.exact import Ints
-from tenon.feature.facts import Fact, follow, versions
+from tenon.feature.facts import Fact, follow, intake, versions
 from tenon.feature.matrix import tie_order
 from tenon.feature.plan import History, HistoryFeature
 from tenon.feature.series import Series, Track
@@ -105,23 +105,24 @@ class Memory:
     """The facts of one source, and its groups."""
 
     __slots__ = (
-        "_chains",
         "_columns",
         "_key_at",
         "_key_slices",
         "_known_at",
+        "_rows",
         "_time_at",
         "base",
         "fresh",
         "gone",
         "groups",
         "history",
+        "intake",
         "outdated",
         "until",
     )
 
     def __init__(self, history: History, features: Sequence[HistoryFeature], facts: pl.DataFrame) -> None:
-        self.history = history
+        self.history, self.intake = history, intake(history)
         self.groups: dict[tuple[str, ...], Group] = {}
         for grouping in history.groupings:
             needs: dict[str, set[str]] = {}
@@ -142,7 +143,7 @@ class Memory:
         self.base, self.until, self.outdated = settled.facts, settled.until, set(settled.outdated)
         self.fresh: list[Fact | None] = []
         self.gone: set[int] = set()
-        self._chains: dict[Fact, dict[int, list[tuple[int, Fact]]]] = {}
+        self._rows: dict[Fact, dict[int, list[int]]] = {}  # key -> time -> where its versions are
         self._key_slices: Slices | None = None
         for group in self.groups.values():
             group.cut(self.history, self.base, self.until)
@@ -174,10 +175,12 @@ class Memory:
         return sum(self._put(fact) for fact in facts.iter_rows())
 
     def _put(self, fact: Fact) -> int:
-        chain = self._chain(fact)
+        rows = self._rows_of(fact)
+        chain = [(row, self.fact(row)) for row in rows]
         if fact in self.outdated or any(fact == other for _, other in chain):
             return 0
         for row, other in follow(chain, fact[self._known_at], self._known_at):
+            rows.remove(row)
             self._remove(row, other)
         if chain:
             followed, before = chain[-1]
@@ -186,7 +189,7 @@ class Memory:
                     insort(group.make(key).replaced, before[self._known_at])
             self.until[followed] = fact[self._known_at]
         row = self.base.height + len(self.fresh)
-        chain.append((row, fact))
+        rows.append(row)
         self.fresh.append(fact)
         for group, key in self._homes(fact):
             self._place(group.make(key), group.arguments, row, fact)
@@ -200,19 +203,19 @@ class Memory:
         assert found is not None, row
         return found
 
-    def _chain(self, fact: Fact) -> list[tuple[int, Fact]]:
-        """Return the versions that this fact has so far, in the order of becoming known."""
+    def _rows_of(self, fact: Fact) -> list[int]:
+        """Return where the versions are that this fact has so far, in the order of becoming known."""
         key = tuple(fact[at] for at in self._key_at)
-        times = self._chains.get(key)
+        times = self._rows.get(key)
         if times is None:
-            times = self._chains[key] = {}
+            times = self._rows[key] = {}
             if self._key_slices is None:
                 names = [f"k_{name}" for name in self.history.source.key]
                 self._key_slices = Slices(self.history, self.base, names, nulls=True)
             positions = self._key_slices.take(key[0] if len(key) == 1 else key)
             if positions is not None:
-                for row, other in zip(positions.tolist(), self.base[positions].rows(), strict=True):
-                    times.setdefault(other[self._time_at], []).append((row, other))
+                for row, time in zip(positions.tolist(), self.base["_time"][positions].to_list(), strict=True):
+                    times.setdefault(time, []).append(row)
         return times.setdefault(fact[self._time_at], [])
 
     def _remove(self, row: int, fact: Fact) -> None:

@@ -29,7 +29,7 @@ from tenon.contract import sql
 from tenon.contract.frame import DTYPES
 from tenon.errors import CorruptError, InputError, MissingError, nearest, sentence
 from tenon.feature.derive import Deriver
-from tenon.feature.facts import columns_needed, fact_table, lookup_table
+from tenon.feature.facts import columns_needed, lookup_table
 from tenon.feature.matrix import function_feature
 from tenon.feature.memory import Group, Memory
 from tenon.feature.plan import HistoryFeature, Look, RowFeature, TableFeature, micros, types_of
@@ -82,7 +82,7 @@ class Online:
             rows = self._deriver.frame(source, self._reads(source), rows)
             if source in self._memories:
                 memory = self._memories[source]
-                changed = memory.put(fact_table(memory.history, rows))
+                changed = memory.put(memory.intake(rows))
             if source in self._tables:
                 changed = self._tables[source].put(lookup_table(features.plan.tables[source], rows))
             return max(changed, self._deriver.put(source, rows))
