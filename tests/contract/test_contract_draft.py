@@ -7,7 +7,6 @@ import math
 from typing import Any
 
 import polars as pl
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,8 +38,8 @@ def test_a_draft_proposes_types_ranges_sets_patterns_and_a_key() -> None:
     assert draft.inferred
     assert draft.key == ("id",)
     assert list(columns) == [name for name in frame().columns if name != "many"]
-    assert columns["hour"].between == (0, 30)
-    assert columns["price"].between == pytest.approx((0.0, 200.0))
+    assert list(columns["hour"].between or ()) == [0, 30]
+    assert list(columns["price"].between or ()) == [0.0, 200.0]
     assert columns["carrier"].one_of == ("9E", "B6", "UA")
     assert columns["tail"].pattern == "[0-9A-Z]{6}"
     assert columns["code"].pattern == r"[A-Z]{2}\-[0-9]{4}"

@@ -6,8 +6,8 @@ sketch and a count of different values; categories their most frequent values, t
 lengths. Missing is null or NaN; infinite numbers are counted and kept out of everything else. Moments merge by the
 formula of Chan, Golub and LeVeque (1979), so a merged mean and variance are those of the whole up to rounding.
 
-A profile of the same rows has the same bytes, always and everywhere, so it can be named by its digest. Bytes are
-msgpack with a version; nothing is pickled.
+The same rows give the same bytes on the same kind of processor (sums of floats depend on how wide it adds), so a
+profile can be named by its digest. Bytes are msgpack with a version; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ class Moments:
         """Summarise finite values, in two passes."""
         if not len(values):
             return cls()
-        mean = float(values.mean())
-        squares = float(np.square(values - mean).sum())
+        with np.errstate(over="ignore", invalid="ignore"):  # beyond 1e154 a square is infinite, and says so
+            mean = float(values.mean())
+            squares = float(np.square(values - mean).sum())
         return cls(count=len(values), mean=mean, squares=squares, min=float(values.min()), max=float(values.max()))
 
     def merge(self, other: Moments) -> Moments:
@@ -147,7 +148,7 @@ class ColumnProfile:
         """Return bins + 1 edges of equal width from smallest to largest, and the counts between; they add up to all."""
         if not self.moments.count:
             return [], []
-        if self.min == self.max:
+        if self.min == self.max or not np.isfinite(self.max - self.min):
             return [self.min, self.max], [self.moments.count]
         edges = np.linspace(self.min, self.max, bins + 1)
         below = np.rint(np.array(self.cdf(edges[1:].tolist())) * self.moments.count).astype(int)
