@@ -64,7 +64,9 @@ def test_calibration_is_drawn_for_any_shares(groups: list[tuple[float, float, fl
 @given(st.lists(st.lists(st.none() | NUMBERS, min_size=3, max_size=3), max_size=4))
 def test_heat_is_drawn_for_any_numbers_and_gaps(values: list[list[float | None]]) -> None:
     rows = [f"<column {i}>" for i in range(len(values))]
-    parsed(chart.heat(rows, ["a", "b", "c"], values, FRAME, steps=(0.1, 0.25), marked=frozenset(rows[:1])))
+    parsed(
+        chart.heat(rows, ["a", "b", "c"], values, FRAME, steps=[(0.1, 0.25)] * len(rows), marked=frozenset(rows[:1]))
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -111,7 +113,7 @@ EMPTY: list[Callable[[], str]] = [
     lambda: chart.line([Series(name="a", points=(Point(x=0.0, y=None),))], FRAME),
     lambda: chart.bars([], FRAME),
     lambda: chart.calibration([], FRAME),
-    lambda: chart.heat([], ["a"], [], FRAME, steps=(0.1, 0.25)),
+    lambda: chart.heat([], ["a"], [], FRAME, steps=[]),
     lambda: chart.spark([None, None], FRAME),
     lambda: chart.timeline([], FRAME),
 ]

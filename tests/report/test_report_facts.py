@@ -76,18 +76,30 @@ def test_a_figure_read_from_a_blob_names_its_digest(flights: Store, story: Facts
 # ── figures that are reckoned ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_thousand_predictions_cost_what_the_windows_add_up_to(example: Any, story: Facts) -> None:
+def test_a_thousand_predictions_cost_what_the_ledger_charged_for_requests(story: Facts, flights: Store) -> None:
+    charged = [entry for entry in flights.entries() if entry.kind == "request"]
+    usd, answered = ledger.total(charged), sum(entry.quantity for entry in charged)
+    assert value(story, "cost.thousand") == pytest.approx(1000 * usd / answered)
+
+
+def test_a_thousand_predictions_cost_what_the_windows_kept_where_nothing_was_charged(
+    example: Any, without: Gather
+) -> None:
+    found = without("ledger")
     rows = sum(week[0] for week in example.WEEKS)
     usd = sum(one["usd"] for one in example.watch()["windows"])
-    assert value(story, "cost.thousand") == pytest.approx(1000 * usd / rows)
-    assert value(story, "live.rows") == rows
+    assert value(found, "cost.thousand") == pytest.approx(1000 * usd / rows)
+    assert value(found, "live.rows") == rows
 
 
-def test_a_month_is_the_traffic_spread_over_its_days_and_one_making(example: Any, story: Facts) -> None:
-    usd = sum(one["usd"] for one in example.watch()["windows"])
-    month = ledger.per_month(usd, 70 * 86_400)
-    assert month is not None
-    assert value(story, "cost.month") == pytest.approx(month + value(story, "making.usd"))
+def test_a_month_is_answering_and_keeping_and_one_making(example: Any, story: Facts, flights: Store) -> None:
+    rows = sum(week[0] for week in example.WEEKS) * 30 / 70
+    kept = flights.blobs.size(example.run()["artifacts"]["test_scores"]) / 1e9 * 0.023
+    assert value(story, "month.rows") == pytest.approx(rows)
+    assert value(story, "cost.answering_month") == pytest.approx(value(story, "cost.thousand") * rows / 1000)
+    assert value(story, "cost.keeping_month") == pytest.approx(kept)
+    parts = ("cost.answering_month", "cost.keeping_month", "making.usd")
+    assert value(story, "cost.month") == pytest.approx(sum(value(story, part) for part in parts))
 
 
 def test_the_cost_of_making_is_the_sum_of_the_stages_that_made_this_version(story: Facts) -> None:
@@ -197,7 +209,7 @@ def test_an_empty_store_says_what_to_run(store: Store) -> None:
         ({"version", "alias"}, "a version", "gate.allowed"),
         ({"run", "version", "alias"}, "training", "test.roc_auc"),
         ({"dataset"}, "data", "data.rows"),
-        ({"watch"}, "cost of answering", "cost.thousand"),
+        ({"watch", "ledger"}, "cost of answering", "cost.thousand"),
         ({"scores"}, "test scores", "flagged.true"),
     ],
 )

@@ -233,12 +233,12 @@ def heat(
     values: Sequence[Sequence[float | None]],
     frame: Frame,
     *,
-    steps: tuple[float, float],
+    steps: Sequence[tuple[float, float]],
     marked: frozenset[str] = frozenset(),
 ) -> str:
-    """Draw a table of values as coloured cells: plain below the first step, amber from it, red from the second.
+    """Draw a table of values as coloured cells: plain up to the first step, amber beyond it, red beyond the second.
 
-    Names of rows in `marked` are set bold.
+    Each row has its own two steps. Names of rows in `marked` are set bold.
     """
     if not rows or not columns:
         return empty(frame)
@@ -251,7 +251,7 @@ def heat(
         for i, name in enumerate(columns)
         if i % every == 0
     ]
-    for r, (name, line_) in enumerate(zip(rows, values, strict=True)):
+    for r, (name, line_, step) in enumerate(zip(rows, values, steps, strict=True)):
         y = head + r * tall
         body.append(
             text_at(
@@ -265,7 +265,7 @@ def heat(
         )
         for c, value in enumerate(line_):
             x = label_px + c * wide
-            body.append(heat_cell((x + 1, y + 1, wide - 2, tall - 2), value, steps))
+            body.append(heat_cell((x + 1, y + 1, wide - 2, tall - 2), value, step))
     return svg(frame, body, height=head + tall * len(rows) + 4)
 
 
@@ -447,13 +447,13 @@ def heat_cell(box: tuple[float, float, float, float], value: float | None, steps
     if value is None:
         return text_at(x + wide / 2, y + 15, "–", anchor="middle", size=11)
     warn, bad = steps
-    if value >= bad:
+    if value > bad:
         colour, opacity = BAD, 0.55
-    elif value >= warn:
+    elif value > warn:
         colour, opacity = SECOND, 0.42
     else:
-        colour, opacity = ACCENT, 0.05 + 0.20 * max(value, 0.0) / warn
-    weight = 600 if value >= warn else 400
+        colour, opacity = ACCENT, 0.04 + 0.22 * max(value, 0.0) / warn if warn > 0 else 0.04
+    weight = 600 if value > warn else 400
     shape = (
         f'<rect x="{px(x)}" y="{px(y)}" width="{px(wide)}" height="{px(tall)}" rx="3" '
         f'style="fill:{colour};fill-opacity:{opacity:.2f}"/>'

@@ -390,6 +390,7 @@ def _cost(facts: Facts) -> tuple[Block, ...]:
             "making.usd",
             "cost.thousand",
             "cost.answering_month",
+            "cost.keeping_month",
             "cost.month",
             "ledger.usd",
             "budget.usd",

@@ -159,16 +159,18 @@ def _shown(facts: Facts, how: str, **keys: str) -> dict[str, Part]:
 def best_rule(facts: Facts) -> tuple[str, str]:
     """Name the best simple rule by the deciding metric, and how it is spoken of; empty when none was measured."""
     metric = facts["metric"]
-    rows = [
-        row
+    rows = {
+        row["who"]: row["value"]
         for row in rows_of(facts, "metrics")
         if not row["is_model"] and row["metric"] == metric and finite(row["value"]) is not None
-    ]
+    }
     if not rows:
         return "", "a simple rule"
-    better = HIGHER_IS_BETTER.get(metric, True)
-    best = max(rows, key=lambda row: row["value"] if better else -row["value"])
-    return best["who"], RULES.get(best["who"], f"the simple rule “{best['who']}”")
+    sign = 1 if HIGHER_IS_BETTER.get(metric, True) else -1
+    # The run chose its best baseline on validation, so that the test split chose nothing.
+    chosen = str(facts["baseline"])
+    best = chosen if chosen in rows else max(rows, key=lambda name: (sign * rows[name], name))
+    return best, RULES.get(best, f"the simple rule “{best}”")
 
 
 def beyond_noise(facts: Facts) -> bool:
@@ -220,7 +222,7 @@ def cost_tiles(facts: Facts, how: str = "usd") -> tuple[Tile, ...]:
     else:
         shown = [Tile(label="a month", value=("not known yet",), note=("it has not been watched at work",))]
     if has(facts, "cost.thousand"):
-        note = say(facts, "over {live.rows:count} answered")
+        note = say(facts, "over {cost.over:count} answered")
         shown.append(Tile(label="for 1,000 predictions", value=(show(facts, "cost.thousand", how),), note=note))
     if has(facts, "making.usd"):
         text = "of a budget of {budget.usd}" if has(facts, "budget.usd") else "from raw files to a judged model"
@@ -255,10 +257,9 @@ def _risks(facts: Facts) -> tuple[Block, ...]:
             text += "; 99 in 100 were answered within {live.p99_ms:ms}, even in the slowest {window}"
         lines.append(say(facts, text + ".", window=window_name(facts)))
     if has(facts, "data.quarantined"):
-        text = (
-            "Its data may be wrong. Of {data.rows:count} rows read, {data.quarantined:count} were set aside as broken; "
-        )
-        lines.append(say(facts, text + lost_words(facts) + "."))
+        verb = "was" if value(facts, "data.quarantined") == 1 else "were"
+        text = "Its data may be wrong. Of {data.rows:count} rows read, {data.quarantined:count} {verb} set aside as "
+        lines.append(say(facts, text + "broken; {lost}.", verb=verb, lost=lost_words(facts)))
     alerts = [one for one in facts["findings"] if one["about"] == "watch" and one["severity"] in ("warning", "error")]
     owner = facts["words"]["owner"]
     if alerts:

@@ -57,6 +57,7 @@ def facts(store: Store, model: str) -> dict[str, Any]:
         "words": words,
         "task": str(records.run.get("task") or _task(sheet)),
         "metric": _metric(records, sheet),
+        "baseline": str(records.run.get("baseline") or ""),
         "lineage": records.names(),
         "reproduce": records.run.get("git") or {},
         "environment": _environment(records),
@@ -120,6 +121,7 @@ def _findings(records: lineage.Records) -> list[dict[str, Any]]:
     """Collect findings of the data, the run and the watching, the gravest first, each saying what it is about."""
     about: Iterable[tuple[str, Mapping[str, Any]]] = (
         *(("watch", one) for one in [records.watch]),
+        *(("version", one) for one in [records.version]),
         *(("run", one) for one in [records.run]),
         *(("dataset", one) for one in records.datasets),
     )

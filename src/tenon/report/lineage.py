@@ -32,6 +32,7 @@ class Records:
     run: Record
     features: Record
     datasets: tuple[Record, ...]
+    ingests: tuple[Record, ...]
     watch: Record
     alias_events: tuple[Record, ...]
     serving_events: tuple[Record, ...]
@@ -94,6 +95,9 @@ def follow(store: Store, model: str) -> Records:
         run=run,
         features=features,
         datasets=datasets,
+        ingests=tuple(
+            found for one in datasets if (found := store.get("ingest", str(one.get("ingest", "")))) is not None
+        ),
         watch=_newest(store, "watch", model=model),
         alias_events=tuple(store.events("alias", model))[-EVENTS:],
         serving_events=tuple(store.events("serving", model))[-EVENTS:],

@@ -96,7 +96,9 @@ def alerts(facts: Facts) -> tuple[Block, ...]:
 def finding_note(facts: Facts, found: Mapping[str, Any]) -> Note:
     """Word one finding with its action and owner."""
     owner = facts["words"]["owner"]
-    about = {"watch": "live traffic", "run": "training", "dataset": f"data: {found['source']}"}[found["about"]]
+    about = {"watch": "live traffic", "version": "the gate", "run": "training", "dataset": f"data: {found['source']}"}[
+        found["about"]
+    ]
     todo = sentence_case(found["hint"]) if found["hint"] else "Look into it."
     return Note(
         head=(found["code"], f" · {about}"),
@@ -154,9 +156,9 @@ def _lost(facts: Facts) -> Line:
             else ("Rows lost: {data.unaccounted_bytes} of the raw files cannot be accounted for")
         )
     if has(facts, "data.quarantined"):
-        text += "; {data.quarantined:count} rows were quarantined"
+        text += ". In quarantine: {data.quarantined:rows}"
     if has(facts, "data.repaired"):
-        text += " and {data.repaired:count} repaired"
+        text += ". Repaired: {data.repaired:rows}"
     return say(facts, text + ".")
 
 

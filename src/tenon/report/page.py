@@ -221,6 +221,7 @@ HOW: dict[str, Callable[[Any], str]] = {
     "fine": lambda number: word.decimal(number, 4),
     "decimal2": lambda number: word.decimal(number, 2),
     "count": word.count,
+    "rows": lambda number: word.plural(number, "row"),
     "share": word.percent,
     "percent0": lambda number: word.percent(number, 0),
     "of_hundred": word.of_hundred,

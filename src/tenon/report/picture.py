@@ -285,7 +285,8 @@ def drift(facts: Facts, limit: int = DRIFT_ROWS) -> Picture | None:
     windows = rows_of(facts, "windows")
     if not found or not has(facts, "drift.warning", "drift.error"):
         return None
-    steps = (value(facts, "drift.warning"), value(facts, "drift.error"))
+    warning, error = value(facts, "drift.warning"), value(facts, "drift.error")
+    limits = [warning if row["limit"] is None else max(warning, row["limit"]) for row in found]
     moved = frozenset(key.removeprefix(MOVED) for key in facts["figures"] if key.startswith(MOVED))
     frame = Frame(
         title="Drift of each input, window by window",
@@ -297,15 +298,15 @@ def drift(facts: Facts, limit: int = DRIFT_ROWS) -> Picture | None:
         [word.day(row["start"], year=False) for row in windows],
         [row["values"] for row in found],
         frame,
-        steps=steps,
+        steps=[(limit, max(limit, error)) for limit in limits],
         marked=moved,
     )
     more = len(rows_of(facts, "drift")) - len(found)
     caption = say(
         facts,
-        "Population stability index of each input against the training data: amber from {drift.warning:decimal2}, red "
-        "from {drift.error:decimal2}. Seasonal inputs are red every week without harm; an alert needs more than weeks "
-        "of the training data did, and its inputs are named in bold.{more}",
+        "Population stability index of each input against the training data. Amber is beyond the input's limit, which "
+        "is {drift.warning:decimal2} or what chance and the weeks of the training data explain; red is beyond the "
+        "limit and {drift.error:decimal2}. Inputs of an alert are named in bold.{more}",
         more=f" The {more} inputs that moved least are left out." if more > 0 else "",
     )
     text = "\n".join(

@@ -1,16 +1,20 @@
 """The facts of money: what it cost to make this version, what answering costs, and what that comes to in a month.
 
 The stages that made the version keep what they cost, so the cost of making is their sum. The cost of answering is what
-each window of live traffic kept. A month is 30 days (as in `ledger.per_month`): the traffic seen, spread over the days
-it came in, and one making anew. The ledger's own entries give the same money by kind (processor, memory, storage),
-including runs that came to nothing; entries of other models are left out, those of shared sources are not.
+the ledger charged for requests, the same figure that `tenon cost` tells; where nothing was charged, what the windows
+of live traffic kept. A month is 30 days, as in the ledger: the traffic seen spread over the days it came in, what is kept
+of this version at the price of storage, and one making anew. The ledger's own entries give the money by kind, including
+runs that came to nothing; entries of other models are left out, those of shared sources are not.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from tenon import ledger
+from tenon.config import Prices
+from tenon.errors import TenonError
 from tenon.report.lineage import Records
 from tenon.report.sheet import Origin, Sheet, finite, total
 
@@ -18,7 +22,8 @@ if TYPE_CHECKING:
     from tenon.store import Store
 
 STAGE_NAMES = {
-    "dataset": "reading data",
+    "ingest": "reading raw files",
+    "dataset": "checking and typing",
     "features": "building features",
     "run": "training",
     "version": "compiling and judging",
@@ -29,8 +34,9 @@ STAGE_NAMES = {
 def spent(sheet: Sheet, records: Records, store: Store) -> None:
     """Enter what was spent and what a month comes to."""
     _making(sheet, records)
-    _answering(sheet, records)
-    _entries(sheet, records, store)
+    entries = _entries(sheet, records, store)
+    _answering(sheet, records, [one for one in entries if one.kind == "request"])
+    _month(sheet, records, store)
     budget = records.declared.get("budget")
     limit = finite(budget.get("usd")) if isinstance(budget, dict) else None
     if limit is not None:
@@ -39,7 +45,8 @@ def spent(sheet: Sheet, records: Records, store: Store) -> None:
 
 
 def _making(sheet: Sheet, records: Records) -> None:
-    made = [("dataset", one) for one in records.datasets]
+    made = [("ingest", one) for one in records.ingests]
+    made += [("dataset", one) for one in records.datasets]
     made += [("features", records.features), ("run", records.run), ("version", records.version)]
     rows = [
         {
@@ -53,7 +60,7 @@ def _making(sheet: Sheet, records: Records) -> None:
         for kind, one in made
         if one
     ]
-    origin = Origin(record="dataset, features, run, version", id=", ".join(str(row["id"]) for row in rows), field="usd")
+    origin = Origin(record="stages", id=", ".join(str(row["id"]) for row in rows), field="usd")
     sheet.table("making", rows, origin)
     for key, unit, label in (
         ("usd", "usd", "cost of making this version"),
@@ -70,36 +77,67 @@ def _making(sheet: Sheet, records: Records) -> None:
     sheet.figure("run.seconds", records.run.get("seconds"), "time of the training", seconds, unit="s")
 
 
-def _answering(sheet: Sheet, records: Records) -> None:
+def _answering(sheet: Sheet, records: Records, requests: list[ledger.Entry]) -> None:
+    """Enter what 1,000 predictions cost: as charged, or as the windows kept it."""
     rows, usd = sheet.number("live.rows"), sheet.number("live.usd")
-    start, end = sheet.number("live.from"), sheet.number("live.to")
-    if rows is None or usd is None:
-        sheet.lack(
-            "cost of answering",
-            "what a prediction costs is not known before it is served",
-            "`tenon serve`, then `tenon watch`",
+    field, formula = "windows[].usd, windows[].rows", "1000 x usd / rows"
+    origin = Origin(record="watch", id=str(records.watch.get("id", "")), field=field, formula=formula)
+    if answered := total(one.quantity for one in requests):
+        rows, usd = answered, ledger.total(requests)
+        origin = Origin(
+            record="ledger", id=records.model, field="usd, quantity of requests", formula="1000 x usd / quantity"
         )
+    if not rows or usd is None:
+        todo = "`tenon serve`, then `tenon watch`"
+        sheet.lack("cost of answering", "what a prediction costs is not known before it is served", todo)
         return
-    id_ = str(records.watch.get("id", ""))
+    sheet.figure(
+        "cost.thousand", ledger.per_thousand(usd, round(rows)), "cost of 1,000 predictions", origin, unit="usd"
+    )
+    sheet.figure("cost.over", rows, "predictions that were charged", origin, unit="count")
 
-    def origin(formula: str) -> Origin:
-        return Origin(record="watch", id=id_, field="windows[].usd, windows[].rows", formula=formula)
 
-    thousand = ledger.per_thousand(usd, int(rows))
-    sheet.figure("cost.thousand", thousand, "cost of 1,000 predictions", origin("1000 x usd / rows"), unit="usd")
-    if start is None or end is None or end <= start:
+def _month(sheet: Sheet, records: Records, store: Store) -> None:
+    """Enter what a month comes to: answering, keeping, and one making anew."""
+    start, end, rows = sheet.number("live.from"), sheet.number("live.to"), sheet.number("live.rows")
+    thousand, making = sheet.number("cost.thousand"), sheet.number("making.usd")
+    if start is None or end is None or end <= start or rows is None or thousand is None:
         return
     days = (end - start) / 86_400
-    month = ledger.per_month(usd, end - start)
-    shown = f"30 days / {days:.4g} days watched"
-    sheet.figure("cost.answering_month", month, "answering for a month", origin(f"usd x {shown}"), unit="usd")
-    sheet.figure("month.rows", rows * 30 / days, "predictions a month", origin(f"rows x {shown}"), unit="count")
-    making = sheet.number("making.usd")
-    if month is not None and making is not None:
-        sheet.figure(
-            "cost.month", month + making, "cost of a month", origin("answering for a month + making once"), unit="usd"
-        )
+    watched = Origin(
+        record="watch",
+        id=str(records.watch.get("id", "")),
+        field="windows[].rows",
+        formula=f"rows x 30 / {days:.4g} days",
+    )
+    sheet.figure("month.rows", rows * 30 / days, "predictions a month", watched, unit="count")
+    parts = {"cost.answering_month": thousand * rows * 30 / days / 1000, "cost.keeping_month": _keeping(records, store)}
+    formulas = {"cost.answering_month": "cost of 1,000 x predictions a month / 1000", "cost.keeping_month": _KEPT}
+    for key, usd in parts.items():
+        label = "answering for a month" if key == "cost.answering_month" else "keeping data and model for a month"
+        sheet.figure(key, usd, label, Origin(record="sum", id=records.model, formula=formulas[key]), unit="usd")
+    if making is not None:
+        formula = "answering + keeping for a month + making once"
+        whole = Origin(record="sum", id=records.model, formula=formula)
+        sheet.figure("cost.month", sum(parts.values()) + making, "cost of a month", whole, unit="usd")
     _value(sheet, records)
+
+
+_KEPT = "bytes of this version's blobs x usd per GB and month, as the run was configured"
+
+
+def _keeping(records: Records, store: Store) -> float:
+    """Reckon what a month of keeping this version's data and model costs; a blob that is gone costs nothing."""
+    config = records.run.get("config")
+    found = config.get("prices") if isinstance(config, dict) else None
+    price = finite(found.get("usd_per_gb_month")) if isinstance(found, dict) else None
+    digests = {str(digest) for one in records.datasets for digest in one.get("files") or ()}
+    digests |= {str(digest) for digest in records.names()["blobs"].values()}
+    size = 0
+    for digest in digests:
+        with suppress(TenonError):
+            size += store.blobs.size(digest)
+    return size / ledger.GB * (price if price is not None else Prices().usd_per_gb_month)
 
 
 def _value(sheet: Sheet, records: Records) -> None:
@@ -117,8 +155,8 @@ def _value(sheet: Sheet, records: Records) -> None:
     sheet.figure("value.month", rows * share * true * worth, "worth of a month's true alerts", origin, unit="usd")
 
 
-def _entries(sheet: Sheet, records: Records, store: Store) -> None:
-    """Enter the ledger's entries that belong to this model, by kind."""
+def _entries(sheet: Sheet, records: Records, store: Store) -> list[ledger.Entry]:
+    """Enter the ledger's entries that belong to this model, by kind, and return them."""
     mine = {records.model, *(str(one.get("id", "")) for one in (records.run, records.version, records.features))}
     mine |= {str(one.get("source", "")) for one in records.datasets} | {
         str(one.get("id", "")) for one in records.datasets
@@ -126,16 +164,11 @@ def _entries(sheet: Sheet, records: Records, store: Store) -> None:
     mine.discard("")
     entries = [one for one in store.entries() if mine & set(one.subject.split("/"))]
     if not entries:
-        return
+        return []
     origin = Origin(record="ledger", id=records.model, field="usd", formula="sum of entries by kind")
-    kinds = [
-        {"kind": line.key, "usd": line.usd, "quantity": line.quantity, "unit": line.unit, "entries": line.entries}
-        for line in ledger.summary(entries, by="kind")
-    ]
-    sheet.table("ledger", kinds, origin)
+    sheet.table("ledger", [{**line.to_dict(), "kind": line.key} for line in ledger.summary(entries, by="kind")], origin)
     whole = Origin(record="ledger", id=records.model, field="usd", formula=f"sum of {len(entries)} entries")
     sheet.figure("ledger.usd", ledger.total(entries), "everything charged so far", whole, unit="usd")
-    since: list[Any] = [one.at for one in entries]
-    sheet.figure(
-        "ledger.since", min(since), "first charge", Origin(record="ledger", id=records.model, field="at"), unit="day"
-    )
+    since = Origin(record="ledger", id=records.model, field="at", formula="earliest")
+    sheet.figure("ledger.since", min(one.at for one in entries), "first charge", since, unit="day")
+    return entries
