@@ -84,7 +84,7 @@ def limits(
     looks = sum(1 for every in drifts for one in every.values() if math.isfinite(one.psi))
     alpha = noise.ALPHA / max(looks, 1)
     return {
-        (window.start, name): max(
+        (window.start, name): _limit(
             config.psi_warning,
             noise.psi_noise(
                 one.rows_reference * (1 - one.missing_reference), window.distinct * (1 - one.missing), one.bins, alpha
@@ -94,6 +94,14 @@ def limits(
         for window, every in zip(windows, drifts, strict=True)
         for name, one in every.items()
     }
+
+
+def _limit(warning: float, chance: float, usual: float) -> float:
+    """Return the largest of what matters, what chance does, and what training did with chance on top.
+
+    PSI is close to the square of a distance, so chance adds to its root and not to itself.
+    """
+    return max(warning, chance, (math.sqrt(max(usual, 0.0)) + math.sqrt(chance)) ** 2 if usual > 0 else 0.0)
 
 
 def unseen(windows: Sequence[Window], drifts: Drifts) -> dict[tuple[float, str], tuple[float, Sequence[str]]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,6 +44,7 @@ from tenon.watch.window import Window, iso, start_of, width_of
 
 Progress = Callable[[float, float, str], None]
 _FEW_LABELS = 30  # fewer say nothing worth an interval
+_COMPLETE = 0.98  # of the usual share of labels: the few still to come would change little
 _WIDE = 60  # a batch that spans more windows than this holds stray times: its rows are looked at one by one
 
 
@@ -307,10 +309,7 @@ class _Look:
         waited = np.concatenate([one.delays for one in seen]) if seen else np.empty(0)
         drifts = [one.drift for one in seen]
         late = float(np.quantile(waited, 0.99)) if len(waited) else math.nan
-        matured = tuple(
-            replace(window, maturing=bool(window.rows) and math.isfinite(late) and self.now < window.end + late)
-            for window in (one.window for one in seen)
-        )
+        matured = _matured([one.window for one in seen], self.now, late)
         shares = sorted(w.labelled_share for w in matured if w.distinct and not w.open and not w.maturing)
         limits = drift.limits(matured, drifts, self.config, self.context.usual)
         case = Case(
@@ -420,6 +419,18 @@ def _latest_known(labels: Labels) -> list[float]:
             assert isinstance(newest, datetime), newest
             found.append(seconds(newest))
     return found
+
+
+def _matured(windows: Sequence[Window], now: float, late: float) -> tuple[Window, ...]:
+    """Mark windows whose labels are still coming: not `late` seconds past their end, and not as complete as usual."""
+    if not math.isfinite(late):
+        return tuple(windows)
+    old = [window.labelled_share for window in windows if window.distinct and now >= window.end + late]
+    complete = _COMPLETE * (statistics.median(old) if old else 1.0)
+    return tuple(
+        replace(window, maturing=bool(window.rows) and now < window.end + late and window.labelled_share < complete)
+        for window in windows
+    )
 
 
 def _delays(labelled: pl.DataFrame) -> np.ndarray[Any, Any]:

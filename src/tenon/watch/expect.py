@@ -94,9 +94,9 @@ class Usual:
         """Return the share of missing values that no window of training exceeded."""
         return max(self.missing.get(column, ()), default=0.0)
 
-    def holds_rate(self, rate: float) -> bool:
-        """Whether some stretch of training had label rates on both sides of this one."""
-        return bool(self.rates) and min(self.rates) <= rate <= max(self.rates)
+    def holds_rate(self, rate: float, margin: float) -> bool:
+        """Whether the label rate, give or take the margin of chance, lies among those of windows of training."""
+        return bool(self.rates) and min(self.rates) - margin <= rate <= max(self.rates) + margin
 
     def to_dict(self) -> dict[str, Any]:
         """Return the variation as plain data, to keep with the run or version."""

@@ -247,7 +247,7 @@ def _shifted(case: Case) -> list[Hit]:
         for window, held in zip(windows, noise.holm(chances), strict=True)
         if held
         and abs(window.rate - reference) >= least
-        and not (case.usual is not None and case.usual.holds_rate(window.rate))
+        and not (case.usual is not None and case.usual.holds_rate(window.rate, 3 * _mean_error(case, window)))
     ]
 
 
