@@ -18,13 +18,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tenon.contract.column import Source
 from tenon.errors import ConfigError, MissingError, nearest, sentence
 from tenon.feature.words import Feature, Label
 from tenon.ledger import Budget
 from tenon.model.gate import Gate
+
+Named = TypeVar("Named")
 
 TRAINERS = ("constant", "lightgbm", "linear", "logistic")
 
@@ -178,7 +180,7 @@ class Project:
             )
         return self._named("model", name, {model.name: model for model in self.models})
 
-    def _named(self, kind: str, name: str, things: Mapping[str, Any]) -> Any:
+    def _named(self, kind: str, name: str, things: Mapping[str, Named]) -> Named:
         if name not in things:
             raise MissingError(sentence(f"a {kind} of project '{self.name}'", f"'{name}'", hint=nearest(name, things)))
         return things[name]

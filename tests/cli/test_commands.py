@@ -47,7 +47,7 @@ def test_run_ends_by_saying_what_was_found_what_it_cost_and_how_to_serve_it(shop
 
 
 def test_json_is_the_only_thing_on_stdout(shop: Path) -> None:
-    for args in (
+    calls: list[list[str | Path]] = [
         ["run", shop],
         ["runs", "list", shop],
         ["models", "list", shop],
@@ -55,7 +55,8 @@ def test_json_is_the_only_thing_on_stdout(shop: Path) -> None:
         ["cost", shop],
         ["report", shop],
         ["store", "check", shop],
-    ):
+    ]
+    for args in calls:
         done = tenon(*args, "--json")
         assert done.returncode == 0, (args, done.stderr)
         json.loads(done.stdout)
