@@ -21,7 +21,7 @@ from tenon.ingest.charset import Charset, to_utf8
 from tenon.ingest.dialect import Dialect, chomp, split
 from tenon.ingest.profile import Profile
 from tenon.ingest.repair import Mended, mend
-from tenon.ingest.scan import Lines, Places, line_table, marks_of, scan
+from tenon.ingest.scan import Lines, Places, line_table, marks_of, pairs, scan
 
 UNUSED = (0x1F, 0x1E, 0x1D, 0x1C, 0x02, 0x03, 0x04, 0x05, 0x06, 0x0E, 0x0F, 0x10, 0x11, 0x12, 0x13, 0x14)
 
@@ -77,7 +77,6 @@ class Text:
     refused: list[Refused] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
     encodings: dict[str, int] = field(default_factory=dict)
-    proven: bool = True
 
 
 def names(width: int) -> list[str]:
@@ -106,7 +105,7 @@ def polars(data: bytes, separator: bytes, quote: bytes, eol: bytes, width: int) 
 
 
 def express(data: bytes, layout: Layout) -> Text | None:
-    """Read a whole chunk at once; None when it may hold anything but clean rows. `proven` may still be open."""
+    """Read a whole chunk at once; None when it cannot be proven that nothing but clean rows is in it."""
     dialect = layout.dialect
     if dialect.spaced or dialect.escape or dialect.doubled or dialect.mixed or b"\x00" in data:
         return None
@@ -126,8 +125,9 @@ def express(data: bytes, layout: Layout) -> Text | None:
         return None
     quotes = data.count(dialect.quote) if dialect.quote else 0
     if quotes:
-        missing = _missing(data, frame, dialect) + quotes
-        return Text(frame, proven=missing == 0) if missing >= 0 else None
+        # Every byte is a value's, a delimiter, a line ending, or a quote; of a doubled quote one stays in the value.
+        twice = pairs(np.frombuffer(data, dtype=np.uint8), dialect)
+        return Text(frame) if twice >= 0 and _missing(data, frame, dialect) + quotes == twice else None
     if dialect.delimiter and data.count(dialect.delimiter) != lines * (layout.width - 1):
         return None
     return Text(frame)
@@ -141,14 +141,6 @@ def _missing(data: bytes, frame: pl.DataFrame, dialect: Dialect) -> int:
     if dialect.newline == b"\n" and b"\r" in data:
         ends += data.count(b"\r\n")
     return kept + lines * (width - 1) + ends - len(data)
-
-
-def prove(data: bytes, frame: pl.DataFrame, dialect: Dialect, columns: Sequence[str]) -> bool:
-    """Whether every quote that Polars dropped is accounted for, looking for kept ones in `columns` only."""
-    owed = _missing(data, frame, dialect) + data.count(dialect.quote)
-    mark = dialect.quote.decode("ascii")
-    kept = frame.select(pl.sum_horizontal(pl.col(columns).str.count_matches(mark, literal=True).sum())).item() if columns else 0
-    return owed == int(kept or 0)
 
 
 def _spare(data: bytes) -> bytes:
@@ -213,7 +205,9 @@ def _decide(data: bytes, table: Lines, layout: Layout) -> _Decided:
             out.refused.append(_refuse(table, first, last, -1, "too-long", f"a row of at most {layout.reach:,} bytes"))
             continue
         read = split(row, layout.dialect)
-        if read.closed and not read.faults and len(read.values) == layout.width:
+        quote = layout.dialect.quote
+        loose = bool(quote) and any(quote in v and not q for v, q in zip(read.values, read.quoted, strict=True))
+        if read.closed and not read.faults and not loose and len(read.values) == layout.width:
             out.rows.append((first, last, read.values))
             if note:
                 out.repaired[first] = (-1, note, _shown(raw))
@@ -225,7 +219,8 @@ def _decide(data: bytes, table: Lines, layout: Layout) -> _Decided:
         if mended.sure:
             code = "+".join(part for part in (note, mended.code) if part and part != "none")
             out.rows.append((first, last, mended.values))
-            out.repaired[first] = (mended.column, code or "quote", _shown(row))
+            if code:
+                out.repaired[first] = (mended.column, code, _shown(row))
         else:
             out.refused.append(_refuse(table, first, last, mended.column, "fields", said(mended)))
     return out

@@ -68,6 +68,13 @@ def kind(cell: bytes) -> str:
     return "junk"
 
 
+def shape(cell: bytes) -> bytes:
+    """Return the cell with runs of capitals, small letters and digits each drawn as one sign."""
+    cell = re.sub(rb"[A-Z]+", b"A", cell)
+    cell = re.sub(rb"[a-z\x80-\xff]+", b"a", cell)
+    return re.sub(rb"\d+", b"9", cell)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guess:
     """A dialect with its score, and the runner-up with another delimiter."""

@@ -167,7 +167,7 @@ def learn(label: str, head: bytes, whole: bool, view: View | None, charset: Char
     rows = table.rows_of(head, 0, guess.dialect, reach=limits.row_bytes)
     if not whole and len(rows) > 1 and rows[-1].end == len(head):
         rows.pop()
-    found = table.find(rows, single=not guess.dialect.delimiter)
+    found = table.find(rows, guess.dialect)
     if found.width > limits.columns:
         said = sentence(f"at most {limits.columns:,} columns", f"{found.width:,}", at=label, hint="check the delimiter")
         raise InputError(said)

@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tenon.ingest.table import shape
+from tenon.ingest.detect import shape
 from tenon.ingest.values import Reading, _convert
 
 Costs = NDArray[np.float64]
@@ -128,17 +128,17 @@ def learn(cells: Sequence[str], reading: Reading) -> Profile:
     distinct = set(full)
     if len(distinct) <= VOCABULARY and len(full) >= 10 * len(distinct):
         return Profile(**base, words=tuple(sorted(distinct)))
+    prefix = os.path.commonprefix([min(distinct), max(distinct)]) if len(distinct) > 5 else ""
+    base["prefix"] = prefix if len(prefix) >= 3 else ""
     for draw, exact in ((_drawn, True), (_shape, False)):
         shapes = Counter(draw(cell) for cell in full)
         kept = [drawn for drawn, count in shapes.most_common(SHAPES) if count >= 0.002 * len(full)]
         telling = all(re.search(r"[^a ]", drawn) for drawn in kept)
         if len(full) >= 10 and sum(shapes[drawn] for drawn in kept) >= 0.995 * len(full) and telling:
             return Profile(**base, shapes=tuple(kept), exact=exact)
-    prefix = os.path.commonprefix(sorted(distinct)[:1] + sorted(distinct)[-1:]) if len(distinct) > 5 else ""
-    begins = "".join(sorted({_begin(cell) for cell in full}))
     counts = Counter(_begin(cell) for cell in full)
-    begins = "".join(_CLASSES[sign] for sign in begins if counts[sign] >= 0.002 * len(full))
-    return Profile(**base, prefix=prefix if len(prefix) >= 3 else "", begins=begins)
+    begins = "".join(_CLASSES[sign] for sign in sorted(counts) if counts[sign] >= 0.002 * len(full))
+    return Profile(**base, begins=begins)
 
 
 def _shape(cell: str) -> str:

@@ -101,8 +101,15 @@ def _best(ways: Sequence[Attempt], found: list[tuple[float, int, _Option]], dial
     cost, way, option = found[0]
     values = _build(ways[way], option, dialect, width)
     code = _code(ways[way], option)
+    # Readings that differ only by a quote at the edge of a field say the same.
+    bare = [value.strip(dialect.quote) for value in values]
     rival = next(
-        ((c, w, o) for c, w, o in found[1:12] if c < cost + MARGIN and _build(ways[w], o, dialect, width) != values), None
+        (
+            (c, w, o)
+            for c, w, o in found[1:12]
+            if c < cost + MARGIN and [v.strip(dialect.quote) for v in _build(ways[w], o, dialect, width)] != bare
+        ),
+        None,
     )
     if cost > ACCEPT:
         return Mended(values=values, code=code, column=option.place, sure=False, why="no reading fits the columns")
@@ -150,16 +157,25 @@ def _quote_attempts(row: bytes, dialect: Dialect, width: int) -> Iterable[Attemp
         glue = delimiter + b" " if dialect.spaced else delimiter
         if before and not before.rstrip(b" ").endswith(delimiter):
             read = split(before + glue + quote + after, dialect)
-            if _whole(read, width):
+            if _whole(read, width, dialect):
                 yield Attempt(read.values, read.quoted, INSERT, "missing-delimiter")
         if not after.lstrip(b" ").startswith(delimiter):
             read = split(before + quote + glue + after, dialect)
-            if _whole(read, width):
+            if _whole(read, width, dialect):
                 yield Attempt(read.values, read.quoted, INSERT, "missing-delimiter")
 
 
-def _whole(read: Split, width: int) -> bool:
-    return read.closed and read.faults == 0 and len(read.values) == width
+def _whole(read: Split, width: int, dialect: Dialect) -> bool:
+    """Whether a delimiter put in made everything clean: no quote is left over, and no delimiter at the edge of a value."""
+    if not read.closed or read.faults or len(read.values) != width:
+        return False
+    quote, delimiter = dialect.quote, dialect.delimiter
+    for value, quoted in zip(read.values, read.quoted, strict=True):
+        if quoted and (value.startswith(delimiter) or value.endswith(delimiter)):
+            return False
+        if not quoted and (value.startswith(quote) or value.endswith(quote)):
+            return False
+    return True
 
 
 # ── fields against columns ───────────────────────────────────────────────────────────────────────────────────────────
@@ -179,7 +195,7 @@ def _options(attempts_: Sequence[Attempt], dialect: Dialect, profiles: Sequence[
     after = np.concatenate([np.cumsum(move[:, ::-1], axis=1)[:, ::-1], np.zeros((len(attempts_), 1))], axis=1)
     if shift > 0:
         return _too_many(attempts_, dialect, profiles, before, after)
-    return _too_few(attempts_, profiles, before, after)
+    return _too_few(attempts_, dialect, profiles, before, after)
 
 
 def _worst(costs: Costs) -> int:
@@ -223,13 +239,16 @@ def _too_many(
             cost = base + JOIN + float(profile.costs(text)[0])
             # People write a space after a comma; and what was quoted was whole.
             cost += 0.0 if glue.endswith(b" ") or all(part[:1] == b" " for part in parts[1:]) else 0.8
-            cost += 2.0 * any(attempt.quoted[place : place + shift + 1]) + 1.0 * any(not part for part in parts)
+            cost += 2.0 * any(attempt.quoted[place : place + shift + 1])
+            cost += 1.0 * (glue != b" " and any(not part for part in parts))
             options.append(_Option(cost, place, "unquoted-delimiter"))
         out.append(options)
     return out
 
 
-def _too_few(attempts_: Sequence[Attempt], profiles: Sequence[Profile], before: Costs, after: Costs) -> list[list[_Option]]:
+def _too_few(
+    attempts_: Sequence[Attempt], dialect: Dialect, profiles: Sequence[Profile], before: Costs, after: Costs
+) -> list[list[_Option]]:
     """Readings of rows with fewer fields than columns: cells left out at the end, or two fields run together."""
     width = len(profiles)
     lacking = width - len(attempts_[0].fields)
@@ -244,18 +263,26 @@ def _too_few(attempts_: Sequence[Attempt], profiles: Sequence[Profile], before: 
             for place in range(width - 1):
                 base = float(before[row, place] + after[row, place + 2])
                 if base + SPLIT <= ACCEPT + MARGIN and len(attempt.fields[place]) > 1:
-                    options.extend(_cuts(attempt.fields[place], base, place, profiles[place], profiles[place + 1]))
+                    pair = profiles[place], profiles[place + 1]
+                    options.extend(_cuts(attempt.fields[place], base, place, pair, dialect.quote))
         out.append(options)
     return out
 
 
-def _cuts(field: bytes, base: float, place: int, left: Profile, right: Profile) -> list[_Option]:
-    """Return the two best ways to cut one field into two columns; two that are as good make neither sure."""
+def _cuts(field: bytes, base: float, place: int, pair: tuple[Profile, Profile], quote: bytes) -> list[_Option]:
+    """Return the two best ways to cut one field into two columns; two that are as good make neither sure.
+
+    A quote in the middle is where the delimiter went missing: `quote` attempts cut there, and other places cost more.
+    """
     text = field.decode("utf-8", "replace")
     if len(text) > 2_000:
         return []
     places = range(1, len(text))
-    costs = left.costs(pl.Series("", [text[:n] for n in places])) + right.costs(pl.Series("", [text[n:] for n in places]))
+    left, right = pl.Series("", [text[:n] for n in places]), pl.Series("", [text[n:] for n in places])
+    costs = pair[0].costs(left) + pair[1].costs(right)
+    mark = quote.decode("latin-1")
+    if mark and mark in text:
+        costs = costs + np.array([0.0 if text[n - 1] == mark or text[n] == mark else 1.0 for n in places])
     order = np.argsort(costs, kind="stable")[:2]
     bytes_at = [len(text[: n + 1].encode()) for n in order.tolist()]
     return [

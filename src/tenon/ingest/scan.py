@@ -107,6 +107,24 @@ def marks_of(a: NDArray[np.uint8], delimiter: bytes) -> Places:
     return found
 
 
+def pairs(a: NDArray[np.uint8], dialect: Dialect) -> int:
+    """Count the doubled quotes of a chunk whose quotes are all well formed; -1 when any is not."""
+    quotes = np.flatnonzero(a == dialect.quote[0])
+    if len(quotes) % 2:
+        return -1
+    opening, closing = quotes[0::2], quotes[1::2]
+    before = a[np.maximum(opening - 1, 0)]
+    after = a[np.minimum(closing + 1, len(a) - 1)]
+    delimiter = dialect.delimiter[0] if dialect.delimiter else 10
+    twice = np.zeros(len(opening), dtype=bool)
+    twice[1:] = opening[1:] == closing[:-1] + 1
+    start = (before == delimiter) | (before == 10) | (before == 13) | twice
+    start[:1] |= opening[:1] == 0
+    end = (after == delimiter) | (after == 10) | (after == 13) | np.append(twice[1:], False)
+    end[-1:] |= closing[-1:] == len(a) - 1
+    return int(twice.sum()) if bool(start.all()) and bool(end.all()) else -1
+
+
 def _quotes(
     a: NDArray[np.uint8], quotes: Places, marks: Places, dialect: Dialect, starts: Places, stops: Places, ends: Places
 ) -> tuple[NDArray[np.int64], Mask, NDArray[np.int64]]:

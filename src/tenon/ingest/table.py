@@ -17,11 +17,23 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tenon.ingest.detect import TYPED, kind
+from tenon.ingest.detect import TYPED, kind, shape
 from tenon.ingest.dialect import Dialect, chomp, split
+from tenon.ingest.repair import attempts
 from tenon.ingest.rows import row_end
 
 ROWS = 1000
+SEAM = rb"(?<=[a-z])(?=[A-Z])|(?<=[A-Z]{2})(?=[A-Z][a-z])|(?<=[Dd][Aa][Tt][Ee])(?=[Tt][Ii][Mm][Ee])"
+# Words in names that say what a column holds.
+NAMED = (
+    ("date", (b"date", b"datum", b"fecha", b"day")),
+    ("time", (b"time", b"hour")),
+    ("int", (b"qty", b"quantity", b"count", b"number", b"year", b"age")),
+    ("money", (b"price", b"cost", b"amount", b"fee", b"revenue")),
+    ("percent", (b"percent", b"pct")),
+    ("url", (b"url", b"link", b"website")),
+    ("email", (b"mail",)),
+)
 HEADERS = 6  # more header rows than this are data
 FAMILY = {"float": "int", "number": "int", "percent": "percent", "money": "money", "stamp": "date"}
 
@@ -32,6 +44,7 @@ class Row:
 
     begin: int
     end: int
+    raw: bytes
     values: list[bytes]
     quoted: list[bool]
     faults: int
@@ -68,22 +81,24 @@ def rows_of(data: bytes, begin: int, dialect: Dialect, *, reach: int, limit: int
     out: list[Row] = []
     while begin < len(data) and len(out) < limit:
         end, _ = row_end(data, begin, dialect, reach)
-        read = split(chomp(data[begin:end]), dialect)
-        out.append(Row(begin, end, read.values, read.quoted, read.faults))
+        raw = chomp(data[begin:end])
+        read = split(raw, dialect)
+        out.append(Row(begin, end, raw, read.values, read.quoted, read.faults))
         begin = end
     return out
 
 
-def find(rows: Sequence[Row], *, single: bool) -> Table:
-    """Find the table in the rows of a sample; `single` says that there is no delimiter."""
+def find(rows: Sequence[Row], dialect: Dialect) -> Table:
+    """Find the table in the rows of a sample."""
     full = [row for row in rows if not row.blank]
     if not full:
         return Table(width=0, begin=rows[-1].end if rows else 0)
-    width = 1 if single else _width(full)
+    width = _width(full) if dialect.delimiter else 1
     numbers = [n for n, row in enumerate(rows) if not row.blank and len(row.values) == width]
     if not numbers:
         return Table(width=width, begin=rows[0].begin, body=tuple(rows))
     kinds = _kinds([rows[n] for n in numbers], width)
+    rows = _mended(rows, numbers[0], width, dialect)
     first = _first(rows, numbers, width, kinds)
     header_at = [] if first is None else _header(rows, first, width, kinds)
     if not header_at:
@@ -103,6 +118,24 @@ def find(rows: Sequence[Row], *, single: bool) -> Table:
 
 def _row_bytes(row: Row) -> bytes:
     return b"\x1f".join(row.values)
+
+
+def _mended(rows: Sequence[Row], first: int, width: int, dialect: Dialect) -> Sequence[Row]:
+    """Read the row above the first full one as a broken header, when one fault explains it: a delimiter of its own, a quote."""
+    above = first - 1
+    while above >= 0 and rows[above].blank:
+        above -= 1
+    if above < 0 or width < 3 or len(rows[above].values) == width:
+        return rows
+    row = rows[above]
+    for one in sorted(attempts(row.raw, dialect, width)[1:], key=lambda one: one.cost):
+        named = all(name.strip() and kind(name) not in TYPED for name in one.fields)
+        # A title may have as many words as the table has columns.
+        telling = one.code != "delimiter" or b" " not in row.raw or width > 4
+        if len(one.fields) == width and named and telling and len(set(one.fields)) == width:
+            mended = Row(row.begin, row.end, row.raw, one.fields, one.quoted, 0)
+            return [*rows[:above], mended, *rows[above + 1 :]]
+    return rows
 
 
 def _headless(rows: Sequence[Row], numbers: list[int], width: int, kinds: list[str]) -> Table:
@@ -246,13 +279,6 @@ def _named(rows: Sequence[Row], first: int, width: int) -> bool:
     return score > 0.0 or (len(body) < 2 and all(names))
 
 
-def shape(cell: bytes) -> bytes:
-    """Return the cell with runs of capitals, small letters and digits each drawn as one sign."""
-    cell = re.sub(rb"[A-Z]+", b"A", cell)
-    cell = re.sub(rb"[a-z\x80-\xff]+", b"a", cell)
-    return re.sub(rb"\d+", b"9", cell)
-
-
 def _names(rows: Sequence[Row], numbers: Sequence[int], width: int) -> tuple[list[bytes], int]:
     """Join the header rows into names, and settle the width when the header and the rows disagree."""
     parts = [list(rows[n].values) for n in numbers]
@@ -278,24 +304,31 @@ def _names(rows: Sequence[Row], numbers: Sequence[int], width: int) -> tuple[lis
 
 
 def _short(names: list[bytes], rows: Sequence[Row], numbers: Sequence[int], width: int) -> list[bytes]:
-    """Place the names of a header that is one short: two names run together, a nameless first column, or a last one."""
+    """Place the names of a header that is one short: two run together, or a column without a name; where they say most."""
     body = [row for row in rows[numbers[-1] + 1 :] if len(row.values) == width and not row.blank][:200]
-    raw = rows[numbers[0]]
+    kinds = _kinds(body, width) if body else ["text"] * width
+    ways: list[list[bytes]] = []
     for n, name in enumerate(names):
         # Two quoted names, or a plain and a quoted one, whose delimiter is missing.
         place = name.find(b'"')
-        if 0 < place < len(name) - 1 and (raw.quoted[n] or name.endswith(b'"')):
-            return [*names[:n], name[:place], name[place:].strip(b'"'), *names[n + 1 :]]
+        if 0 < place < len(name) - 1:
+            ways.append([*names[:n], name[:place], name[place:].strip(b'"'), *names[n + 1 :]])
     if body and all(not row.values[-1].strip() for row in body):
-        return [*names, b""]  # every row ends in a delimiter
-    seams = [
-        (n, seam.start())
-        for n, name in enumerate(names)
-        for seam in re.finditer(rb"(?<=[a-z])(?=[A-Z])|(?<=[A-Z]{2})(?=[A-Z][a-z])", name)
-    ]
-    if len(seams) == 1:
-        n, place = seams[0]
-        return [*names[:n], names[n][:place], names[n][place:], *names[n + 1 :]]
+        ways.append([*names, b""])  # every row ends in a delimiter
     if body and len({row.values[0] for row in body}) == len(body):
-        return [b"", *names]  # row names without a name of their own
-    return [*names, b""]
+        ways.append([b"", *names])  # row names without a name of their own
+    for n, name in enumerate(names):
+        for seam in re.finditer(SEAM, name):
+            ways.append([*names[:n], name[: seam.start()], name[seam.start() :], *names[n + 1 :]])
+    ways.append([*names, b""])
+    return max(ways, key=lambda way: _said(way, kinds))
+
+
+def _said(names: Sequence[bytes], kinds: Sequence[str]) -> int:
+    """Count the names that say what their column holds, less those that say something else."""
+    score = 0
+    for name, held in zip(names, kinds, strict=True):
+        low = name.lower()
+        told = {what for what, words in NAMED if any(word in low for word in words)}
+        score += (held in told) - (bool(told) and held not in told and held != "empty")
+    return score

@@ -61,12 +61,16 @@ class Facts:
 
 @dataclass(slots=True)
 class Typed:
-    """A chunk as typed columns; `rows` says which text row each came from, None when every one did."""
+    """A chunk as typed columns; `rows` says which text row each came from, None when every one did.
+
+    `kept` are text rows that stay although a cell does not fit: as text, or with a null by policy.
+    """
 
     frame: pl.DataFrame
     rows: NDArray[np.int64] | None
     repaired: list[Repaired]
     refused: list[Refused]
+    kept: tuple[int, ...] = ()
     bailed: bool = False
 
 
@@ -102,7 +106,7 @@ def typed(
         merged = np.concatenate([rows, extra_rows])
         order = np.argsort(merged, kind="stable")
         frame, rows = pl.concat([frame, extra])[order], merged[order]
-    return Typed(frame, rows, repaired, sorted(refused, key=lambda one: one.begin))
+    return Typed(frame, rows, repaired, sorted(refused, key=lambda one: one.begin), tuple(sorted(kept)))
 
 
 def _cast(

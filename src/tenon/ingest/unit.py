@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tenon.errors import InputError, sentence
 from tenon.ingest import columnar, jsonl, table
 from tenon.ingest.charset import to_utf8
-from tenon.ingest.chunk import Layout, Refused, Repaired, Text, careful, express, prove
+from tenon.ingest.chunk import Layout, Refused, Repaired, Text, careful, express
 from tenon.ingest.detect import TYPED, kind
 from tenon.ingest.dialect import chomp, split
 from tenon.ingest.plan import FilePlan, Plan
@@ -176,7 +176,7 @@ def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, acc
             header_raw=file.header_raw,
             reach=plan.row_bytes,
         )
-        text = _text(data, layout, plan, file)
+        text = _text(data, layout)
     places = _Places(data, text, file)
     blank = _blank(text.frame)
     if blank is not None:
@@ -210,13 +210,9 @@ def _fresh_facts(account: _Account) -> _Account:
     return account
 
 
-def _text(data: bytes, layout: Layout, plan: Plan, file: FilePlan) -> Text:
+def _text(data: bytes, layout: Layout) -> Text:
     """Read a piece the quick way when it can be proven, else line by line."""
     text = express(data, layout)
-    if text is not None and not text.proven:
-        columns = [str(n) for n in range(layout.width)]
-        if not prove(data, text.frame, layout.dialect, columns):
-            text = None
     return careful(data, layout) if text is None else text
 
 
@@ -372,28 +368,31 @@ def _table_break(
 
     A header spelt byte for byte like the first is the same export going on; one spelt otherwise is another table.
     """
-    if file.format != "csv" or not (text.refused or done.refused or done.repaired):
+    if file.format != "csv" or not (text.refused or done.refused or done.kept):
         return -1
-    candidates = sorted({one.begin for one in (*text.refused, *done.refused)})
+    begins, ends, _ = places() if done.kept else (None, None, None)
+    candidates = {one.begin: one.end for one in (*text.refused, *done.refused)}
+    if begins is not None and ends is not None:
+        candidates |= {int(begins[row]): int(ends[row]) for row in done.kept}
     own = {tuple(row.split(b"\x1f")) for row in file.header_rows}
     names = {name.strip().lower() for row in own for name in row if name.strip()}
-    for begin in candidates:
-        end = next(one.end for one in (*text.refused, *done.refused) if one.begin == begin)
+    for begin in sorted(candidates):
+        end = candidates[begin]
         if end - begin > NEAR:
             continue
         (row,), _ = to_utf8([chomp(data[begin:end])], file.charset)
         cells = split(row, file.dialect).values
-        if len(cells) < 2 or any(kind(cell) in TYPED for cell in cells) or not all(cell.strip() for cell in cells[:2]):
+        if len(cells) < 2 or not all(cell.strip() for cell in cells[:2]) or any(kind(cell) in TYPED for cell in cells):
             continue
         shared = sum(cell.strip().lower() in names for cell in cells)
         if tuple(cells) in own or (shared >= 2 and 2 * shared >= len(cells)):
             return begin
-        if len(set(cells)) == len(cells) and _followed(offset + end, len(cells), cells, view, file):
+        if len(set(cells)) == len(cells) and _followed(offset + end, len(cells), view, file):
             return begin
     return -1
 
 
-def _followed(place: int, width: int, cells: list[bytes], view: View, file: FilePlan) -> bool:
+def _followed(place: int, width: int, view: View, file: FilePlan) -> bool:
     """Whether the rows after a place are of a table with this header: as wide, and not as wide as the first table."""
     data = view.read(place, place + NEAR)
     rows = [row for row in table.rows_of(data, 0, file.dialect, reach=NEAR, limit=FOLLOWING + 2) if not row.blank]
