@@ -280,7 +280,7 @@ def test_the_cache_stays_within_its_bound_and_keeps_what_is_in_use(bucket: Bucke
 
 def test_an_object_store_that_does_not_answer_is_told_in_words(tmp_path: Path) -> None:
     config = StoreConfig(blobs="s3://bucket", s3_endpoint="http://127.0.0.1:9", s3_region="us-east-1")
-    with pytest.raises(StoreError, match=r"the object store to answer, got .*check the network, store.s3_endpoint"):
+    with pytest.raises(StoreError, match=r"the object store to answer, got .*the network, store.s3_endpoint"):
         Bucket(config, tmp_path, StoreLimits(), retries=0).put(b"x")
 
 
@@ -288,6 +288,8 @@ def test_a_bucket_that_does_not_exist_is_told_in_words(s3: str, tmp_path: Path) 
     config = StoreConfig(blobs="s3://nowhere/x", s3_endpoint=s3, s3_region="us-east-1")
     with pytest.raises(StoreError, match=r"expected a bucket, got .* at s3://nowhere/x; create it"):
         Bucket(config, tmp_path, StoreLimits()).put(b"x")
+    with pytest.raises(StoreError, match=r"the object store to answer, got .* check that the bucket exists"):
+        list(Bucket(config, tmp_path, StoreLimits()).digests())
 
 
 @pytest.mark.parametrize("url", ["gs://bucket/x", "s3://", "/a/folder"])

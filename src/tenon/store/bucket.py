@@ -219,7 +219,9 @@ class Bucket:
         except FileNotFoundError:
             raise
         except (OSError, _obstore().exceptions.BaseError) as error:
-            hint = "check the network, store.s3_endpoint, store.s3_region and the AWS_* credentials in the environment"
+            hint = (
+                "check that the bucket exists, the network, store.s3_endpoint, store.s3_region and the AWS_* variables"
+            )
             raise StoreError(
                 sentence("the object store to answer", f"'{_first_line(error)}'", at=self._url, hint=hint)
             ) from error

@@ -159,8 +159,8 @@ class Catalog:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._begin()
         try:
+            self._begin()
             self._depth = 1
             self._failed = False
             self._owner = threading.get_ident()
