@@ -149,11 +149,12 @@ def line(
         if one.name_at is not None and seen:
             near = min(seen, key=lambda p: abs(p.x - (one.name_at or 0.0)))
             spot = (to_x(near.x) - 8, to_y(near.y or 0.0) - 6)
-            body.append(text_at(*spot, one.name, anchor="end", colour=colour, weight=600, halo=True))
+            body.append(haloed(text_at(*spot, one.name, anchor="end", colour=colour, weight=600)))
         elif one in at_end and seen:
             ends.append((to_y(seen[-1].y or 0.0), one.name, colour))
     if limit:
-        body.append(text_at(area.right, to_y(limit[0]) - 6, limit[1], anchor="end", colour=WARN, size=11, halo=True))
+        name = text_at(area.right, to_y(limit[0]) - 6, limit[1], anchor="end", colour=WARN, size=11)
+        body.append(haloed(name))
     for y, name, colour in apart(ends, 14):
         body.append(text_at(area.right + 4, y + 4, name, colour=colour, weight=600))
     return svg(frame, body)
@@ -375,22 +376,19 @@ def px(value: float) -> str:
 
 
 def text_at(
-    x: float,
-    y: float,
-    text: str,
-    *,
-    anchor: str = "start",
-    colour: str = SOFT,
-    size: int = 12,
-    weight: int = 400,
-    halo: bool = False,
+    x: float, y: float, text: str, *, anchor: str = "start", colour: str = SOFT, size: int = 12, weight: int = 400
 ) -> str:
-    """Place text; its colour comes from the page; a halo of paper keeps it legible over lines."""
-    rim = f";paint-order:stroke;stroke:{PAPER};stroke-width:4px;stroke-linejoin:round" if halo else ""
+    """Place text; its colour comes from the page."""
     return (
         f'<text x="{px(x)}" y="{px(y)}" text-anchor="{anchor}" style="fill:{colour};font-size:{size}px;'
-        f'font-weight:{weight};font-variant-numeric:tabular-nums{rim}">{esc(text)}</text>'
+        f'font-weight:{weight};font-variant-numeric:tabular-nums">{esc(text)}</text>'
     )
+
+
+def haloed(text: str) -> str:
+    """Give placed text a rim of paper, so that it can be read over lines."""
+    rim = f"paint-order:stroke;stroke:{PAPER};stroke-width:4px;stroke-linejoin:round;"
+    return text.replace('style="', f'style="{rim}', 1)
 
 
 def dot(x: float, y: float, radius: float, colour: str) -> str:

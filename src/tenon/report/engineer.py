@@ -425,7 +425,7 @@ def _lineage(facts: Facts) -> tuple[Block, ...]:
 
 
 def _again(facts: Facts) -> tuple[Block, ...]:
-    environment, git = facts["environment"], facts["reproduce"]
+    environment, git = facts["environment"], facts["git"]
     rows: list[tuple[Line, ...]] = []
     for name, found in (
         ("git", git),

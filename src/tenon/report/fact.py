@@ -59,7 +59,7 @@ def facts(store: Store, model: str) -> dict[str, Any]:
         "metric": _metric(records, sheet),
         "baseline": str(records.run.get("baseline") or ""),
         "lineage": records.names(),
-        "reproduce": records.run.get("git") or {},
+        "git": records.run.get("git") or {},
         "environment": _environment(records),
         "figures": sheet.figures,
         "tables": sheet.tables,

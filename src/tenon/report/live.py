@@ -93,7 +93,7 @@ def _windows(sheet: Sheet, watch: Record, windows: list[Any]) -> None:
         ("rows", "count", "predictions answered"),
         ("labelled", "count", "predictions whose outcome is known"),
         ("errors", "count", "requests that failed"),
-        ("usd", "usd", "cost of answering"),
+        ("usd", "usd", "cost of scoring alone"),
     ):
         if any(finite(row[key]) is not None for row in rows):
             place = Origin(record="watch", id=id_, field=f"windows[].{key}", formula="sum over windows")

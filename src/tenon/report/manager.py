@@ -283,7 +283,7 @@ def weeks_table(facts: Facts, metrics: Sequence[str] = ()) -> Table:
         "most drifted",
         "p99",
         "errors",
-        "cost",
+        "scoring cost",
     )
     at = 3 + len(wanted)
     return Table(
@@ -355,7 +355,7 @@ def _next(facts: Facts) -> tuple[Block, ...]:
     """Next steps in the order of need: alerts, then what is not known, then what was refused."""
     owner = facts["words"]["owner"]
     acts = [
-        f"{sentence_case(one['hint'])} ({one['code']}, {owner})"
+        f"On {one['code']}, by {owner}: {sentence_case(one['hint'])}"
         for one in facts["findings"]
         if one["severity"] in ("warning", "error") and one["hint"]
     ]

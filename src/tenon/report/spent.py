@@ -2,8 +2,8 @@
 
 The stages that made the version keep what they cost, so the cost of making is their sum. The cost of answering is what
 the ledger charged for requests, the same figure that `tenon cost` tells; where nothing was charged, what the windows
-of live traffic kept. A month is 30 days, as in the ledger: the traffic seen spread over the days it came in, what is kept
-of this version at the price of storage, and one making anew. The ledger's own entries give the money by kind, including
+of live traffic kept. A month is 30 days, as in the ledger: the traffic seen spread over the days it came in, what is
+kept of this version at the price of storage, and one making anew. The ledger's own entries give the money by kind, with
 runs that came to nothing; entries of other models are left out, those of shared sources are not.
 """
 
@@ -29,6 +29,7 @@ STAGE_NAMES = {
     "version": "compiling and judging",
     "watch": "watching",
 }
+_KEPT = "bytes of this version's blobs x usd per GB and month, as the run was configured"
 
 
 def spent(sheet: Sheet, records: Records, store: Store) -> None:
@@ -115,15 +116,12 @@ def _month(sheet: Sheet, records: Records, store: Store) -> None:
     formulas = {"cost.answering_month": "cost of 1,000 x predictions a month / 1000", "cost.keeping_month": _KEPT}
     for key, usd in parts.items():
         label = "answering for a month" if key == "cost.answering_month" else "keeping data and model for a month"
-        sheet.figure(key, usd, label, Origin(record="sum", id=records.model, formula=formulas[key]), unit="usd")
+        sheet.figure(key, usd, label, Origin(record="figures of", id=records.model, formula=formulas[key]), unit="usd")
     if making is not None:
         formula = "answering + keeping for a month + making once"
-        whole = Origin(record="sum", id=records.model, formula=formula)
+        whole = Origin(record="figures of", id=records.model, formula=formula)
         sheet.figure("cost.month", sum(parts.values()) + making, "cost of a month", whole, unit="usd")
     _value(sheet, records)
-
-
-_KEPT = "bytes of this version's blobs x usd per GB and month, as the run was configured"
 
 
 def _keeping(records: Records, store: Store) -> float:
@@ -157,11 +155,9 @@ def _value(sheet: Sheet, records: Records) -> None:
 
 def _entries(sheet: Sheet, records: Records, store: Store) -> list[ledger.Entry]:
     """Enter the ledger's entries that belong to this model, by kind, and return them."""
-    mine = {records.model, *(str(one.get("id", "")) for one in (records.run, records.version, records.features))}
-    mine |= {str(one.get("source", "")) for one in records.datasets} | {
-        str(one.get("id", "")) for one in records.datasets
-    }
-    mine.discard("")
+    mine = {records.model}
+    for one in (records.run, records.version, records.features, *records.datasets, *records.ingests):
+        mine |= {str(one.get("id") or ""), str(one.get("source") or "")} - {""}
     entries = [one for one in store.entries() if mine & set(one.subject.split("/"))]
     if not entries:
         return []
