@@ -35,6 +35,7 @@ Floats = NDArray[np.float64]
 SMOOTHING = 20.0  # rows of the overall mean that each level is mixed with
 RARE = 20  # a level with fewer rows in training is treated as unseen
 LEVELS = 50  # columns one category may take in the onehot form
+RANKS = 20_000  # levels one category may rank in the ordinal form: they all travel in the manifest
 CLIP = 8.0  # standard deviations: a stray value must not carry a linear score away
 NAN = float("nan")
 
@@ -204,8 +205,9 @@ def _learn_category(name: str, values: Iterable[str | None], y: Floats, form: st
     missing = None in index
     seen = [(level, at) for level, at in index.items() if level is not None]
     kept = [(level, at) for level, at in seen if rows[at] >= RARE]
-    if form == "onehot" and len(kept) > LEVELS:
-        kept = sorted(kept, key=lambda pair: (-rows[pair[1]], pair[0]))[:LEVELS]
+    most = LEVELS if form == "onehot" else RANKS
+    if len(kept) > most:
+        kept = sorted(kept, key=lambda pair: (-rows[pair[1]], pair[0]))[:most]
     shrunk = {level: (sums[at] + SMOOTHING * overall) / (rows[at] + SMOOTHING) for level, at in kept}
     levels = sorted(shrunk, key=lambda level: (shrunk[level], level))
     below = sum(shrunk[level] < overall for level in levels)

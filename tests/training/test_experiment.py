@@ -170,7 +170,7 @@ def test_a_label_that_never_varies_is_refused_in_words_and_kept_with_the_run(
 def test_an_empty_side_of_the_split_is_refused_in_words(make: Make, run: Run, side: str) -> None:
     data = make(300)
     with pytest.raises(TrainingError, match=f"expected rows on the {side} side of the split, got none - at the split"):
-        experiment(broken(data, side, data.parts()[side].head(0)), "lightgbm", run)
+        experiment(broken(data, side, Part(data.parts()[side].x.head(0), np.empty(0))), "lightgbm", run)
 
 
 def test_other_data_that_cannot_be_trained_on_is_refused_in_words(make: Make, run: Run) -> None:

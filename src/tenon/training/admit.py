@@ -25,7 +25,7 @@ from tenon.errors import TrainingError, sentence
 from tenon.ledger import Budget, Spent
 from tenon.limits import MIB, Admission, Answer
 from tenon.training.boost import lightgbm
-from tenon.training.data import Data, Part
+from tenon.training.data import Data
 from tenon.training.guard import Guard
 from tenon.training.linear import linear, logistic
 from tenon.training.option import Options
@@ -36,7 +36,7 @@ BUILT_IN: dict[str, Callable[[Data, Any, Options], Any]] = {
     "logistic": logistic,
 }
 SAMPLES = (10_000, 40_000)  # training rows of the two samples
-SAMPLE_ROUNDS = 8
+SAMPLE_ROUNDS = 5
 STEPS = 8  # Newton steps that a logistic regression takes
 LEAST = 0.05  # share of the rounds below which a model is not worth beginning
 TEXT_BYTES = 80
@@ -88,11 +88,12 @@ def fit(
     """Predict the memory and the longest time of training `data` with `trainer`, and answer whether it may begin.
 
     `memory_bytes` is what the process may use in all (default: `engine.memory_bytes()`), `free_bytes` what is free of
-    it now. Takes about a second on large data, because it trains two samples; below the smaller sample it only counts.
+    it now (default: what the system has available). With more rows than the larger sample it trains both samples, which
+    takes about half a second; with fewer it only counts.
     """
     total = engine.memory_bytes() if memory_bytes is None else memory_bytes
     room = max(total - ledger.resident_bytes(), 0)  # what this process may still take
-    free = room if free_bytes is None else min(free_bytes, room)
+    free = min(room, _available_bytes() if free_bytes is None else free_bytes)
     rows = len(data.train)
     per_row, sample = _known_bytes(data, trainer), _Sample()
     if isinstance(trainer, str) and trainer in BUILT_IN and rows > SAMPLES[1]:
@@ -145,7 +146,7 @@ def _known_bytes(data: Data, trainer: Any) -> float:
     others = (len(data.valid) + len(data.test)) / max(len(data.train), 1)
     if trainer in ("linear", "logistic"):
         # The matrix once while it is filled and once when its spare column is cut off.
-        part = _every(data.train, SAMPLES[0])
+        part = data.train.every(SAMPLES[0])
         return 8.0 * Encoding.learn(part.x.to_dict(), part.y, data.kind_of, "onehot").width + listed
     if trainer == "lightgbm":
         return (4.0 + 1.0) * len(data.names) * (1 + others) + 32.0 + listed
@@ -158,8 +159,9 @@ def _measure(data: Data, trainer: str) -> _Sample:
     for rows in SAMPLES:
         clock = _Clock()
         options = Options(guard=Guard(), threads=1, rounds=SAMPLE_ROUNDS, patience=SAMPLE_ROUNDS)
-        part = _every(data.train, rows)
-        small = replace(data, train=part, valid=_every(data.valid, max(rows // 4, 100)), test=_every(data.test, 100))
+        small = replace(data, train=data.train.every(rows), valid=data.valid.every(rows // 4), test=data.test.every(1))
+        if not small.train.varies:
+            return _Sample()  # a label so rare that a sample misses it: then only what is known is counted
         gc.collect()
         with _Watch() as watch:
             BUILT_IN[trainer](small, clock, options)
@@ -168,10 +170,11 @@ def _measure(data: Data, trainer: str) -> _Sample:
     return _Sample(bytes_per_row=max(slope, 0.0), fixed_s=clock.first_s, round_s=clock.round_s)
 
 
-def _every(part: Part, rows: int) -> Part:
-    """Take about `rows` rows spread over all of a part, so that rare labels are met in it as they are in all."""
-    step = max(1, len(part) // rows)
-    return Part(part.x.gather_every(step), part.y[::step])
+def _available_bytes() -> int:
+    """Return what the system could give to a process now, caches included."""
+    import psutil
+
+    return int(psutil.virtual_memory().available)
 
 
 class _Clock:

@@ -35,17 +35,22 @@ class Part:
     def __len__(self) -> int:
         return self.x.height
 
-    def head(self, rows: int) -> Part:
-        """Return the first rows, without copying."""
-        return Part(self.x.head(rows), self.y[:rows], None if self.time is None else self.time[:rows])
+    def every(self, rows: int) -> Part:
+        """Return about `rows` rows spread evenly over all, without their times."""
+        step = max(1, len(self) // max(rows, 1))
+        return Part(self.x.gather_every(step), self.y[::step])
+
+    @property
+    def varies(self) -> bool:
+        """Say whether the label takes more than one value here; with no rows there is nothing that could vary."""
+        return not len(self) or bool(self.y.min() != self.y.max())
 
     def to_dict(self) -> dict[str, Any]:
         """Return how many rows there are, how many are positive (or their mean), and from when to when."""
         times: list[str | None] = [None, None]
         if self.time is not None and len(self) and len(self.time):
-            times = [_iso(self.time[0]), _iso(self.time[-1])]
-            if isinstance(self.time, pl.Series):
-                times = [_iso(self.time.min()), _iso(self.time.max())]
+            known = self.time if hasattr(self.time, "min") else np.asarray(self.time)
+            times = [_iso(known.min()), _iso(known.max())]
         return {
             "from": times[0],
             "to": times[1],
@@ -149,7 +154,6 @@ class Data:
     def _check_labels(self) -> None:
         """Refuse labels that are not 0 and 1 where they should be, and a side on which the label never varies."""
         for side, part in self.parts().items():
-            values = np.unique(part.y[:100_000])
             if self.task == "binary":
                 odd = part.y[(part.y != 0) & (part.y != 1)]
                 if len(odd):
@@ -161,11 +165,11 @@ class Data:
                             hint="make the label a condition, or the task a regression",
                         )
                     )
-            if len(values) == 1 and part.y.min() == part.y.max():
+            if not part.varies:
                 raise TrainingError(
                     sentence(
                         f"a label that varies on the {side} side",
-                        f"{len(part):,} rows that are all {values[0]:g}",
+                        f"{len(part):,} rows that are all {part.y[0]:g}",
                         at=_counts(self),
                         hint="nothing can be learnt from it: check the label's SQL, or move the dates of split=",
                     )

@@ -112,9 +112,8 @@ def experiment(
     guard = guard or Guard(budget=budget, run=run)
     run.guard = guard  # where a user's own loop finds it
     study = _Study(data=data, run=run, guard=guard, seed=seed)
-    study.check(trainer)
-    name = _name(trainer)
-    against = _against(data.task, trainer, baselines)
+    name, against = _name(trainer), _against(data.task, trainer, baselines)
+    study.check([*against, trainer])
     found = {one: study.train(one) for one in against}
     model = study.train(trainer)
     primary = metric.METRICS[data.task][0]
@@ -172,25 +171,23 @@ class _Study:
     seed: int
     findings: list[Finding] = field(default_factory=list)
 
-    def check(self, trainer: str | Trainer) -> None:
+    def check(self, trainers: Sequence[str | Trainer]) -> None:
         """Refuse what cannot be trained: a label that never varies and rows that do not fit are findings of the run."""
-        if isinstance(trainer, str):
-            resolve(trainer, self.data.task)
         try:
             self.data.check()
         except TrainingError as error:
-            if "label that varies" in str(error):
-                self.say(
-                    "training/label-constant", "error", "label", str(error), "Check the label's SQL and the split.", {}
-                )
+            if not all(part.varies for part in self.data.parts().values()):
+                hint = "Check the label's SQL and the dates of the split."
+                self.say("training/label-constant", "error", "label", str(error), hint, {})
             raise
-        needed = fit(self.data, trainer, budget=self.guard.budget, prices=self.guard.prices)
-        if needed.answer is Answer.NEVER:
-            numbers = {"peak_bytes": float(needed.peak_bytes), "seconds": needed.seconds}
-            self.say(
-                "training/does-not-fit", "error", "fit", needed.reason, "Follow the plan in the sentence.", numbers
-            )
-            needed.require()
+        for trainer in trainers:
+            needed = fit(self.data, trainer, budget=self.guard.budget, prices=self.guard.prices)
+            if not needed:
+                numbers = {"peak_bytes": float(needed.peak_bytes), "seconds": needed.seconds}
+                severity = "error" if needed.answer is Answer.NEVER else "warning"
+                hint = "Follow the plan in the sentence."
+                self.say("training/does-not-fit", severity, _name(trainer), needed.reason, hint, numbers)
+                needed.require()
 
     def train(self, trainer: str | Trainer) -> _Trained:
         """Train one model and measure it on validation and test; none is begun once the budget is spent."""
@@ -239,17 +236,15 @@ class _Study:
 
     def _leaks(self) -> None:
         """Rank the labels by each feature alone: one that orders them nearly perfectly is known too late."""
-        part = self.data.train
-        step = max(1, len(part) // LEAK_ROWS)
-        x, y = part.x.gather_every(step), part.y[::step]
-        if y.min() == y.max():
+        part = self.data.train.every(LEAK_ROWS)
+        if not part.varies:
             return
-        matrix = Encoding.learn(x.to_dict(), y, self.data.kind_of).matrix(x.to_dict())
+        matrix = Encoding.learn(part.x.to_dict(), part.y, self.data.kind_of).matrix(part.x.to_dict())
         for i, name in enumerate(self.data.names):
-            strength, what = _alone(self.data.task, y, matrix[:, i])
+            strength, what = _alone(self.data.task, part.y, matrix[:, i])
             if strength >= LEAK:
                 said = f"The feature '{name}' alone gives {what} {strength:.4f}: it may be known only afterwards."
-                self._suspicious(name, said, {what.replace(" ", "_"): strength})
+                self._suspicious(name, said, {what.replace(" ", "_").lower(): strength})
 
     def _suspicious(self, place: str, said: str, numbers: Mapping[str, float]) -> None:
         hint = "Look for what is known only after the moment of prediction; mark such columns late=True."
@@ -269,11 +264,10 @@ def permuted(fitted: Fitted, data: Data, *, seed: int, rows: int = PERMUTED_ROWS
     For models that do not say themselves what they use (Breiman, Machine Learning 45, 2001). Features that carry the
     same information share their loss and may both look unimportant.
     """
-    step = max(1, len(data.valid) // rows)
-    y = data.valid.y[::step]
-    matrix = fitted.encoding.matrix(data.valid.x.gather_every(step).to_dict())
-    if y.min() == y.max():
+    part = data.valid.every(rows)
+    if not part.varies:
         return {}
+    y, matrix = part.y, fitted.encoding.matrix(part.x.to_dict())
     rng = np.random.default_rng(seed)
     whole = _worth(data.task, y, fitted.score(matrix))
     lost: dict[str, float] = dict.fromkeys(fitted.encoding.names, 0.0)
@@ -318,7 +312,7 @@ def _name(trainer: str | Trainer) -> str:
 def _against(task: str, trainer: str | Trainer, baselines: Sequence[str] | None) -> list[str]:
     """Return the baselines to train, simplest first: those asked for, without the model itself."""
     names = list(BASELINES[task] if baselines is None else baselines)
-    for name in names:
+    for name in [*names, *([trainer] if isinstance(trainer, str) else [])]:
         resolve(name, task)
     kept = [name for name in dict.fromkeys(names) if name != trainer]
     return [] if trainer == "constant" else kept
