@@ -170,6 +170,14 @@ def test_a_source_to_predict_needs_a_time_known_beforehand() -> None:
         FeatureSet.compile([], Label("y"), late, {})
 
 
+def test_times_that_are_no_times_are_refused() -> None:
+    odd = Source("odd", key=["id"], time="at", columns=[Column("id", "int"), Column("at", "text"), Column("y", "int")])
+    with pytest.raises(
+        ConfigError, match="times that are timestamps or dates, got 'at' of type text - at source 'odd'"
+    ):
+        FeatureSet.compile([], Label("y"), odd, {})
+
+
 def test_a_key_that_nobody_declared_is_refused_with_what_to_do() -> None:
     with pytest.raises(ConfigError, match="declare columns=, or take those that ingest found"):
         FeatureSet.compile([], Label("y"), Source("bare", key=["id"], time="at"), {})

@@ -44,6 +44,13 @@ def doubled(minute: pl.Series) -> pl.Series:
     return minute * 2
 
 
+def bare() -> Source:
+    """A source without a key that nobody looks back on."""
+    return Source(
+        "bare", time="at", columns=[Column("at", "timestamp"), Column("zone"), Column("tip", "float", late=True)]
+    )
+
+
 def compiled(*features: Feature, label: Label = Label("tip > 2")) -> FeatureSet:
     return FeatureSet.compile(features, label, TRIPS, SOURCES)
 
@@ -252,6 +259,13 @@ def test_findings_tell_what_is_odd_about_keys_times_and_joins() -> None:
         Feature("tips", "avg(tip)", over="zone", window="1s"),
         Feature("place", "name", of="zones", on="zone"),
     )
+    twice = pl.concat([zones(), zones().head(1)])
+    table = FeatureSet.compile(
+        [Feature("place", "name", of="zones", on="zone")], Label("tip"), bare(), {"zones": ZONES}
+    )
+    plain = {"bare": trips().select("zone", "tip").with_columns(at=pl.lit(at(1))), "zones": twice}
+    said = [f.said for f in table.examine(plain, table.matrix(plain)) if f.code == "feature/repeated-fact"]
+    assert said == ["1 of 3 rows share code with a later row, and only the last counts."]
     given = {"trips": made.derive("trips", odd.with_columns(zone=pl.lit("P")), {"zones": zones()}), "zones": zones()}
     found = {finding.code: finding for finding in made.examine(given, made.matrix(given))}
     assert {code: found[code].numbers for code in sorted(found)} == {
@@ -262,7 +276,7 @@ def test_findings_tell_what_is_odd_about_keys_times_and_joins() -> None:
     }
     assert (
         found["feature/repeated-fact"].said
-        == "1 of 4 rows share trip, start with a later row: earlier versions of it."
+        == "1 of 4 rows share trip, start with a later row, and are taken for earlier versions of it."
     )
     constant = [f for f in made.examine(given, made.matrix(given)) if f.code == "feature/constant"]
     assert [(f.place, f.said) for f in constant] == [

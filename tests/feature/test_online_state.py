@@ -302,3 +302,7 @@ def test_threads_take_turns() -> None:
     whole = empty(compiled())
     whole.apply("sales", facts)
     assert state.to_bytes() == whole.to_bytes()
+
+
+def test_the_moment_of_a_request_is_its_time() -> None:
+    assert empty(compiled()).moments([asked(3), asked(5)]) == [asked(3)["at"], asked(5)["at"]]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any, NoReturn
 
 import polars as pl
@@ -110,8 +111,14 @@ def late_columns(source: Source, label: Label, sources: Mapping[str, Source]) ->
 
 
 def _declared(source: Source) -> None:
-    """Refuse a source whose key is not among its columns."""
+    """Refuse a source whose key is not among its columns, or whose times are none."""
     types = types_of(source)
+    for name in (source.time, source.known_at):
+        if name and types[name] not in ("timestamp", "date"):
+            hint = "declare it a timestamp, or derive one: cast(x AS timestamp)"
+            _refuse(
+                "times that are timestamps or dates", f"'{name}' of type {types[name]}", f"source '{source.name}'", hint
+            )
     for name in source.key:
         if name not in types:
             hint = nearest(name, types) if source.columns else "declare columns=, or take those that ingest found"
@@ -438,4 +445,10 @@ def function_source(function: Callable[..., Any]) -> str:
         return inspect.getsource(function)
     except (OSError, TypeError):
         code = getattr(function, "__code__", None)
-        return f"{code.co_code.hex()}{code.co_consts!r}" if code else repr(function)
+        return _code(code) if code else f"{function.__module__}:{function.__qualname__}"
+
+
+def _code(code: CodeType) -> str:
+    """Spell compiled code without the addresses that its repr holds."""
+    constants = [_code(const) if isinstance(const, CodeType) else repr(const) for const in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"

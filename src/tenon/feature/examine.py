@@ -6,11 +6,12 @@ signs that a key, a time or a join is not what its author believes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import polars as pl
 
+from tenon.contract.column import Source
 from tenon.feature.facts import typed
 from tenon.feature.plan import History
 from tenon.finding import Finding
@@ -24,6 +25,8 @@ def examine(features: FeatureSet, frames: Mapping[str, pl.DataFrame], matrix: pl
     found: list[Finding] = []
     for name, history in features.plan.histories.items():
         found += _history(history, frames[name])
+    for name, table in features.plan.tables.items():
+        found += _repeated(table.source, frames[name], table.source.key, "and only the last counts")
     found += _constant(features, matrix)
     return found
 
@@ -31,23 +34,10 @@ def examine(features: FeatureSet, frames: Mapping[str, pl.DataFrame], matrix: pl
 def _history(history: History, frame: pl.DataFrame) -> Iterator[Finding]:
     source = history.source
     place = f"source '{source.name}'"
-    names = dict.fromkeys((*source.key, source.time, source.known_at))
-    if not set(names) <= set(frame.columns):
+    yield from _repeated(source, frame, (*source.key, source.time), "and are taken for earlier versions of it")
+    if source.known_at == source.time or not {source.time, source.known_at} <= set(frame.columns):
         return
-    rows = typed(frame, source, names)
-    repeated = rows.height - rows.n_unique([*source.key, source.time])
-    if repeated:
-        keys = ", ".join((*source.key, source.time))
-        yield Finding(
-            code="feature/repeated-fact",
-            severity="warning",
-            place=place,
-            said=f"{repeated:,} of {rows.height:,} rows share {keys} with a later row: earlier versions of it.",
-            hint="If they are different things, add the column that tells them apart to key=.",
-            numbers={"rows": rows.height, "repeated": repeated},
-        )
-    if source.known_at == source.time:
-        return
+    rows = typed(frame, source, (source.time, source.known_at))
     unknown = rows[source.known_at].null_count()
     if unknown:
         yield Finding(
@@ -67,6 +57,21 @@ def _history(history: History, frame: pl.DataFrame) -> Iterator[Finding]:
             said=f"{early:,} of {rows.height:,} rows are known before they happened; they count only after.",
             hint="Look for local time beside UTC, or a time of the next day with the date of this one.",
             numbers={"rows": rows.height, "early": early},
+        )
+
+
+def _repeated(source: Source, frame: pl.DataFrame, identity: Sequence[str], meaning: str) -> Iterator[Finding]:
+    if not set(identity) <= set(frame.columns) or frame.height < 2:
+        return
+    repeated = frame.height - frame.n_unique(identity)
+    if repeated:
+        yield Finding(
+            code="feature/repeated-fact",
+            severity="warning",
+            place=f"source '{source.name}'",
+            said=f"{repeated:,} of {frame.height:,} rows share {', '.join(identity)} with a later row, {meaning}.",
+            hint="If they are different things, add the column that tells them apart to key=.",
+            numbers={"rows": frame.height, "repeated": repeated},
         )
 
 
