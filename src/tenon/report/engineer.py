@@ -439,7 +439,7 @@ def _again(facts: Facts) -> tuple[Block, ...]:
         commands.insert(0, f"git checkout {commit}")
     if facts["lineage"]["run"]:
         commands.append(f"tenon runs show {facts['lineage']['run']}")
-    commands.append("tenon report --for engineer --json   # every figure above with its source")
+    commands.append("tenon report --for engineer --format json   # every figure above with its source")
     blocks: list[Block] = [Code("\n".join(commands))]
     if rows:
         blocks.append(Table(caption="The run's circumstances", heads=("what", "as recorded"), rows=tuple(rows)))
