@@ -86,7 +86,8 @@ def evaluate(
     """Measure predictions `p` of truths `y` with every metric of the task, or those in `names`, with intervals.
 
     `p` is the probability of the positive class (binary, `y` 0 or 1) or the value (regression). The same seed gives
-    the same interval. One pass over the rows for each resample; memory is a few columns of the rows.
+    the same interval; with `samples` 0 there is none, and both its ends are the value. One pass over the rows for each
+    resample; memory is a few columns of the rows.
     """
     wanted = _names(task, names)
     truth, score = _checked(task, y, p, wanted)

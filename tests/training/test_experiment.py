@@ -11,11 +11,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tenon import metric
+from tenon import engine, metric
 from tenon.errors import BudgetError, ConfigError, TrainingError
 from tenon.ledger import Budget
 from tenon.store import Store
-from tenon.training import Data, Fitted, Guard, Outcome, Part, Run, experiment
+from tenon.training import Data, Fitted, Guard, Options, Outcome, Part, Run, experiment
+from tenon.training.boost import idle_cores, lightgbm
 from tenon.training.track import curves, load
 
 Make = Callable[..., Data]
@@ -69,6 +70,16 @@ def test_the_same_seed_gives_the_same_model_and_the_same_numbers(make: Make, run
     assert one.metrics == other.metrics
     assert one.lift == other.lift
     np.testing.assert_array_equal(one.scores["test"], other.scores["test"])
+
+
+def test_the_number_of_threads_changes_nothing(make: Make, run: Run) -> None:
+    data = make()
+    one, two = (
+        lightgbm(data, run, Options(guard=Guard(), threads=threads, rounds=30)).predict(data.test.x)
+        for threads in (1, 2)
+    )
+    np.testing.assert_array_equal(one, two)
+    assert 1 <= idle_cores() <= engine.cores()
 
 
 def test_the_threshold_flags_as_many_validation_rows_as_are_positive(make: Make, run: Run) -> None:
