@@ -50,7 +50,7 @@ class Folder:
         """Keep bytes, or the content of a file (which is copied), and return their digest. Survives a power cut."""
         digest, temporary = stage(data, self.root, self._limits)
         target = self._file(digest)
-        with self._lock(exclusive=False), words_of_disk(self.root), leaving_nothing(temporary):
+        with leaving_nothing(temporary), self._lock(exclusive=False), words_of_disk(self.root):
             if not _made_young(target, temporary.stat().st_size):
                 make_folder(target.parent)
                 temporary.replace(target)
@@ -84,10 +84,12 @@ class Folder:
 
     def delete(self, digest: str) -> bool:
         """Remove a blob; return whether it was here. Nobody asks whether something still refers to it: `gc` does."""
-        try:
-            self._file(digest).unlink()
-        except FileNotFoundError:
-            return False
+        file = self._file(digest)
+        with words_of_disk(file):
+            try:
+                file.unlink()
+            except FileNotFoundError:
+                return False
         return True
 
     def digests(self) -> Iterator[str]:

@@ -4,9 +4,9 @@ A blob is referred to when its digest, 64 hex digits, stands anywhere in a recor
 text and not a table of references, because such a table can be wrong and text cannot: the reference is the record.
 
 A collection is safe while others write, as long as they name a blob within the grace period (one day) of putting it. A
-record that was committed before the references are read is seen. One that comes later names a blob that was put, and so
-made young, after the collection began; and the age is looked at once more at the moment of deleting, in a folder under
-a lock that `put` takes as well. Nothing else is locked: a collection may take long, and writers must not wait for it.
+record that was committed before the references are read is seen; one that comes later names a blob that was put, and so
+made young, too lately to be taken. The age is looked at once more at the moment of deleting, in a folder under a lock
+that `put` takes as well. Nothing else is locked: a collection may take long, and writers must not wait for it.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ class Catalog:
             if lost:
                 raise _Lost from error
             raise
-        if len(self._idle) < IDLE_READERS and not self._closed:
+        if len(self._idle) < IDLE_READERS and not self._closed and not self.dialect.lost(connection):
             self._idle.append(connection)
         else:
             self._discard(connection)

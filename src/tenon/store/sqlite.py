@@ -25,7 +25,7 @@ from tenon.store.catalog import Rows
 class Sqlite:
     """The dialect of one SQLite file."""
 
-    __slots__ = ("_limits", "_path", "_read_only")
+    __slots__ = ("_frozen", "_limits", "_path", "_read_only")
 
     name = "sqlite"
     begin = ("BEGIN IMMEDIATE",)
@@ -34,6 +34,7 @@ class Sqlite:
         self._path = path
         self._limits = limits
         self._read_only = read_only
+        self._frozen = False
 
     def connect(self, *, writing: bool) -> sqlite3.Connection:
         """Open a connection; only the writer of a store that is not read-only may create the file or change it."""
@@ -71,8 +72,8 @@ class Sqlite:
             raise self._words(error) from error
 
     def lost(self, connection: sqlite3.Connection) -> bool:
-        """Tell whether a connection has died: a file's does not."""
-        return False
+        """Tell whether a connection may not be used again: one opened as unchanging would not see what changes."""
+        return self._frozen
 
     def field(self, name: str) -> str:
         """Write the expression that is one of a record's `fields`, as text; NULL when it is not there."""
@@ -87,7 +88,8 @@ class Sqlite:
             waiting = self._path.with_name(self._path.name + "-wal")
             if mode != "ro" or (waiting.exists() and waiting.stat().st_size):
                 raise
-            # A folder nobody may write to (a mounted image): without a log to replay, the file alone is the truth.
+            # A folder we may not write to (a mounted image): without a log to replay, the file alone is the truth.
+            self._frozen = True
             connection = self._connect(f"{uri}&immutable=1")
         return connection
 
