@@ -41,6 +41,7 @@ class Words:
     unit_plural: str = "rows"
     positive_word: str = "positive"
     owner: str = ""
+    value_usd_true_alert: float | None = None  # what one true alert is worth, so that reports can say what it earns
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +205,9 @@ class Project:
                     "unit_plural": model.words.unit_plural,
                     "positive_word": model.words.positive_word,
                     "owner": model.words.owner,
+                    "value_usd_true_alert": model.words.value_usd_true_alert,
+                    "budget": model.budget.to_dict(),
+                    "gate": model.gate.to_dict(),
                 }
                 for model in self.models
             ],

@@ -19,11 +19,11 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"errors", "finding", "config", "limits"},
     {"store", "ledger", "engine"},
-    {"ingest", "contract", "feature", "sketch", "metric"},
+    {"ingest", "contract", "feature", "sketch", "metric", "encoding"},
     {"training", "model"},
     {"serving", "watch"},
     {"report", "ui"},
-    {"project", "flow", "cli"},
+    {"project", "flow", "cli", "__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -39,6 +39,7 @@ ARROWS = {
     ("flow", "project"): "the stages follow what the user declares",
     ("cli", "project"): "a command loads the project",
     ("cli", "flow"): "a command is one call of a stage",
+    ("__main__", "cli"): "python -m tenon is the command line",
 }
 # Floor 2 takes frames and gives values; it never opens what remembers.
 NEVER = {(room, "store") for room in FLOORS[2]}
