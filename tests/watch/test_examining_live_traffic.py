@@ -14,7 +14,7 @@ from tests.watch.conftest import MONDAY, WEEK, Bend, World, promised
 
 from tenon import watch
 from tenon.config import WatchConfig
-from tenon.errors import ConfigError
+from tenon.errors import ConfigError, UsageError
 from tenon.finding import CODES, Finding
 from tenon.limits import WatchLimits
 from tenon.store import Store
@@ -381,6 +381,26 @@ class TestItIsQuickAndKeepsWhatItLearnt:
         store.append("observations", "late", encode(stray), rows=2, first=float(times[0]), last=float(times[1]))
         watched = world.examine()
         assert sum(w.rows for w in watched.windows) == 2002 and len(watched.windows) < 10
+
+
+class TestLettingGo:
+    def test_raw_rows_go_and_the_weeks_they_were_of_still_show(self, world: World, store: Store) -> None:
+        for _ in range(4):
+            world.week()
+        before = world.examine()
+        pruned = watch.prune(store, keep_days=8)
+        assert (pruned.windows, pruned.observations, pruned.labels) == (2, 4000, 4000)
+        after_ = world.examine()
+        assert [w.to_dict() for w in before.windows] == [w.to_dict() for w in after_.windows]
+        assert all("scored" not in body or not body["scored"] for body in store.find("watch-window")[2:])
+
+    def test_ages_are_counted_in_the_rows_own_time_so_a_replay_is_not_gone(self, world: World, store: Store) -> None:
+        world.week()  # of 2013, long before this test runs
+        assert watch.prune(store, keep_days=30) == watch.Pruned()
+
+    def test_keeping_nothing_is_refused_in_words(self, store: Store) -> None:
+        with pytest.raises(UsageError, match="a number of days above 0"):
+            watch.prune(store, keep_days=0)
 
 
 class TestTheRecordItLeaves:

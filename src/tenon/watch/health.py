@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 
 from tenon.finding import Finding, Severity
 from tenon.metric import wilson
@@ -101,10 +102,10 @@ def cost(case: Case) -> list[Finding]:
 
 def silence(case: Case) -> list[Finding]:
     """Judge whether traffic stopped, or fell far below what it was."""
-    if not case.windows:
-        return []
-    longest = max(window.gap_s for window in case.windows)
-    if case.quiet_s > max(GAP_RATIO * longest, GAP_LEAST_S):
+    seen = [window for window in case.windows if window.rows]
+    between = [other.first - one.last for one, other in pairwise(seen)]
+    longest = max([0.0, *(window.gap_s for window in seen), *between])
+    if seen and case.quiet_s > max(GAP_RATIO * longest, GAP_LEAST_S):
         last = max(window.last for window in case.windows if math.isfinite(window.last))
         return [
             _silent(

@@ -40,10 +40,13 @@ def prune(store: Store, keep_days: float, *, clock: Callable[[], float] = time.t
     for held in store.subjects(STREAM):
         model = str(held["subject"])
         newest = min(max(span.last for span in spans(store, model)), clock())
+        summaries = store.find(SUMMARY, model=model)
         before = newest - keep_days * DAY_S
+        # Whole windows only: a window that lost some of its labels would tell another performance than before.
+        before = max((float(one["end"]) for one in summaries if float(one["end"]) <= before), default=before)
         observations += store.trim(STREAM, model, before=before)
         labels += store.trim("labels", model, before=before)
-        for body in store.find(SUMMARY, model=model):
+        for body in summaries:
             if body["scored"] and float(body["end"]) <= before:
                 with store.atomic():
                     store.put(SUMMARY, body["id"], body | {"scored": ""})
