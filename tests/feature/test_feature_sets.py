@@ -288,3 +288,15 @@ def test_findings_tell_what_is_odd_about_keys_times_and_joins() -> None:
 def test_nothing_is_found_where_nothing_is_odd() -> None:
     made = compiled(*FEATURES[:2])
     assert made.examine(frames(), made.matrix(frames())) == []
+
+
+def test_a_set_compiles_again_from_no_more_than_the_sources_it_needs() -> None:
+    """What a model version keeps is `needs`; a derived column that nobody reads may look elsewhere."""
+    idle = dataclasses.replace(
+        TRIPS, columns=[*TRIPS.columns, Column("tax", "float", derive="rate", of="taxes", on="zone")]
+    )
+    taxes = Source("taxes", key=["zone"], columns=[Column("zone"), Column("rate", "float")])
+    first = FeatureSet.compile(FEATURES, Label("tip > 2"), idle, {**SOURCES, "taxes": taxes})
+    kept = {name: first.sources[name] for name in first.needs}
+    assert sorted(kept) == ["trips", "zones"]
+    assert FeatureSet.compile(FEATURES, Label("tip > 2"), idle, kept).digest == first.digest

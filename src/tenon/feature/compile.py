@@ -48,20 +48,17 @@ def _refuse(expected: str, got: str, place: str, hint: str) -> NoReturn:
 # ── sources ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def parents(source: Source, name: str, sources: Mapping[str, Source]) -> set[str]:
+def parents(source: Source, name: str) -> set[str]:
     """Name the columns of the same row that a column is derived from directly; empty for a column that is read."""
     column = source.column(name)
     if column is None or not column.derive:
         return set()
     if column.of:
-        _source_of(column, source, sources)
         return {column.on}
     return sql.columns(sql.parse(column.derive, f"source '{source.name}', column '{name}'", types_of(source)))
 
 
-def ancestry(
-    source: Source, names: Iterable[str], sources: Mapping[str, Source], given: Collection[str] = ()
-) -> list[str]:
+def ancestry(source: Source, names: Iterable[str], given: Collection[str] = ()) -> list[str]:
     """Name the columns and everything they are derived from, each once, nearest first; what is given is not derived."""
     found: dict[str, None] = {}
     waiting = list(dict.fromkeys(names))
@@ -70,11 +67,12 @@ def ancestry(
         if name not in found:
             found[name] = None
             if name not in given:
-                waiting.extend(sorted(parents(source, name, sources)))
+                waiting.extend(sorted(parents(source, name)))
     return list(found)
 
 
-def _source_of(column: Column, source: Source, sources: Mapping[str, Source]) -> Source:
+def source_of(column: Column, source: Source, sources: Mapping[str, Source]) -> Source:
+    """Return the source that a column is looked up in; ConfigError when there is none of that name."""
     if column.of not in sources:
         _refuse(
             "a source of the project",
@@ -85,7 +83,7 @@ def _source_of(column: Column, source: Source, sources: Mapping[str, Source]) ->
     return sources[column.of]
 
 
-def late_columns(source: Source, label: Label, sources: Mapping[str, Source]) -> dict[str, str]:
+def late_columns(source: Source, label: Label) -> dict[str, str]:
     """Return the columns of a model's own source that no feature of the same row may read, each with the reason.
 
     Late are: columns declared so, the `known` time itself, and what is derived from a late column. When the label reads
@@ -97,13 +95,13 @@ def late_columns(source: Source, label: Label, sources: Mapping[str, Source]) ->
     reasons = {column.name: f"'{column.name}' is late: {when}" for column in source.columns if column.late}
     if source.known_at != source.time:
         reasons.setdefault(source.known_at, f"'{source.known_at}' is when the late columns become known")
-    asked = ancestry(source, sorted(sql.columns(_label(label, source))), sources)
+    asked = ancestry(source, sorted(sql.columns(_label(label, source))))
     if not any(name in reasons for name in asked):
-        read = [name for name in asked if not parents(source, name, sources)]
+        read = [name for name in asked if not parents(source, name)]
         reasons.update((name, f"'{name}' is what the label is made of") for name in read)
     for column in source.columns:
         if column.name not in reasons:
-            above = ancestry(source, [column.name], sources)[1:]
+            above = ancestry(source, [column.name])[1:]
             first = next((name for name in above if name in reasons), None)
             if first is not None:
                 reasons[column.name] = f"'{column.name}' is derived from '{first}', and {reasons[first]}"
@@ -148,7 +146,7 @@ def plan(features: Sequence[Feature], label: Label, spine: Source, sources: Mapp
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         _refuse("each feature name once", f"'{twice[0]}' twice", f"feature '{twice[0]}'", hint="rename one")
-    late = late_columns(spine, label, everything)
+    late = late_columns(spine, label)
     if spine.time in late:
         _refuse(
             "a time known before prediction",
@@ -427,7 +425,7 @@ def _function_kind(function: Callable[..., Any], types: Sequence[str], place: st
     empty = [pl.Series(dtype=DTYPES[name]) for name in types]
     try:
         dtype = pl.Series(values=function(*empty)).dtype
-    except Exception as error:  # the user's code may raise anything; it is told in words
+    except Exception as error:  # the edge to the user's code, which may raise anything
         said = f"{type(error).__name__}: {error}"
         raise ConfigError(
             sentence("a function of columns, even empty ones", said, at=place, hint="it is given Polars Series")

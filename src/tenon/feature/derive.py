@@ -68,7 +68,7 @@ class Deriver:
         derived = self._derived.get((source, names))
         if derived is None:
             of = self._sources[source]
-            derived = tuple(name for name in names if parents(of, name, self._sources))
+            derived = tuple(name for name in names if parents(of, name))
             self._derived[source, names] = derived
         if all(name in row for row in rows for name in derived):
             return rows
@@ -93,7 +93,7 @@ class Deriver:
         declared = frozenset(column.name for column in of.columns if column.name in present)
         found = self._prepared.get((source, names, declared))
         if found is None:
-            every = ancestry(of, names, self._sources, declared)
+            every = ancestry(of, names, declared)
             lacking = [column for column in of.columns if column.name in every and column.name not in declared]
             derived = [column for column in lacking if column.derive]
             keys = {column.of: self._sources[column.of].key for column in derived if column.of}

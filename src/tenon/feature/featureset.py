@@ -23,7 +23,7 @@ from tenon.contract import sql
 from tenon.contract.column import ColumnType, Source
 from tenon.errors import InputError, MissingError, sentence
 from tenon.feature import matrix, online
-from tenon.feature.compile import ancestry, function_source, parents, plan
+from tenon.feature.compile import ancestry, function_source, parents, plan, source_of
 from tenon.feature.derive import Deriver
 from tenon.feature.examine import examine
 from tenon.feature.facts import columns_needed, fact_table, finite, latest, lookup_table, micros_column, typed
@@ -98,8 +98,8 @@ class FeatureSet:
     def inputs(self) -> dict[str, ColumnType]:
         """Return the columns of a request, with types: what the features read, down to what is not derived."""
         types = {name: cast(ColumnType, kind) for name, kind in types_of(self.spine).items()}
-        every = ancestry(self.spine, self.plan.spine_columns, self.sources)
-        return {name: types[name] for name in every if not parents(self.spine, name, self.sources)}
+        every = ancestry(self.spine, self.plan.spine_columns)
+        return {name: types[name] for name in every if not parents(self.spine, name)}
 
     # ── whole frames ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -206,10 +206,10 @@ def _needs(
     waiting = list(needs)
     while waiting:
         source = sources[waiting.pop()]
-        for name in ancestry(source, needs[source.name], sources):
+        for name in ancestry(source, needs[source.name]):
             column = source.column(name)
             if column is not None and column.of:
-                other = sources[column.of]
+                other = source_of(column, source, sources)
                 read_there = sql.columns(
                     sql.parse(column.derive, f"source '{source.name}', column '{name}'", types_of(other))
                 )
@@ -232,7 +232,7 @@ def _digest(
     read = {}
     for name, columns in sorted(needs.items()):
         source = sources[name]
-        every = ancestry(source, columns, sources)
+        every = ancestry(source, columns)
         types = types_of(source)
         kept = {c.name: c for c in source.columns}
         read[name] = {
