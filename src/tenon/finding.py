@@ -32,7 +32,7 @@ CODES: dict[str, str] = {
     "feature/constant": "A feature has one value, or none, in every row.",
     "feature/known-early": "Rows claim to be known before they happened.",
     "feature/never-known": "Rows never became known and are in no window.",
-    "feature/repeated-fact": "Rows share key and time with another, and only the last counts.",
+    "feature/repeated-fact": "Rows share key and time with another and are taken for its versions.",
     "ingest/ambiguous-date": "Day and month cannot be told apart in a column of dates.",
     "ingest/ambiguous-number": "Commas in a column of numbers may mean decimals or thousands.",
     "ingest/dialect": "How a file is laid out had to be guessed against close rivals.",

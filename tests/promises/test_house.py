@@ -14,6 +14,7 @@ import tenon
 
 PACKAGE = Path(tenon.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text("utf-8")) for path in SOURCES}
 
 # The floors of the house, lowest first; a room imports from lower floors only.
 FLOORS = [
@@ -51,7 +52,7 @@ def room_of(path: Path) -> str:
 
 def imports(path: Path) -> set[str]:
     rooms = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in ast.walk(TREES[path]):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: import by full name"
             parts = (node.module or "").split(".")
@@ -101,8 +102,7 @@ def test_serving_starts_without_torch_ingest_or_training() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_pickle_is_loaded_and_nothing_is_evaluated(path: Path) -> None:
-    tree = ast.parse(path.read_text("utf-8"))
-    for node in ast.walk(tree):
+    for node in ast.walk(TREES[path]):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = {alias.name for alias in node.names} | {getattr(node, "module", "") or ""}
             assert not names & {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}, path
@@ -110,18 +110,14 @@ def test_no_pickle_is_loaded_and_nothing_is_evaluated(path: Path) -> None:
             assert node.func.id not in ("eval", "exec"), f"{path}:{node.lineno}"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_classes_are_composed_and_not_inherited(path: Path) -> None:
-    ours = {
-        node.name
-        for source in SOURCES
-        for node in ast.walk(ast.parse(source.read_text("utf-8")))
-        if isinstance(node, ast.ClassDef) and not node.name.endswith("Error")
-    }
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.ClassDef):
-            bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
-            assert not bases & ours, f"{path}:{node.lineno} {node.name} inherits from {bases & ours}"
+def test_classes_are_composed_and_not_inherited() -> None:
+    classes = [
+        (path, node) for path, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
+    ]
+    ours = {node.name for _, node in classes if not node.name.endswith("Error")}
+    for path, node in classes:
+        bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+        assert not bases & ours, f"{path}:{node.lineno} {node.name} inherits from {bases & ours}"
 
 
 def test_broad_excepts_stand_only_at_edges_that_say_why() -> None:
@@ -133,5 +129,4 @@ def test_broad_excepts_stand_only_at_edges_that_say_why() -> None:
 
 def test_every_module_says_what_it_owns() -> None:
     for path in SOURCES:
-        text = path.read_text("utf-8")
-        assert ast.get_docstring(ast.parse(text)), path
+        assert ast.get_docstring(TREES[path]), path

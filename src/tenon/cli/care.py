@@ -25,8 +25,9 @@ def store_check(project: Path, as_json: bool) -> None:
     with opened(project, output, read_only=True) as work:
         findings = [finding.to_dict() for finding in work.store.check()]
     output.findings(findings)
-    output.emit({"ok": not findings, "findings": findings}, "the store is whole" if not findings else "")
-    if findings:
+    wrong = [finding for finding in findings if finding["severity"] == "error"]
+    output.emit({"ok": not wrong, "findings": findings}, f"{len(wrong)} faults" if wrong else "the store is whole")
+    if wrong:
         raise SystemExit(1)
 
 

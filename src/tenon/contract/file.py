@@ -5,9 +5,7 @@ cannot be read is a fault of its row). Each batch is judged by the same `verdict
 memory. Parts are written to a folder beside the result and put together at the end; the two results appear whole or
 not at all.
 
-Uniqueness needs the whole file, so it takes a first pass over the key columns alone: 128 bits of hash for each row are
-spilt to disk in 64 parts by their value, and the hashes that occur twice are found part by part. What stays in memory
-is 16 bytes for each repeated key. (Two different keys of a billion share 128 bits once in 10^20 files.)
+Uniqueness needs the whole file, so it takes a first pass over the key columns alone (`repeats.in_file`).
 
 CSV here means clean CSV: one header row, commas (tabs for .tsv), quotes doubled. Anything messier goes through
 `ingest`.
@@ -23,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
+from tenon.contract import repeats
 from tenon.contract.agreement import Contract
 from tenon.contract.frame import normal
 from tenon.contract.rules import RAW, Plan, plan
@@ -35,8 +33,6 @@ from tenon.finding import Finding
 
 Progress = Callable[[float, float, str], None]
 BATCH_ROWS = 250_000
-PARTITIONS = 64
-_SEEDS = (11, 1213)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,19 +104,18 @@ def _prepare(
     contract: Contract, schema: pl.Schema, read: Callable[[list[str]], Iterator[pl.DataFrame]], scratch: Path
 ) -> Plan:
     """Plan the tests; those of uniqueness look up what a first pass over their columns found."""
-    wanted: dict[tuple[str, ...], pl.DataFrame] = {}
-
-    def note(names: tuple[str, ...]) -> pl.Expr:
-        wanted[names] = pl.DataFrame()
-        return pl.lit(False)
-
-    first = plan(contract, schema, note)
-    for names in wanted:
+    first = plan(contract, schema, lambda names: pl.lit(False))
+    found: dict[tuple[str, ...], pl.Expr] = {}
+    for names in first.unique:
         there = [name for name in names if name in schema]
+        if len(there) < len(names):
+            found[names] = pl.lit(False)
+            continue
         convert = [each for each in first.convert if each.meta.output_name().removeprefix(RAW) in names]
         batches = (normal(batch).with_columns(convert) for batch in read(there))
-        wanted[names] = _repeats(batches, names, scratch)
-    return plan(contract, schema, lambda names: _is_repeated(names, wanted[names]))
+        typed = first.typed(pl.DataFrame(schema=schema)).schema
+        found[names] = repeats.as_found(typed, names, repeats.in_file(batches, names, scratch))
+    return plan(contract, schema, found.__getitem__)
 
 
 def _finish(
@@ -208,44 +203,3 @@ def _join(parts: Sequence[Path], target: Path, empty: pl.DataFrame) -> Path:
         os.fsync(file.fileno())
     temporary.replace(target)
     return target
-
-
-# ── what occurs twice in a file ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def _hashes(names: tuple[str, ...]) -> list[pl.Expr]:
-    key = pl.struct(names)
-    return [key.hash(seed=seed).alias(f"_h{seed}") for seed in _SEEDS]
-
-
-def _repeats(batches: Iterator[pl.DataFrame], names: tuple[str, ...], scratch: Path) -> pl.DataFrame:
-    """Return the hashes of the keys that occur more than once; rows with a missing key are passed over."""
-    folder = Path(tempfile.mkdtemp(prefix="keys-", dir=scratch))
-    files = [(folder / str(number)).open("ab") for number in range(PARTITIONS)]
-    try:
-        for batch in batches:
-            pairs = batch.drop_nulls(list(names)).select(_hashes(names)).to_numpy(order="c")
-            parts = pairs[:, 0] % np.uint64(PARTITIONS)
-            order = np.argsort(parts, kind="stable")
-            borders = np.searchsorted(parts[order], np.arange(PARTITIONS + 1))
-            for number, file in enumerate(files):
-                pairs[order[borders[number] : borders[number + 1]]].tofile(file)
-    finally:
-        for file in files:
-            file.close()
-    found = []
-    for number in range(PARTITIONS):
-        pairs = np.fromfile(folder / str(number), dtype=np.uint64).reshape(-1, 2)
-        frame = pl.DataFrame({f"_h{seed}": pairs[:, at] for at, seed in enumerate(_SEEDS)})
-        found.append(frame.filter(pl.struct(pl.all()).is_duplicated()).unique())
-    return pl.concat(found)
-
-
-def _is_repeated(names: tuple[str, ...], repeats: pl.DataFrame) -> pl.Expr:
-    if not repeats.height:
-        return pl.lit(False)
-    first, second = _hashes(names)
-    there = repeats[f"_h{_SEEDS[0]}"].implode()
-    maybe = first.is_in(there)
-    pairs = repeats.select(pl.struct(pl.all()).alias("pair"))["pair"].implode()
-    return maybe & pl.struct(first, second).is_in(pairs)

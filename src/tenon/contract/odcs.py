@@ -94,15 +94,13 @@ def to_odcs(contract: Contract) -> str:
     return text
 
 
-class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    """PyYAML's writer, but for text with signs that it writes plain and reads back as line ends."""
-
-
 def _text(dumper: Any, text: str) -> Any:
     odd = any(sign in text for sign in "\x85\u2028\u2029\ufeff")
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if odd else None)
 
 
+# PyYAML's writer, but for text with signs that it would write plain and read back as line ends.
+_Dumper: Any = type("_Dumper", (yaml.SafeDumper,), {})
 _Dumper.add_representer(str, _text)
 
 

@@ -49,6 +49,7 @@ class Plan:
     contract: Contract
     convert: tuple[pl.Expr, ...]
     tests: tuple[Test, ...]
+    unique: tuple[tuple[str, ...], ...]
     keep: tuple[str, ...]
     findings: tuple[Finding, ...]
 
@@ -57,15 +58,18 @@ class Plan:
         return frame.with_columns(self.convert) if self.convert else frame
 
 
-def plan(
-    contract: Contract, schema: Mapping[str, Any], repeated: Callable[[tuple[str, ...]], pl.Expr] | None = None
-) -> Plan:
+def plan(contract: Contract, schema: Mapping[str, Any], repeated: Callable[[tuple[str, ...]], pl.Expr]) -> Plan:
     """Prepare the tests of a contract for frames of this schema.
 
-    `repeated` gives the expression that is true where the values of some columns occur more than once; by default it
-    looks at the frame itself.
+    `repeated` gives the expression that is true where the values of some columns occur more than once. It is known only
+    from the typed rows, so callers plan twice: once to learn what must be `unique`, once with what was found.
     """
-    repeats = repeated or _repeated
+    unique: list[tuple[str, ...]] = []
+
+    def repeats(names: tuple[str, ...]) -> pl.Expr:
+        unique.append(names)
+        return repeated(names)
+
     findings: list[Finding] = []
     convert: list[pl.Expr] = []
     tests: list[Test] = []
@@ -92,12 +96,13 @@ def plan(
     keep = tuple(name for name in schema if not contract.strict or name in declared)
     absent = tuple(column.name for column in contract.columns if column.name not in schema)
     return Plan(
-        contract=contract, convert=tuple(convert), tests=tuple(tests), keep=keep + absent, findings=tuple(findings)
+        contract=contract,
+        convert=tuple(convert),
+        tests=tuple(tests),
+        unique=tuple(unique),
+        keep=keep + absent,
+        findings=tuple(findings),
     )
-
-
-def _repeated(names: tuple[str, ...]) -> pl.Expr:
-    return (pl.col(names[0]) if len(names) == 1 else pl.struct(names)).is_duplicated()
 
 
 # ── reading a column as its declared type ────────────────────────────────────────────────────────────────────────────
@@ -171,10 +176,8 @@ def _column_tests(
         expected = f"values from {column.between[0]} to {column.between[1]}"
         found.append(_test(column, "between", "between", expected, outside))
     if column.one_of is not None:
-        allowed = pl.Series(values=list(column.one_of), dtype=DTYPES[column.type], strict=False).implode()
-        found.append(
-            _test(column, "one_of", "one-of", f"one of {quoted(map(str, column.one_of))}", ~value.is_in(allowed))
-        )
+        expected = f"one of {quoted(map(str, column.one_of))}"
+        found.append(_test(column, "one_of", "one-of", expected, ~_among(value, column)))
     if column.pattern:
         fits = value.str.contains(f"^(?:{column.pattern})$")
         found.append(_test(column, "pattern", "pattern", f"text like {column.pattern}", ~fits))
@@ -182,6 +185,14 @@ def _column_tests(
         again = repeats((column.name,)) & value.is_not_null()
         found.append(_test(column, "unique", "unique", "no value twice", again))
     return found
+
+
+def _among(value: pl.Expr, column: Column) -> pl.Expr:
+    """Say whether a value is one of those allowed; a few are quicker compared one by one than looked up."""
+    assert column.one_of is not None, column.name
+    if len(column.one_of) <= 8:
+        return pl.any_horizontal(*(value == pl.lit(each, DTYPES[column.type]) for each in column.one_of))
+    return value.is_in(pl.Series(values=list(column.one_of), dtype=DTYPES[column.type], strict=False).implode())
 
 
 def _key_tests(

@@ -21,6 +21,7 @@ from xml.sax.saxutils import quoteattr
 
 import polars as pl
 
+from tenon.contract import repeats
 from tenon.contract.agreement import Contract
 from tenon.contract.column import Severity
 from tenon.contract.frame import normal
@@ -93,7 +94,11 @@ def check(frame: pl.DataFrame, contract: Contract, *, now: float | None = None) 
     One pass; the frame is not changed. `now` (Unix seconds) also judges how fresh the newest row is.
     """
     frame = normal(frame)
-    prepared = plan(contract, frame.schema)
+    prepared = plan(contract, frame.schema, lambda names: pl.lit(False))
+    if prepared.unique:
+        typed = prepared.typed(frame)
+        found = {names: repeats.in_frame(typed, names) for names in prepared.unique}
+        prepared = plan(contract, frame.schema, found.__getitem__)
     judged = part(frame, prepared)
     findings, counts = conclude(prepared, [judged.tally], now)
     return Verdict(contract=contract, good=judged.good, bad=judged.bad, findings=findings, counts=counts)
@@ -155,7 +160,7 @@ def part(frame: pl.DataFrame, prepared: Plan) -> Part:
     if faults:
         at_fault = flags.select(pl.any_horizontal(faults)).to_series()
         good, bad = kept.filter(~at_fault), frame.filter(at_fault)
-        named = flags.filter(at_fault).select(_names(tests, broken)).to_series()
+        named = _names(flags.filter(at_fault), tests, broken)
     else:
         good, bad, named = kept, frame.clear(), pl.Series(dtype=pl.List(pl.String))
     tally = Tally(
@@ -168,10 +173,14 @@ def part(frame: pl.DataFrame, prepared: Plan) -> Part:
     return Part(good=good, bad=bad.with_columns(named.alias("_rules")), tally=tally)
 
 
-def _names(tests: Sequence[Test], broken: Sequence[int]) -> pl.Expr:
-    """Collect the names of the rules a row broke into a list."""
-    named = [pl.when(f"b{n}").then(pl.lit(test.rule)) for n, test in enumerate(tests) if broken[n]]
-    return pl.concat_list(named).list.drop_nulls()
+def _names(flags: pl.DataFrame, tests: Sequence[Test], broken: Sequence[int]) -> pl.Series:
+    """Return for each row the names of the rules it broke; rows break few different sets of rules."""
+    columns = [f"b{n}" for n in range(len(tests)) if broken[n]]
+    rules = [test.rule for n, test in enumerate(tests) if broken[n]]
+    sets = flags.select(columns).unique()
+    named = [[rule for rule, yes in zip(rules, each, strict=True) if yes] for each in sets.rows()]
+    told = sets.with_columns(pl.Series("_rules", named, dtype=pl.List(pl.String)))
+    return flags.join(told, on=columns, how="left", maintain_order="left")["_rules"]
 
 
 def _examples(typed: pl.DataFrame, flags: pl.Series, test: Test) -> tuple[str, ...]:
@@ -179,7 +188,7 @@ def _examples(typed: pl.DataFrame, flags: pl.Series, test: Test) -> tuple[str, .
     if not test.columns or test.code in ("contract/null", "contract/missing-column"):
         return ()
     names = [RAW + name if RAW + name in typed.columns else name for name in test.columns]
-    some = typed.lazy().select(names).filter(flags).head(200).collect().unique(maintain_order=True).head(EXAMPLES)
+    some = typed.select(names)[flags.arg_true().head(200)].unique(maintain_order=True).head(EXAMPLES)
     if len(names) == 1:
         return tuple(_shown(value) for value in some.to_series().to_list())
     told = [zip(test.columns, row, strict=True) for row in some.rows()]

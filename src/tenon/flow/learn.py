@@ -220,7 +220,8 @@ def run(work: Work, declared: Model, matrix: Stage) -> tuple[Stage, training.Out
             clock=work.clock,
         )
         with tracked:
-            outcome = training.experiment(data, declared.train, tracked, seed=declared.seed, budget=declared.budget)
+            guard = training.Guard(budget=declared.budget, prices=work.config.prices, run=tracked)
+            outcome = training.experiment(data, declared.train, tracked, seed=declared.seed, guard=guard)
             if declared.threshold is not None:
                 outcome = replace(outcome, fitted=replace(outcome.fitted, threshold=declared.threshold))
             compiled = model.compile(outcome.fitted, data)
@@ -228,7 +229,7 @@ def run(work: Work, declared: Model, matrix: Stage) -> tuple[Stage, training.Out
             latency = model.latency(model.Predictor.load(compiled.onnx, compiled.manifest), data.test.x)
             tracked.artifact("onnx", compiled.onnx)
             tracked.artifact("manifest", msgspec.json.encode(compiled.manifest))
-            tracked.artifact("test_scores", _scores(data.test, outcome.fitted))
+            tracked.artifact("test_scores", _scores(data.test, outcome.scores["test"]))
         work.progress(1, 1, "training")
         trained.append(outcome)
         record = work.store.get("run", id)
@@ -249,9 +250,9 @@ def run(work: Work, declared: Model, matrix: Stage) -> tuple[Stage, training.Out
     return stage, trained[0] if trained else None
 
 
-def _scores(part: training.Part, fitted: training.Fitted) -> bytes:
+def _scores(part: training.Part, scores: Any) -> bytes:
     """Keep the test period's true labels and scores, for curves that a report may want to draw."""
-    return _bytes(pl.DataFrame({"time": part.time, "label": part.y, "score": fitted.predict(part.x)}))
+    return _bytes(pl.DataFrame({"time": part.time, "label": part.y, "score": scores}))
 
 
 # ── the version ──────────────────────────────────────────────────────────────────────────────────────────────────────

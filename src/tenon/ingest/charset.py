@@ -83,9 +83,10 @@ def _unmarked(head: bytes) -> str:
 
 def _single(head: bytes, mark: int) -> Charset:
     """Look at the lines that are not UTF-8, and choose the tables to read them by."""
-    lines = [line for line in head.split(b"\n") if line and not line.isascii()]
+    # Zero bytes that slipped in between the bytes of a character are taken out of rows as well.
+    lines = [line for line in head.replace(b"\x00", b"").split(b"\n") if line and not line.isascii()]
     odd = [line for line in lines if not utf8(line)]
-    if odd and lines[-1:] == odd[-1:] and head.endswith(odd[-1]) and _cut(odd[-1]):
+    if odd and lines[-1] == odd[-1] and head.endswith(odd[-1]) and _cut(odd[-1]):
         odd.pop()
     if not odd:
         return Charset(mark=mark)

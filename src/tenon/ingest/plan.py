@@ -173,7 +173,7 @@ def learn(label: str, head: bytes, whole: bool, view: View | None, charset: Char
         raise InputError(said)
     if not found.width:
         return FilePlan(label=label, format="csv", charset=charset, dialect=guess.dialect, begin=mark, preamble=mark)
-    good = [row.values for row in found.body if _clean(row, found.width)]
+    good = [row.values for row in found.body if _clean(row, found.width, guess.dialect)]
     if not whole and view is not None:
         good += _spots(view, guess.dialect, found.width, mark, job)
     cells = _cells(good, found.width, charset)
@@ -227,8 +227,12 @@ def _records(head: bytes) -> bool:
         return len(lines) > 1 and _records(b"\n".join(lines[1:]))
 
 
-def _clean(row: table.Row, width: int) -> bool:
-    return len(row.values) == width and not row.faults and not row.blank
+def _clean(row: table.Row, width: int, dialect: Dialect) -> bool:
+    """Whether a row reads without a doubt; a lone quote in unquoted text may be a lost delimiter."""
+    if len(row.values) != width or row.faults or row.blank:
+        return False
+    quote = dialect.quote
+    return not quote or not any(v.count(quote) % 2 and not q for v, q in zip(row.values, row.quoted, strict=True))
 
 
 def _spots(view: View, dialect: Dialect, width: int, mark: int, job: Job) -> list[list[bytes]]:
@@ -241,7 +245,7 @@ def _spots(view: View, dialect: Dialect, width: int, mark: int, job: Job) -> lis
         data = view.read(place, place + SPOT_BYTES)
         begin = first_fresh(data, 1, dialect, job.limits.row_bytes)
         rows = table.rows_of(data, begin, dialect, reach=job.limits.row_bytes, limit=SPOT_ROWS)
-        out += [row.values for row in rows[:-1] if _clean(row, width)]
+        out += [row.values for row in rows[:-1] if _clean(row, width, dialect)]
     return out
 
 

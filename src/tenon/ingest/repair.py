@@ -29,6 +29,7 @@ from tenon.ingest.profile import MISFIT, Costs, Profile
 ACCEPT = 3.0
 MARGIN = 0.6
 FAULT = 0.25  # a stray quote inside a quoted field that closes all the same
+LOOSE = 0.5  # a lone quote inside unquoted text
 LITERAL = 1.0  # a quote taken as text
 INSERT = 1.2  # a delimiter put in beside a quote
 FOREIGN = 1.0  # a row with a delimiter of its own
@@ -130,6 +131,9 @@ def attempts(row: bytes, dialect: Dialect, width: int) -> list[Attempt]:
     """List the ways to cut a row into fields: as it stands, with one quote or delimiter mended, with other delimiters."""
     plain = split(row, dialect)
     cost = FAULT * plain.faults + (0.5 if not plain.closed else 0.0)
+    if dialect.quote:
+        odd = (v.count(dialect.quote) % 2 and not q for v, q in zip(plain.values, plain.quoted, strict=True))
+        cost += LOOSE * sum(map(bool, odd))
     out = [Attempt(plain.values, plain.quoted, cost, "quote" if plain.faults else "")]
     if dialect.quote and dialect.quote in row:
         out.extend(_quote_attempts(row, dialect, width))

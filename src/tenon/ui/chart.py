@@ -92,7 +92,9 @@ def bars(items: Sequence[tuple[str, float, str]], *, width: int = 720, tone: str
             f"<title>{escape(text.clean(name))}: {escape(said)}</title></rect>"
         )
         parts.append(f'<text class="figure" x="{label + long + 8:.1f}" y="{y + 14}">{escape(said)}</text>')
-    return _svg("".join(parts), width, len(shown) * 26 + 8, ", ".join(f"{name}: {said}" for name, _, said in shown[:12]))
+    return _svg(
+        "".join(parts), width, len(shown) * 26 + 8, ", ".join(f"{name}: {said}" for name, _, said in shown[:12])
+    )
 
 
 def heat(
@@ -106,7 +108,7 @@ def heat(
     if not rows or not columns:
         return Markup("")
     label = min(200, 20 + max(7 * len(name) for name, _ in rows))
-    cell = max(16.0, min(64.0, (1040 - label) / len(columns)))
+    cell = max(16.0, min(92.0, (1060 - label) / len(columns)))
     width, top, tall = round(label + cell * len(columns) + 8), 26, 24
     every = max(1, math.ceil(52 / cell))
     parts = [
@@ -128,8 +130,10 @@ def heat(
             )
             if known and cell >= 44:
                 x = label + c * cell + (cell - 3) / 2
-                parts.append(f'<text class="in-cell {tone}" x="{x:.1f}" y="{y + 15}">{text.decimal(value, 2)}</text>')
-    return _svg("".join(parts), width, top + tall * len(rows) + 4, f"{unit} of {len(rows)} columns over {len(columns)} windows")
+                parts.append(f'<text class="in-cell {tone}" x="{x:.1f}" y="{y + 15}">{value:.2f}</text>')
+    return _svg(
+        "".join(parts), width, top + tall * len(rows) + 4, f"{unit} of {len(rows)} columns over {len(columns)} windows"
+    )
 
 
 def calibration(groups: Sequence[Mapping[str, Any]], *, width: int = 380) -> Markup:
@@ -137,7 +141,9 @@ def calibration(groups: Sequence[Mapping[str, Any]], *, width: int = 380) -> Mar
     shown = [group for group in groups if all(_known(group.get(name)) for name in ("predicted", "observed"))]
     if not shown:
         return Markup("")
-    ends = [float(group[name]) for group in shown for name in ("predicted", "observed", "high") if _known(group.get(name))]
+    ends = [
+        float(group[name]) for group in shown for name in ("predicted", "observed", "high") if _known(group.get(name))
+    ]
     least = min([0.0, *[float(group[name]) for group in shown for name in ("predicted", "observed")]])
     low, high, step = _range(least, max(ends))
     frame = _Frame(width, width - 20, low, high, low, high)
@@ -173,7 +179,12 @@ def spark(values: Sequence[float | None], *, width: int = 160, height: int = 36)
     path = " ".join(f"{'L' if i else 'M'}{x:.1f},{y:.1f}" for i, (x, y) in enumerate(points))
     x, y = points[-1]
     said = f"from {text.decimal(known[0][1])} to {text.decimal(known[-1][1])}"
-    return _svg(f'<path class="line one" d="{path}"/><circle class="dot one" cx="{x:.1f}" cy="{y:.1f}" r="3"/>', width, height, said)
+    return _svg(
+        f'<path class="line one" d="{path}"/><circle class="dot one" cx="{x:.1f}" cy="{y:.1f}" r="3"/>',
+        width,
+        height,
+        said,
+    )
 
 
 # ── pieces ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -241,7 +252,9 @@ def _grid(frame: _Frame, axes: Axes, step: float, *, x_step: float = 0.0) -> str
         parts.append(f'<text class="tick" x="{x:.1f}" y="{foot + 18}" text-anchor="middle">{escape(said)}</text>')
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{foot}" y2="{foot}"/>')
     middle = (_LEFT + right) / 2
-    parts.append(f'<text class="axis-name" x="{middle:.0f}" y="{frame.height - 6}" text-anchor="middle">{escape(axes.x)}</text>')
+    parts.append(
+        f'<text class="axis-name" x="{middle:.0f}" y="{frame.height - 6}" text-anchor="middle">{escape(axes.x)}</text>'
+    )
     half = (_TOP + foot) / 2
     parts.append(
         f'<text class="axis-name" x="14" y="{half:.0f}" text-anchor="middle" '

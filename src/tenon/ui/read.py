@@ -236,7 +236,9 @@ def findings(store: Store, severity: str = "") -> list[Record]:
 
 def ledger(store: Store) -> Record:
     """Return what everything cost: in all, by kind, by subject, by day, and the newest entries."""
-    by_kind = store.query("SELECT kind AS name, COUNT(*) AS n, SUM(usd) AS usd FROM entry GROUP BY kind ORDER BY 3 DESC")
+    by_kind = store.query(
+        "SELECT kind AS name, COUNT(*) AS n, SUM(usd) AS usd FROM entry GROUP BY kind ORDER BY 3 DESC"
+    )
     by_subject = store.query(
         "SELECT subject AS name, COUNT(*) AS n, SUM(usd) AS usd FROM entry GROUP BY subject ORDER BY 3 DESC LIMIT 20"
     )

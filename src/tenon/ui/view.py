@@ -190,9 +190,7 @@ def _heat(windows: Sequence[Record], record: Record) -> Markup:
     """Draw drift: columns down, windows across, coloured by how far each is beyond what is usual for it."""
     limits = {str(one.get("name")): one for one in record.get("columns") or () if isinstance(one, Mapping)}
     names = list(limits) or sorted({name for one in windows for name in one.get("drift") or ()})
-    rows = [
-        (name, [_float((one.get("drift") or {}).get(name)) for one in windows]) for name in names[:HEAT_ROWS]
-    ]
+    rows = [(name, [_float((one.get("drift") or {}).get(name)) for one in windows]) for name in names[:HEAT_ROWS]]
     columns = [(text.short_day(one.get("start")), f"window of {text.day(one.get('start'))}") for one in windows]
 
     def level(name: str, index: int, value: float) -> str:
@@ -219,7 +217,9 @@ def _health(
     series = []
     for key, label, tone in ((field, name or field, "one"), (*(other or ("", "")), "two")):
         points = [
-            (middle, float(one[key])) for one in windows if (middle := _middle(one)) is not None and _number(one.get(key))
+            (middle, float(one[key]))
+            for one in windows
+            if (middle := _middle(one)) is not None and _number(one.get(key))
         ]
         if points:
             series.append(Series(name=label, points=points, tone=tone, dots=len(points) < 40))
