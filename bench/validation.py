@@ -1,0 +1,220 @@
+"""Check 300,000 rows against a contract: tenon, dataframely and pandera, and plain Polars without anybody to tell.
+
+Every candidate holds the rows to the same ten rules (types, nulls, ranges, a set, a pattern, one condition between
+columns, a unique key of two columns) and parts good rows from bad; 1 % of the rows break one rule each. pandera
+reports which rows fail but does not part them, so its rows are filtered by its report. The naive candidate filters
+with one Polars expression and cannot say why. Run as `python bench/validation.py`; peers that are not installed are
+left out.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import measure
+import numpy as np
+import polars as pl
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
+
+from tenon.contract import Column, Contract, Source, check, row_checker
+
+ROWS = 300_000
+
+
+def table() -> pl.DataFrame:
+    """Make rows of which about 1 % break one rule each."""
+    rng = np.random.default_rng(0)
+    frame = pl.DataFrame(
+        {
+            "id": np.arange(ROWS),
+            "hour": rng.integers(0, 24, ROWS),
+            "delay": rng.normal(0, 30, ROWS),
+            "distance": rng.uniform(50, 5000, ROWS),
+            "carrier": rng.choice(["UA", "B6", "9E"], ROWS),
+            "dest": rng.choice(["LAX", "SFO", "ORD", "BOS"], ROWS),
+            "dep": rng.integers(0, 1_000_000, ROWS),
+            "arr": rng.integers(1_000_000, 2_000_000, ROWS),
+        }
+    )
+    n, lot = pl.int_range(pl.len()), 400
+    return frame.with_columns(
+        hour=pl.when(n % lot == 1).then(99).otherwise("hour"),
+        delay=pl.when(n % lot == 2).then(None).otherwise("delay"),
+        carrier=pl.when(n % lot == 3).then(pl.lit("ZZ")).otherwise("carrier"),
+        arr=pl.when(n % lot == 4).then(0).otherwise("arr"),
+    )
+
+
+CONTRACT = Contract.of(
+    Source(
+        "flights",
+        key=["id", "carrier"],
+        columns=[
+            Column("id", "int"),
+            Column("hour", "int", between=(0, 23)),
+            Column("delay", "float", between=(-1000, 1000)),
+            Column("distance", "float", between=(0, 10_000)),
+            Column("carrier", one_of=("UA", "B6", "9E")),
+            Column("dest", pattern="[A-Z]{3}"),
+            Column("dep", "int"),
+            Column("arr", "int"),
+        ],
+        rules=["arr > dep"],
+    )
+)
+
+
+def tenon(frame: pl.DataFrame) -> tuple[int, int]:
+    """Part the rows, with the rules each broke."""
+    verdict = check(frame, CONTRACT)
+    return verdict.good.height, verdict.bad.height
+
+
+def naive(frame: pl.DataFrame) -> tuple[int, int]:
+    """Filter by one expression; nobody learns why a row is out."""
+    fine = (
+        pl.col("hour").is_between(0, 23)
+        & pl.col("delay").is_between(-1000, 1000)
+        & pl.col("distance").is_between(0, 10_000)
+        & pl.col("carrier").is_in(["UA", "B6", "9E"])
+        & pl.col("dest").str.contains("^[A-Z]{3}$")
+        & (pl.col("arr") > pl.col("dep"))
+        & ~pl.struct("id", "carrier").is_duplicated()
+    ).fill_null(False)
+    split = frame.with_columns(fine.alias("fine"))
+    return split.filter("fine").height, split.filter(~pl.col("fine")).height
+
+
+def dataframely() -> Callable[[pl.DataFrame], tuple[int, int]] | None:
+    """Return dataframely's filter with the same rules."""
+    try:
+        import dataframely as dy
+    except ImportError:
+        return None
+
+    class Flights(dy.Schema):
+        id = dy.Int64(primary_key=True)
+        hour = dy.Int64(nullable=False, min=0, max=23)
+        delay = dy.Float64(nullable=False, min=-1000, max=1000)
+        distance = dy.Float64(nullable=False, min=0, max=10_000)
+        carrier = dy.String(primary_key=True, check=lambda column: column.is_in(["UA", "B6", "9E"]))
+        dest = dy.String(nullable=False, regex="^[A-Z]{3}$")
+        dep = dy.Int64(nullable=False)
+        arr = dy.Int64(nullable=False)
+
+        @dy.rule()
+        def lands_after(cls) -> pl.Expr:  # noqa: N805  # dataframely's way
+            return pl.col("arr") > pl.col("dep")
+
+    def run(frame: pl.DataFrame) -> tuple[int, int]:
+        good, failed = Flights.filter(frame)
+        return good.height, len(failed.invalid())
+
+    return run
+
+
+def pandera() -> Callable[[pl.DataFrame], tuple[int, int]] | None:
+    """Return pandera's lazy validation with the same rules, and its report used to part the rows."""
+    try:
+        import pandera.polars as pa
+        from pandera.errors import SchemaErrors
+    except ImportError:
+        return None
+
+    def condition(data: Any) -> Any:
+        return data.lazyframe.select(pl.col("arr") > pl.col("dep"))
+
+    schema = pa.DataFrameSchema(
+        {
+            "id": pa.Column(int),
+            "hour": pa.Column(int, pa.Check.in_range(0, 23)),
+            "delay": pa.Column(float, pa.Check.in_range(-1000, 1000), nullable=False),
+            "distance": pa.Column(float, pa.Check.in_range(0, 10_000)),
+            "carrier": pa.Column(str, pa.Check.isin(["UA", "B6", "9E"])),
+            "dest": pa.Column(str, pa.Check.str_matches("^[A-Z]{3}$")),
+            "dep": pa.Column(int),
+            "arr": pa.Column(int),
+        },
+        checks=[pa.Check(condition)],
+        unique=["id", "carrier"],
+    )
+
+    def run(frame: pl.DataFrame) -> tuple[int, int]:
+        try:
+            schema.validate(frame, lazy=True)
+        except SchemaErrors as failed:
+            bad = failed.failure_cases["index"].drop_nulls().unique()
+            at_fault = pl.int_range(pl.len()).is_in(bad.cast(pl.Int64).implode())
+            return frame.filter(~at_fault).height, frame.filter(at_fault).height
+        return frame.height, 0
+
+    return run
+
+
+def pandera_pandas() -> Callable[[Any], tuple[int, int]] | None:
+    """Return pandera's validation of a pandas frame with the same rules."""
+    try:
+        import pandera.pandas as pa
+        from pandera.errors import SchemaErrors
+    except ImportError:
+        return None
+    schema = pa.DataFrameSchema(
+        {
+            "id": pa.Column(int),
+            "hour": pa.Column(int, pa.Check.in_range(0, 23)),
+            "delay": pa.Column(float, pa.Check.in_range(-1000, 1000), nullable=False),
+            "distance": pa.Column(float, pa.Check.in_range(0, 10_000)),
+            "carrier": pa.Column(str, pa.Check.isin(["UA", "B6", "9E"])),
+            "dest": pa.Column(str, pa.Check.str_matches("^[A-Z]{3}$")),
+            "dep": pa.Column(int),
+            "arr": pa.Column(int),
+        },
+        checks=[pa.Check(lambda frame: frame["arr"] > frame["dep"])],
+        unique=["id", "carrier"],
+    )
+
+    def run(frame: Any) -> tuple[int, int]:
+        try:
+            schema.validate(frame, lazy=True)
+        except SchemaErrors as failed:
+            bad = failed.failure_cases["index"].dropna().astype(int).unique()
+            at_fault = frame.index.isin(bad)
+            return int((~at_fault).sum()), len(frame[at_fault])
+        return len(frame), 0
+
+    return run
+
+
+def request_rows() -> str:
+    """Time the check of plain request rows."""
+    checker = row_checker(CONTRACT.columns)
+    rows = table().filter(pl.col("delay").is_not_null() & (pl.col("hour") < 24)).head(10_000).to_dicts()
+    taken = measure.turns({"tenon row_checker": lambda: checker(rows)})
+    return measure.table("Plain rows of a request, 8 fields", taken, work=10_000, unit="rows")
+
+
+def main() -> None:
+    """Print the tables."""
+    frame = table()
+    found = {"tenon": tenon, "naive Polars filter": naive, "dataframely": dataframely(), "pandera, Polars": pandera()}
+    runs = {name: (lambda run=run: run(frame)) for name, run in found.items() if run is not None}
+    on_pandas = pandera_pandas()
+    if on_pandas is not None:
+        other = frame.to_pandas()
+        runs["pandera, pandas"] = lambda: on_pandas(other)
+    split = [[name, *run()] for name, run in runs.items()]
+    taken = measure.turns(runs, repeats=9)
+    measure.show(
+        measure.table(f"Ten rules over {ROWS:,} rows", taken, work=ROWS, unit="rows"),
+        measure.rows("Rows parted", ["candidate", "good", "bad"], split),
+        request_rows(),
+        measure.machine("polars", "dataframely", "pandera"),
+    )
+
+
+if __name__ == "__main__":
+    main()
