@@ -13,8 +13,10 @@ Rejected: Python's csv module (it drops a stray quote without saying so, and kno
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 SPACES = b" \t"
@@ -86,7 +88,50 @@ def split(row: bytes, dialect: Dialect) -> Split:
         if dialect.spaced:
             values[1:] = [value[1:] if value[:1] == b" " else value for value in values[1:]]
         return Split(values, [False] * len(values), 0, True)
+    if not dialect.escape and not dialect.doubled and tidy(dialect, 0).fullmatch(row):
+        return _split_tidy(row, dialect)
     return _split_quoted(row, dialect)
+
+
+@lru_cache(maxsize=256)
+def tidy(dialect: Dialect, width: int) -> re.Pattern[bytes]:
+    """Return the pattern of rows in which every quote is in order: of `width` fields, or (0) of any number; runs once."""
+    quote, mark = re.escape(dialect.quote), re.escape(dialect.delimiter)
+    space = rb"\x20?+" if dialect.spaced else b""
+    stop = dialect.delimiter if len(dialect.delimiter) == 1 else b""
+    plain = rb"[^" + quote + re.escape(stop) + rb"]" if stop or not mark else rb"(?:(?!" + mark + rb")[^" + quote + rb"])"
+    blank = b"" if dialect.delimiter in (b" ", b"\t") else rb"(?!\s*+" + quote + rb")"
+    field = rb"(?:" + quote + rb"(?:[^" + quote + rb"]++|" + quote * 2 + rb")*+" + quote + rb"|" + blank + plain + rb"*+)"
+    times = rb"*+" if not width else rb"{%d}" % (width - 1)
+    return re.compile(field + rb"(?:" + mark + space + field + rb")" + times if mark else field, re.DOTALL)
+
+
+def _split_tidy(row: bytes, dialect: Dialect) -> Split:
+    """Read a row in which every quote is in order: outside quotes, all is plain."""
+    quote, delimiter = dialect.quote, dialect.delimiter
+    values: list[bytes] = []
+    quoted: list[bool] = []
+    at, size, step = 0, len(row), len(delimiter)
+    while True:
+        if dialect.spaced and values and row[at : at + 1] == b" ":
+            at += 1
+        if row[at : at + 1] == quote:
+            end = row.find(quote, at + 1)
+            while row[end + 1 : end + 2] == quote:
+                end = row.find(quote, end + 2)
+            value = row[at + 1 : end]
+            values.append(value.replace(quote + quote, quote) if quote in value else value)
+            quoted.append(True)
+            at = end + 1
+        else:
+            end = row.find(delimiter, at)
+            end = size if end < 0 else end
+            values.append(row[at:end])
+            quoted.append(False)
+            at = end
+        if at >= size:
+            return Split(values, quoted, 0, True)
+        at += step
 
 
 def _split_quoted(row: bytes, dialect: Dialect) -> Split:

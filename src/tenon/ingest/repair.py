@@ -6,9 +6,10 @@ field is held against the profile of the column it would fall into, and costs ar
 speaks against the fields. A row is repaired when the best reading costs at most ACCEPT and every other reading that gives
 other values costs at least MARGIN more; otherwise it goes to quarantine with the best reading as what would have fixed it.
 
-Rows are taken together by their number of fields, so that profiles are asked column by column (one body for one row and
-for ten thousand). With k fields for n columns and one fault at place p, fields before p keep their column and fields after
-it move by k - n, so the cost of every place is a sum of a prefix and a suffix: two tables, no search.
+All rows are taken together, so that profiles are asked once for each column (one body for one row and for ten thousand).
+With k fields for n columns and one fault at place p, fields before p keep their column and fields after it move by k - n,
+so the cost of every place is a sum of a prefix and a suffix: two tables, no search. A row whose plain reading costs so
+little that no other could come near is not cut in other ways at all.
 
 Rejected: a general alignment with any number of faults (a second fault makes most rows ambiguous, and costs a search for
 each row), and guessing by position alone, which is what loaders do that pad or cut ragged rows.
@@ -17,13 +18,13 @@ each row), and guessing by position alone, which is what loaders do that pad or 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 
-from tenon.ingest.dialect import Dialect, Split, split
+from tenon.ingest.dialect import Dialect, Split, split, tidy
 from tenon.ingest.profile import MISFIT, Costs, Profile
 
 ACCEPT = 3.0
@@ -37,7 +38,9 @@ DROP = 1.0  # an empty field too many
 TAIL = 0.4  # empty fields too many, or too few, at the end
 JOIN = 1.4  # a delimiter inside unquoted text
 SPLIT = 1.4  # two fields run together
+EASY = 0.4  # a plain reading this cheap leaves no room for another, which costs at least LITERAL
 NOWHERE = 99.0
+LONG = 400  # a field longer than this is not cut in two
 OTHERS = (b",", b";", b"\t", b"|", b" ", b":", b"^", b"~", b"#", b"&")
 QUOTES = 24  # a row with more quotes than this is not tried quote by quote
 HOLD = b"\x1a"
@@ -77,227 +80,304 @@ class _Option:
     cut: int = -1
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A reading with the attempt it belongs to."""
+
+    cost: float
+    attempt: Attempt
+    option: _Option
+
+
 def mend(rows: Sequence[bytes], dialect: Dialect, profiles: Sequence[Profile]) -> list[Mended]:
     """Repair rows (UTF-8, without line endings) or say why not; each answer depends on its row alone."""
     width = len(profiles)
-    tried = [attempts(row, dialect, width) for row in rows]
-    buckets: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for number, ways in enumerate(tried):
-        for way, attempt in enumerate(ways):
-            if abs(len(attempt.fields) - width) <= max(3, width):
-                buckets[len(attempt.fields)].append((number, way))
-    found: list[list[tuple[float, int, _Option]]] = [[] for _ in rows]
-    for members in buckets.values():
-        chosen = [tried[number][way] for number, way in members]
-        for (number, way), options in zip(members, _options(chosen, dialect, profiles), strict=True):
-            found[number].extend((tried[number][way].cost + option.cost, way, option) for option in options)
-    return [_best(tried[number], found[number], dialect, width) for number in range(len(rows))]
+    plain = [_plain(row, dialect) for row in rows]
+    found: list[list[_Found]] = [[] for _ in rows]
+    _judge(list(enumerate(plain)), found, dialect, profiles)
+    more: list[tuple[int, Attempt]] = []
+    for number, row in enumerate(rows):
+        best = min((one.cost for one in found[number]), default=NOWHERE)
+        if best > EASY:
+            more.extend((number, attempt) for attempt in others(row, plain[number], dialect, width))
+    _judge(more, found, dialect, profiles)
+    return [_best(plain[number], found[number], dialect, width) for number in range(len(rows))]
 
 
-def _best(ways: Sequence[Attempt], found: list[tuple[float, int, _Option]], dialect: Dialect, width: int) -> Mended:
+def _best(plain: Attempt, found: list[_Found], dialect: Dialect, width: int) -> Mended:
     """Choose the cheapest reading, if all that give other values are dearer by the margin."""
     if not found:
-        return Mended(values=[], code="fields", column=-1, sure=False, why=f"{len(ways[0].fields)} fields for {width} columns")
-    found.sort(key=lambda one: one[0])
-    cost, way, option = found[0]
-    values = _build(ways[way], option, dialect, width)
-    code = _code(ways[way], option)
+        why = f"{len(plain.fields)} fields for {width} columns"
+        return Mended(values=[], code="fields", column=-1, sure=False, why=why)
+    found.sort(key=lambda one: one.cost)
+    best = found[0]
+    values = _build(best, dialect, width)
+    code, place = _code(best), best.option.place
+    if best.cost > ACCEPT:
+        return Mended(values=values, code=code, column=place, sure=False, why="no reading fits the columns")
     # Readings that differ only by a quote at the edge of a field say the same.
     bare = [value.strip(dialect.quote) for value in values]
-    rival = next(
-        (
-            (c, w, o)
-            for c, w, o in found[1:12]
-            if c < cost + MARGIN and [v.strip(dialect.quote) for v in _build(ways[w], o, dialect, width)] != bare
-        ),
-        None,
-    )
-    if cost > ACCEPT:
-        return Mended(values=values, code=code, column=option.place, sure=False, why="no reading fits the columns")
-    if rival is not None:
-        other = _code(ways[rival[1]], rival[2])
-        return Mended(values=values, code=code, column=option.place, sure=False, why=f"'{code}' and '{other}' fit alike")
-    return Mended(values=values, code=code, column=option.place, sure=True)
+    for one in found[1:12]:
+        if one.cost >= best.cost + MARGIN:
+            break
+        if [value.strip(dialect.quote) for value in _build(one, dialect, width)] != bare:
+            why = f"'{code}' and '{_code(one)}' fit alike"
+            return Mended(values=values, code=code, column=place, sure=False, why=why)
+    return Mended(values=values, code=code, column=place, sure=True)
 
 
-def _code(attempt: Attempt, option: _Option) -> str:
-    return "+".join(name for name in (attempt.code, option.kind) if name) or "none"
+def _code(found: _Found) -> str:
+    return "+".join(name for name in (found.attempt.code, found.option.kind) if name) or "none"
 
 
 # ── ways to cut a row ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def attempts(row: bytes, dialect: Dialect, width: int) -> list[Attempt]:
-    """List the ways to cut a row into fields: as it stands, with one quote or delimiter mended, with other delimiters."""
-    plain = split(row, dialect)
-    cost = FAULT * plain.faults + (0.5 if not plain.closed else 0.0)
-    if dialect.quote:
-        odd = (v.count(dialect.quote) % 2 and not q for v, q in zip(plain.values, plain.quoted, strict=True))
-        cost += LOOSE * sum(map(bool, odd))
-    out = [Attempt(plain.values, plain.quoted, cost, "quote" if plain.faults else "")]
+    """List the ways to cut a row into fields: as it stands first, then with one quote or delimiter mended, or others."""
+    plain = _plain(row, dialect)
+    return [plain, *others(row, plain, dialect, width)]
+
+
+def _plain(row: bytes, dialect: Dialect) -> Attempt:
+    """Cut a row as it stands."""
+    read = split(row, dialect)
+    cost = FAULT * read.faults + (0.5 if not read.closed else 0.0)
     if dialect.quote and dialect.quote in row:
-        out.extend(_quote_attempts(row, dialect, width))
+        odd = (v.count(dialect.quote) % 2 and not q for v, q in zip(read.values, read.quoted, strict=True))
+        cost += LOOSE * sum(map(bool, odd))
+    return Attempt(read.values, read.quoted, cost, "quote" if read.faults else "")
+
+
+def others(row: bytes, plain: Attempt, dialect: Dialect, width: int) -> Iterator[Attempt]:
+    """Yield every other way to cut a row."""
+    seen = {tuple(plain.fields)}
+    tried: list[Iterable[Attempt]] = []
+    quote = dialect.quote
+    # Quotes that are all in order leave no doubt, unless two fields may have met at a doubled one.
+    if quote and quote in row and (plain.cost > 0 or _loose(plain, quote) or (len(plain.fields) < width and quote * 2 in row)):
+        tried.append(_quote_attempts(row, dialect, width))
+    tried.append(_foreign_attempts(row, dialect, width))
+    for ways in tried:
+        for one in ways:
+            key = tuple(one.fields)
+            if key not in seen:
+                seen.add(key)
+                yield one
+
+
+def _loose(plain: Attempt, quote: bytes) -> bool:
+    return any(quote in value and not quoted for value, quoted in zip(plain.fields, plain.quoted, strict=True))
+
+
+def _foreign_attempts(row: bytes, dialect: Dialect, width: int) -> Iterator[Attempt]:
     for other in OTHERS:
         if other != dialect.delimiter and row.count(other) >= width - 1 > 0 and other not in dialect.delimiter:
             read = split(row, replace(dialect, delimiter=other, spaced=False))
             if width <= len(read.values) <= 2 * width and not read.faults:
-                out.append(Attempt(read.values, read.quoted, FOREIGN, "delimiter"))
-    seen: set[tuple[bytes, ...]] = set()
-    return [one for one in out if (key := tuple(one.fields)) not in seen and not seen.add(key)]  # type: ignore[func-returns-value]
+                yield Attempt(read.values, read.quoted, FOREIGN, "delimiter")
 
 
-def _quote_attempts(row: bytes, dialect: Dialect, width: int) -> Iterable[Attempt]:
+def _quote_attempts(row: bytes, dialect: Dialect, width: int) -> Iterator[Attempt]:
     """Yield the row with one quote taken as text, or with a delimiter put in before or after one quote."""
     quote, delimiter = dialect.quote, dialect.delimiter
     places = [place for place in range(len(row)) if row[place : place + 1] == quote] if row.count(quote) <= QUOTES else []
+    clean = tidy(dialect, width)
+    glue = delimiter + b" " if dialect.spaced else delimiter
     for place in places:
         before, after = row[:place], row[place + 1 :]
-        if before[-1:] != HOLD:
-            read = split(before + HOLD + after, dialect)
-            if read.closed and read.faults == 0 and len(read.values) == width:
-                yield Attempt([value.replace(HOLD, quote) for value in read.values], read.quoted, LITERAL, "quote")
+        literal = before + HOLD + after
+        if clean.fullmatch(literal):
+            read = split(literal, dialect)
+            yield Attempt([value.replace(HOLD, quote) for value in read.values], read.quoted, LITERAL, "quote")
         if not delimiter:
             continue
-        glue = delimiter + b" " if dialect.spaced else delimiter
-        if before and not before.rstrip(b" ").endswith(delimiter):
-            read = split(before + glue + quote + after, dialect)
-            if _whole(read, width, dialect):
+        opened = before + glue + quote + after
+        if before and not before.rstrip(b" ").endswith(delimiter) and clean.fullmatch(opened):
+            read = split(opened, dialect)
+            if _whole(read, dialect):
                 yield Attempt(read.values, read.quoted, INSERT, "missing-delimiter")
-        if not after.lstrip(b" ").startswith(delimiter):
-            read = split(before + quote + glue + after, dialect)
-            if _whole(read, width, dialect):
+        closed = before + quote + glue + after
+        if not after.lstrip(b" ").startswith(delimiter) and clean.fullmatch(closed):
+            read = split(closed, dialect)
+            if _whole(read, dialect):
                 yield Attempt(read.values, read.quoted, INSERT, "missing-delimiter")
 
 
-def _whole(read: Split, width: int, dialect: Dialect) -> bool:
-    """Whether a delimiter put in made everything clean: no quote is left over, and no delimiter at the edge of a value."""
-    if not read.closed or read.faults or len(read.values) != width:
-        return False
-    quote, delimiter = dialect.quote, dialect.delimiter
-    for value, quoted in zip(read.values, read.quoted, strict=True):
-        if quoted and (value.startswith(delimiter) or value.endswith(delimiter)):
-            return False
-        if not quoted and (value.startswith(quote) or value.endswith(quote)):
-            return False
-    return True
+def _whole(read: Split, dialect: Dialect) -> bool:
+    """Whether a delimiter put in leaves none at the edge of a quoted value, where people write none."""
+    delimiter = dialect.delimiter
+    return not any(
+        quoted and (value.startswith(delimiter) or value.endswith(delimiter))
+        for value, quoted in zip(read.values, read.quoted, strict=True)
+    )
 
 
 # ── fields against columns ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _options(attempts_: Sequence[Attempt], dialect: Dialect, profiles: Sequence[Profile]) -> list[list[_Option]]:
-    """For attempts of one number of fields: the readings with at most one more fault, cheapest few of each."""
-    count, width = len(attempts_[0].fields), len(profiles)
-    shift = count - width
-    columns = [_series([one.fields[n] for one in attempts_], dialect) for n in range(count)]
-    stay = np.stack([profiles[n].costs(columns[n]) for n in range(min(count, width))], axis=1)
-    if shift == 0:
-        total = stay.sum(axis=1)
-        return [[_Option(float(cost), _worst(stay[row]), "")] for row, cost in enumerate(total)]
-    move = np.stack([profiles[n].costs(columns[n + shift]) if 0 <= n + shift < count else np.zeros(len(attempts_)) for n in range(width)], axis=1)
-    before = np.concatenate([np.zeros((len(attempts_), 1)), np.cumsum(stay, axis=1)], axis=1)
-    after = np.concatenate([np.cumsum(move[:, ::-1], axis=1)[:, ::-1], np.zeros((len(attempts_), 1))], axis=1)
-    if shift > 0:
-        return _too_many(attempts_, dialect, profiles, before, after)
-    return _too_few(attempts_, dialect, profiles, before, after)
+def _judge(
+    tried: Sequence[tuple[int, Attempt]], found: list[list[_Found]], dialect: Dialect, profiles: Sequence[Profile]
+) -> None:
+    """Add to `found` the readings of attempts with at most one more fault, with what they cost."""
+    width = len(profiles)
+    near = [(number, one) for number, one in tried if abs(len(one.fields) - width) <= max(3, width)]
+    if not near:
+        return
+    stay, move = _tables([one for _, one in near], dialect, profiles)
+    buckets: dict[int, list[int]] = defaultdict(list)
+    for place, (_, one) in enumerate(near):
+        buckets[len(one.fields) - width].append(place)
+    for shift, members in buckets.items():
+        chosen = [near[place][1] for place in members]
+        for place, options in zip(members, _options(chosen, shift, stay[members], move[members], dialect, profiles), strict=True):
+            number, attempt = near[place]
+            found[number].extend(_Found(attempt.cost + option.cost, attempt, option) for option in options)
 
 
-def _worst(costs: Costs) -> int:
-    """Return the column that fits worst, -1 when all fit."""
-    worst = int(costs.argmax())
-    return worst if costs[worst] >= 1 else -1
+def _tables(tried: Sequence[Attempt], dialect: Dialect, profiles: Sequence[Profile]) -> tuple[Costs, Costs]:
+    """Return what each field costs in its own column, and what each column costs with the fields counted from the end."""
+    width = len(profiles)
+    texts = [[field.decode("utf-8", "replace") for field in one.fields] for one in tried]
+    stay, move = np.zeros((len(tried), width)), np.zeros((len(tried), width))
+    for column, profile in enumerate(profiles):
+        cells, rows, shifted = [], [], []
+        for row, fields in enumerate(texts):
+            if column < len(fields):
+                cells.append(fields[column])
+                rows.append(row)
+        split_at = len(rows)
+        for row, fields in enumerate(texts):
+            shift = len(fields) - width
+            if shift and 0 <= column + shift < len(fields):
+                cells.append(fields[column + shift])
+                shifted.append(row)
+        costs = profile.costs(_series(cells, dialect))
+        stay[rows, column] = costs[:split_at]
+        move[shifted, column] = costs[split_at:]
+    return stay, move
 
 
-def _series(fields: Sequence[bytes], dialect: Dialect) -> pl.Series:
-    """Return fields as text to be judged: a stray quote at either end is not held against them."""
-    text = pl.Series("", [field.decode("utf-8", "replace") for field in fields], dtype=pl.String)
+def _series(cells: Sequence[str], dialect: Dialect) -> pl.Series:
+    """Return cells to be judged: a stray quote at either end is not held against them."""
+    text = pl.Series("", cells, dtype=pl.String)
     return text.str.strip_chars(dialect.quote.decode("latin-1")) if dialect.quote else text
 
 
+def _options(
+    tried: Sequence[Attempt], shift: int, stay: Costs, move: Costs, dialect: Dialect, profiles: Sequence[Profile]
+) -> list[list[_Option]]:
+    """For attempts of one number of fields: their readings with at most one more fault."""
+    if shift == 0:
+        worst = stay.argmax(axis=1)
+        peak = stay.max(axis=1)
+        total = stay.sum(axis=1)
+        return [[_Option(float(total[n]), int(worst[n]) if peak[n] >= 1 else -1, "")] for n in range(len(tried))]
+    none = np.zeros((len(tried), 1))
+    before = np.concatenate([none, np.cumsum(stay, axis=1)], axis=1)
+    after = np.concatenate([np.cumsum(move[:, ::-1], axis=1)[:, ::-1], none], axis=1)
+    if shift > 0:
+        return _too_many(tried, shift, before, after, dialect, profiles)
+    return _too_few(tried, -shift, before, after, dialect, profiles)
+
+
 def _too_many(
-    attempts_: Sequence[Attempt], dialect: Dialect, profiles: Sequence[Profile], before: Costs, after: Costs
+    tried: Sequence[Attempt], shift: int, before: Costs, after: Costs, dialect: Dialect, profiles: Sequence[Profile]
 ) -> list[list[_Option]]:
     """Readings of rows with more fields than columns: empty fields dropped at one place, or text that was cut joined."""
-    width, shift = len(profiles), len(attempts_[0].fields) - len(profiles)
-    out: list[list[_Option]] = []
-    for row, attempt in enumerate(attempts_):
-        fields, options = attempt.fields, []
-        empty = [not field for field in fields]
-        for place in range(width + 1):
-            base = before[row, place] + after[row, place]
-            if base > ACCEPT:
-                continue
-            # Of a run of empty fields, the last ones are dropped: dropping others gives the same values.
-            run_ends = place == width or not empty[place + shift]
-            if run_ends and all(empty[place : place + shift]):
-                options.append(_Option(base + (TAIL if place == width else DROP + 0.3 * (shift - 1)), place, "extra-delimiter"))
-        glue = (dialect.delimiter + (b" " if dialect.spaced else b"")) if attempt.code != "delimiter" else b" "
-        for place, profile in enumerate(profiles):
-            if not profile.open:
-                continue
-            base = before[row, place] + after[row, place + 1]
-            if base + JOIN > ACCEPT:
-                continue
-            parts = fields[place : place + shift + 1]
-            text = pl.Series("", [glue.join(parts).decode("utf-8", "replace")], dtype=pl.String)
-            cost = base + JOIN + float(profile.costs(text)[0])
-            # People write a space after a comma; and what was quoted was whole.
-            cost += 0.0 if glue.endswith(b" ") or all(part[:1] == b" " for part in parts[1:]) else 0.8
-            cost += 2.0 * any(attempt.quoted[place : place + shift + 1])
-            cost += 1.0 * (glue != b" " and any(not part for part in parts))
-            options.append(_Option(cost, place, "unquoted-delimiter"))
-        out.append(options)
+    width = len(profiles)
+    out: list[list[_Option]] = [[] for _ in tried]
+    base = before + after
+    for row, place in zip(*np.nonzero(base <= ACCEPT), strict=True):
+        fields = tried[row].fields
+        # Of a run of empty fields, the last ones are dropped: dropping others gives the same values.
+        if any(fields[place : place + shift]) or (place < width and not fields[place + shift]):
+            continue
+        cost = base[row, place] + (TAIL if place == width else DROP + 0.3 * (shift - 1))
+        out[row].append(_Option(float(cost), int(place), "extra-delimiter"))
+    for place, profile in enumerate(profiles):
+        if not profile.open:
+            continue
+        left = before[:, place] + after[:, place + 1] + JOIN
+        rows = np.flatnonzero(left <= ACCEPT)
+        if not len(rows):
+            continue
+        glues = [_glue(tried[row], dialect) for row in rows]
+        parts = [tried[row].fields[place : place + shift + 1] for row in rows]
+        joined = [glue.join(part).decode("utf-8", "replace") for glue, part in zip(glues, parts, strict=True)]
+        costs = left[rows] + profile.costs(_series(joined, dialect))
+        for n, row in enumerate(rows.tolist()):
+            cost = float(costs[n])
+            if glues[n] != b" ":
+                # People write a space after a comma, and something on both sides of it.
+                cost += 0.8 * (not glues[n].endswith(b" ") and any(part[:1] != b" " for part in parts[n][1:]))
+                cost += 1.0 * any(not part for part in parts[n])
+            cost += 2.0 * any(tried[row].quoted[place : place + shift + 1])
+            out[row].append(_Option(cost, place, "unquoted-delimiter"))
     return out
+
+
+def _glue(attempt: Attempt, dialect: Dialect) -> bytes:
+    """Return what stood between fields that are joined again."""
+    if attempt.code == "delimiter":
+        return b" "
+    return dialect.delimiter + (b" " if dialect.spaced else b"")
 
 
 def _too_few(
-    attempts_: Sequence[Attempt], dialect: Dialect, profiles: Sequence[Profile], before: Costs, after: Costs
+    tried: Sequence[Attempt], lacking: int, before: Costs, after: Costs, dialect: Dialect, profiles: Sequence[Profile]
 ) -> list[list[_Option]]:
     """Readings of rows with fewer fields than columns: cells left out at the end, or two fields run together."""
     width = len(profiles)
-    lacking = width - len(attempts_[0].fields)
-    tail = sum(min(profile.empty_cost, 3.0) for profile in profiles[width - lacking :])
-    out: list[list[_Option]] = []
-    for row, attempt in enumerate(attempts_):
-        options = []
-        base = float(before[row, width - lacking])
-        if base + tail + TAIL <= ACCEPT + MARGIN:
-            options.append(_Option(base + tail + TAIL, width - lacking, "missing-end"))
-        if lacking == 1:
-            for place in range(width - 1):
-                base = float(before[row, place] + after[row, place + 2])
-                if base + SPLIT <= ACCEPT + MARGIN and len(attempt.fields[place]) > 1:
-                    pair = profiles[place], profiles[place + 1]
-                    options.extend(_cuts(attempt.fields[place], base, place, pair, dialect.quote))
-        out.append(options)
+    out: list[list[_Option]] = [[] for _ in tried]
+    tail = sum(profile.empty_cost for profile in profiles[width - lacking :]) + TAIL
+    ends = before[:, width - lacking] + tail
+    for row in np.flatnonzero(ends <= ACCEPT + MARGIN).tolist():
+        out[row].append(_Option(float(ends[row]), width - lacking, "missing-end"))
+    if lacking > 1:
+        return out
+    for place in range(width - 1):
+        base = before[:, place] + after[:, place + 2] + SPLIT
+        rows = [n for n in np.flatnonzero(base <= ACCEPT + MARGIN).tolist() if 1 < len(tried[n].fields[place]) <= LONG]
+        if not rows:
+            continue
+        left, right = profiles[place], profiles[place + 1]
+        if left.open and right.open and not dialect.quote:
+            # Text run together with text: any place would do, so none is known.
+            for row in rows:
+                out[row] += [_Option(float(base[row]), place, "missing-delimiter", cut) for cut in (1, len(tried[row].fields[place]) - 1)]
+            continue
+        texts = [tried[row].fields[place].decode("utf-8", "replace") for row in rows]
+        for row, text, cuts in zip(rows, texts, _cuts(texts, left, right, dialect), strict=True):
+            for cost, cut in cuts:
+                option = _Option(float(base[row]) + cost, place, "missing-delimiter", len(text[:cut].encode()))
+                out[row].append(option)
     return out
 
 
-def _cuts(field: bytes, base: float, place: int, pair: tuple[Profile, Profile], quote: bytes) -> list[_Option]:
-    """Return the two best ways to cut one field into two columns; two that are as good make neither sure.
+def _cuts(texts: Sequence[str], left: Profile, right: Profile, dialect: Dialect) -> list[list[tuple[float, int]]]:
+    """Return for each text the two best places to cut it for two columns; two that are as good make neither sure.
 
-    A quote in the middle is where the delimiter went missing: `quote` attempts cut there, and other places cost more.
+    A quote in the middle is where the delimiter went missing: quote attempts cut there, and other places cost more.
     """
-    text = field.decode("utf-8", "replace")
-    if len(text) > 2_000:
-        return []
-    places = range(1, len(text))
-    left, right = pl.Series("", [text[:n] for n in places]), pl.Series("", [text[n:] for n in places])
-    costs = pair[0].costs(left) + pair[1].costs(right)
-    mark = quote.decode("latin-1")
-    if mark and mark in text:
-        costs = costs + np.array([0.0 if text[n - 1] == mark or text[n] == mark else 1.0 for n in places])
-    order = np.argsort(costs, kind="stable")[:2]
-    bytes_at = [len(text[: n + 1].encode()) for n in order.tolist()]
-    return [
-        _Option(base + SPLIT + float(costs[n]), place, "missing-delimiter", cut)
-        for n, cut in zip(order.tolist(), bytes_at, strict=True)
-        if costs[n] < MISFIT
-    ]
+    mark = dialect.quote.decode("latin-1")
+    sizes = [len(text) - 1 for text in texts]
+    costs = left.costs(pl.Series("", [text[:n] for text in texts for n in range(1, len(text))], dtype=pl.String))
+    costs = costs + right.costs(pl.Series("", [text[n:] for text in texts for n in range(1, len(text))], dtype=pl.String))
+    out, begin = [], 0
+    for text, size in zip(texts, sizes, strict=True):
+        mine = costs[begin : begin + size]
+        begin += size
+        if mark and mark in text:
+            mine = mine + np.array([0.0 if text[n - 1] == mark or text[n] == mark else 1.0 for n in range(1, len(text))])
+        order = np.argsort(mine, kind="stable")[:2].tolist()
+        out.append([(float(mine[n]), n + 1) for n in order if mine[n] < MISFIT])
+    return out
 
 
-def _build(attempt: Attempt, option: _Option, dialect: Dialect, width: int) -> list[bytes]:
+def _build(found: _Found, dialect: Dialect, width: int) -> list[bytes]:
     """Return the values of a reading, one for each column."""
+    attempt, option = found.attempt, found.option
     fields, place = attempt.fields, option.place
     shift = len(fields) - width
     if shift == 0:
@@ -305,8 +385,8 @@ def _build(attempt: Attempt, option: _Option, dialect: Dialect, width: int) -> l
     if option.kind == "extra-delimiter":
         return fields[:place] + fields[place + shift :]
     if option.kind == "unquoted-delimiter":
-        glue = (dialect.delimiter + (b" " if dialect.spaced else b"")) if attempt.code != "delimiter" else b" "
-        return [*fields[:place], glue.join(fields[place : place + shift + 1]), *fields[place + shift + 1 :]]
+        joined = _glue(attempt, dialect).join(fields[place : place + shift + 1])
+        return [*fields[:place], joined, *fields[place + shift + 1 :]]
     if option.kind == "missing-end":
         return fields + [b""] * -shift
     return [*fields[:place], fields[place][: option.cut], fields[place][option.cut :], *fields[place + 1 :]]

@@ -156,7 +156,8 @@ def _quotes(
     even = (counts % 2 == 0)[line]
     begin, end, at = quotes[opening & even], quotes[~opening & even], line[opening & even]
     if len(marks) and len(begin):
-        np.add.at(hidden, at, np.searchsorted(marks, end) - np.searchsorted(marks, begin))
+        held = np.searchsorted(marks, end) - np.searchsorted(marks, begin)
+        hidden = np.bincount(at, weights=held, minlength=len(starts)).astype(np.int64)
     return counts, formed, hidden
 
 
@@ -185,10 +186,31 @@ def _odd(data: bytes, starts: Places, stops: Places) -> Mask:
     if data.isascii() or utf8(data):
         return out
     a = np.frombuffer(data, dtype=np.uint8)
-    lines = np.unique(np.searchsorted(stops, np.flatnonzero(a > 0x7F), side="right"))
-    for number in lines[lines < len(starts)].tolist():
-        out[number] = not utf8(data[starts[number] : stops[number]])
+    lines = np.unique(np.searchsorted(stops, _invalid(a), side="right"))
+    out[lines[lines < len(starts)]] = True
     return out
+
+
+def _invalid(a: NDArray[np.uint8]) -> Places:
+    """Return where bytes above 0x7F do not form UTF-8 (RFC 3629), looking at those bytes only."""
+    high = np.flatnonzero(a > 0x7F)
+    byte = a[high]
+    lead = np.where(byte >= 0xF0, 3, np.where(byte >= 0xE0, 2, np.where(byte >= 0xC2, 1, 0)))
+    follows = byte < 0xC0
+    owed = np.zeros(len(high), dtype=bool)
+    for back in (1, 2, 3):
+        near = high[back:] == high[:-back] + back
+        owed[back:] |= near & (lead[:-back] >= back)
+    bad = (follows != owed) | (byte > 0xF4) | ((byte >= 0xC0) & (byte < 0xC2))
+    # A lead byte must be followed by as many as it says, in the range that it allows.
+    for back in (1, 2, 3):
+        last = np.zeros(len(high), dtype=bool)
+        last[:-back] = high[back:] == high[:-back] + back
+        bad |= (lead >= back) & ~last
+    second = a[np.minimum(high + 1, len(a) - 1)]
+    bad |= ((byte == 0xE0) & (second < 0xA0)) | ((byte == 0xED) & (second > 0x9F))
+    bad |= ((byte == 0xF0) & (second < 0x90)) | ((byte == 0xF4) & (second > 0x8F))
+    return high[bad]
 
 
 def _groups(
