@@ -65,7 +65,6 @@ class ServeConfig:
     host: str = "127.0.0.1"  # address to listen on
     port: int = 8321  # port to listen on
     token: str = ""  # when set, every request must carry `Authorization: Bearer <token>`
-    batch_wait_ms: float = 1.0  # the longest a request may wait for company
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,7 +68,6 @@ class ServingLimits:
     header_bytes: int = 32 * KIB  # larger headers get 431
     connections: int = 2_048  # open connections; more get 503
     idle_s: float = 60.0  # a connection kept alive without a request is closed after this
-    tap_rows: int = 100_000  # observations waiting for a slow consumer; more are dropped and counted
     drain_s: float = 15.0  # the longest a stopping service waits for its requests
     json_depth: int = 32  # deeper nesting gets 400
 
