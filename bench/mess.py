@@ -249,8 +249,8 @@ def _truth(name: str, what: str, row: dict[str, Any], line: bytes, cells: list[s
         row["note"] = f"{note[:cut]}\n{note[cut + 1 :]}"
     elif what == "stray":
         place = next(n for n, (a, b) in enumerate(zip(_loose(line), cells, strict=False)) if a != b)
-        if isinstance(row[NAMES[place]], str):
-            row[NAMES[place]] = '"' + row[NAMES[place]]
+        if place >= NAMES.index("state"):
+            row[NAMES[place]] = '"' + (row[NAMES[place]] or "")
     return row
 
 

@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import Any
 
 SPACES = b" \t"
+NAMES = ("delimiter", "quote", "escape", "doubled", "newline", "row")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,7 @@ class Dialect:
 
     `spaced` says that delimiters are followed by a space that belongs to no value. `doubled` lists other characters that are
     always written twice inside quoted fields. `newline` is ``\\n`` (also for CRLF) or ``\\r``; with `mixed`, both end a line.
+    `row` is a pattern that a line without quotes matches only when it is a row by itself (see `plan`); empty: none is known.
     """
 
     delimiter: bytes = b","
@@ -37,17 +39,17 @@ class Dialect:
     newline: bytes = b"\n"
     mixed: bool = False
     spaced: bool = False
+    row: bytes = b""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the dialect as plain data."""
-        text = {name: getattr(self, name).decode("latin-1") for name in ("delimiter", "quote", "escape", "doubled", "newline")}
+        text = {name: getattr(self, name).decode("latin-1") for name in NAMES}
         return {**text, "mixed": self.mixed, "spaced": self.spaced}
 
     @staticmethod
     def from_dict(body: Mapping[str, Any]) -> Dialect:
         """Rebuild the dialect from plain data."""
-        names = ("delimiter", "quote", "escape", "doubled", "newline")
-        text = {name: str(body[name]).encode("latin-1") for name in names}
+        text = {name: str(body[name]).encode("latin-1") for name in NAMES}
         return Dialect(**text, mixed=bool(body["mixed"]), spaced=bool(body["spaced"]))
 
     @property

@@ -13,6 +13,7 @@ so that ends.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -185,7 +186,7 @@ def learn(label: str, head: bytes, whole: bool, view: View | None, charset: Char
         label=label,
         format="csv",
         charset=charset,
-        dialect=guess.dialect,
+        dialect=replace(guess.dialect, row=_row_pattern(guess.dialect, profiles)),
         begin=mark + found.begin,
         preamble=mark + found.preamble,
         header=tuple(name.decode("utf-8", "replace") for name in names),
@@ -194,6 +195,27 @@ def learn(label: str, head: bytes, whole: bool, view: View | None, charset: Char
         profiles=profiles,
         rival=guess.rival.said if guess.close and guess.rival else "",
     )
+
+
+def _row_pattern(dialect: Dialect, profiles: Sequence[Profile]) -> bytes:
+    """Return the pattern of a line without quotes that is surely a row; empty when the columns are not telling enough."""
+    stop = re.escape(dialect.delimiter[:1] + dialect.quote) + rb"\r\n"
+    telling = sum(one.typed and one.missing < 0.5 for one in profiles)
+    if not dialect.delimiter or telling < (1 if len(profiles) > 5 else 2):
+        return b""
+    number = rb"[ ]?[-+(]?[^\w\s" + stop + rb"]?\d[^a-zA-Z" + stop + rb"]*"
+    parts = []
+    for one in profiles:
+        if not one.typed:
+            parts.append(rb"[^" + stop + rb"]*+")
+            continue
+        cell = number if one.reading.type in ("int", "float") else rb"[^" + stop + rb"]*\d[^" + stop + rb"]*"
+        if one.reading.type == "bool":
+            cell = rb"|".join(word.encode() for word in (*one.reading.true, *one.reading.false))
+        empty = [re.escape(word.encode()) for word in ("", *one.reading.null)] if one.missing else []
+        parts.append(rb"(?>(?i:" + rb"|".join([cell, *sorted(empty, reverse=True)]) + rb"))")
+    mark = re.escape(dialect.delimiter) + (rb"[ ]?" if dialect.spaced else b"")
+    return mark.join(parts) + rb"(?=[\r\n])"
 
 
 def _jsonl(label: str, head: bytes, whole: bool, charset: Charset, mark: int) -> FilePlan:

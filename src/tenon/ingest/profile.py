@@ -34,7 +34,9 @@ VOCABULARY = 60
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
     """The look of one column. `shapes` and `words` are empty where the column is too varied for them; `exact` shapes
-    keep how many capitals and digits there are."""
+    keep how many capitals and digits there are. Of plain numbers, `shortest` and `longest` count the digits before the
+    point and `decimals` those after it (-1: not known).
+    """
 
     reading: Reading = Reading()
     missing: float = 0.0
@@ -46,6 +48,7 @@ class Profile:
     shortest: int = 0
     longest: int = 0
     begins: str = ""
+    decimals: int = -1
 
     def to_dict(self) -> dict[str, Any]:
         """Return the profile as plain data."""
@@ -71,19 +74,38 @@ class Profile:
     @property
     def empty_cost(self) -> float:
         """Return what an empty cell costs: nothing where most are empty, 3 where none was ever seen."""
-        return max(0.0, min(3.0, -math.log10(self.missing + 1 / (self.cells + 10)) - 0.3))
+        if self.missing > 0.005:
+            return -0.5 * math.log10(self.missing)
+        return min(3.0, -math.log10(self.missing + 1 / (self.cells + 10)))
 
     def costs(self, text: pl.Series) -> Costs:
         """Return for every cell what speaks against it in this column; vectorised."""
         missing = text.str.strip_chars().is_in(["", *self.reading.null])
         if self.typed:
-            fits = _convert(text, self.reading).is_not_null() | _convert(text.str.strip_chars(), self.reading).is_not_null()
+            fits = _convert(text, self.reading).is_not_null()
+            if not fits.all():
+                fits = fits | _convert(text.str.strip_chars(), self.reading).is_not_null()
             cost = np.where(fits.to_numpy(), 0.0, MISFIT)
+            if self.decimals >= 0:
+                cost = cost + self._number_costs(text)
         elif self.missing >= 1:
             cost = np.full(len(text), 3.0)
         else:
             cost = self._text_costs(text)
         return np.where(missing.to_numpy(), self.empty_cost, cost)
+
+    def _number_costs(self, text: pl.Series) -> Costs:
+        """Hold plain numbers against the digits seen: more or fewer before the point, more after it, zeros in front."""
+        bare = text.str.strip_chars(" +-")
+        point = bare.str.find(".", literal=True)
+        size = bare.str.len_bytes().to_numpy().astype(float)
+        whole = point.fill_null(-1).to_numpy().astype(float)
+        whole = np.where(whole < 0, size, whole)
+        after = np.maximum(size - whole - 1, 0.0)
+        cost = 1.5 * np.maximum(0.0, whole - self.longest) + 1.0 * np.maximum(0.0, self.shortest - whole)
+        cost += 1.5 * np.maximum(0.0, after - self.decimals)
+        zeros = bare.str.contains(r"^0\d").to_numpy()
+        return np.minimum(4.0, cost) + np.where(zeros, 3.0, 0.0) + np.where(bare.str.ends_with(".").to_numpy(), 1.0, 0.0)
 
     def _text_costs(self, text: pl.Series) -> Costs:
         if self.words:
@@ -121,6 +143,8 @@ def learn(cells: Sequence[str], reading: Reading) -> Profile:
     full = [cell for cell in cells if cell.strip() and cell not in null]
     missing = 1 - len(full) / len(cells) if cells else 0.0
     base: dict[str, Any] = {"reading": reading, "missing": missing, "cells": len(cells)}
+    if reading.type in ("int", "float") and reading.plain:
+        return Profile(**base, **_digits(full))
     if reading.type != "text" or not full:
         return Profile(**base)
     sizes = sorted(map(len, full))
@@ -139,6 +163,16 @@ def learn(cells: Sequence[str], reading: Reading) -> Profile:
     counts = Counter(_begin(cell) for cell in full)
     begins = "".join(_CLASSES[sign] for sign in sorted(counts) if counts[sign] >= 0.002 * len(full))
     return Profile(**base, begins=begins)
+
+
+def _digits(cells: Sequence[str]) -> dict[str, int]:
+    """Return how many digits stand before the point, least and most, and after it, most, of cells that are numbers."""
+    bare = [cell.strip(" +-") for cell in cells]
+    numbers = [cell.partition(".") for cell in bare if cell.replace(".", "", 1).isdigit()]
+    if not numbers:
+        return {}
+    whole = [len(before) for before, _, _ in numbers]
+    return {"shortest": min(whole), "longest": max(whole), "decimals": max(len(after) for _, _, after in numbers)}
 
 
 def _shape(cell: str) -> str:

@@ -2,9 +2,9 @@
 
 A row ends at the end of a line, unless a quoted field is open there. A quote that nobody closes must not swallow the file,
 and a worker that starts in the middle must find the same rows as one that comes from the beginning. Both follow from
-one local rule, `fresh`: look at the next quote after the start of a line that can be judged by its neighbours. If it
-opens a field, the line began outside quotes; if it closes one, the line began inside; if there is none for as long as
-a row may be, outside. A fresh line always begins a row, whatever came before it. So an open quote ends at the first
+one local rule, `fresh`: a line that looks like a row all through (numbers and dates where the table has them) is one.
+Otherwise look at the next quote after its start that can be judged by its neighbours. If it opens a field, the line began
+outside quotes; if it closes one, the line began inside; if there is none for as long as a row may be, outside. A fresh line always begins a row, whatever came before it. So an open quote ends at the first
 fresh line, a range of the file begins at its first fresh line and goes on to the first fresh line after its end, and the
 ranges fit together however the file is cut.
 
@@ -13,6 +13,9 @@ both states at every border (twice the work, and still no answer for a stray quo
 """
 
 from __future__ import annotations
+
+import re
+from functools import lru_cache
 
 from tenon.ingest.dialect import SPACES, Dialect
 
@@ -33,13 +36,11 @@ def judged(data: bytes, place: int, dialect: Dialect) -> int:
     return (1 if at_start else 0) - (1 if at_end else 0)
 
 
-def fresh(data: bytes, start: int, dialect: Dialect, reach: int) -> tuple[bool, int]:
-    """Whether the line at `start` begins outside quotes; and the quote that told (the end of `reach` when none did).
+def told(data: bytes, start: int, dialect: Dialect, reach: int) -> tuple[bool, int]:
+    """Whether the next quote that can be judged says "outside" at `start`; and its place (the end of `reach` for none).
 
-    The answer is the same for every line start between here and that quote.
+    The answer is the same for every place between here and that quote.
     """
-    if not dialect.quote:
-        return True, len(data)
     stop = min(len(data), start + reach)
     place = data.find(dialect.quote, start, stop)
     while place >= 0:
@@ -48,6 +49,16 @@ def fresh(data: bytes, start: int, dialect: Dialect, reach: int) -> tuple[bool, 
             return verdict > 0, place
         place = data.find(dialect.quote, place + 1, stop)
     return True, stop
+
+
+@lru_cache(maxsize=64)
+def _row(pattern: bytes) -> re.Pattern[bytes]:
+    return re.compile(pattern)
+
+
+def plainly(data: bytes, start: int, dialect: Dialect) -> bool:
+    """Whether the line at `start` looks like a row all through."""
+    return bool(dialect.row) and _row(dialect.row).match(data, start) is not None
 
 
 def line_end(data: bytes, start: int, dialect: Dialect) -> int:
@@ -63,12 +74,17 @@ def line_end(data: bytes, start: int, dialect: Dialect) -> int:
 def first_fresh(data: bytes, begin: int, dialect: Dialect, reach: int) -> int:
     """Return the first fresh line start at or after `begin`, where data[begin - 1] is known when begin > 0; else the end."""
     start = 0 if begin == 0 else line_end(data, begin - 1, dialect)
+    if not dialect.quote:
+        return start
+    outside, until = False, -1
     while start < len(data):
-        outside, told = fresh(data, start, dialect, reach)
+        if plainly(data, start, dialect):
+            return start
+        if start > until:
+            outside, until = told(data, start, dialect, reach)
         if outside:
             return start
-        while start <= told and start < len(data):
-            start = line_end(data, start, dialect)
+        start = line_end(data, start, dialect)
     return len(data)
 
 
@@ -110,14 +126,16 @@ def row_end(data: bytes, start: int, dialect: Dialect, reach: int) -> tuple[int,
 def _close(data: bytes, at: int, dialect: Dialect, stop: int, reach: int) -> int:
     """Return the place after the quoted field that opens at `at`; -1 when it does not close before a fresh line."""
     quote, delimiter, escape = dialect.quote, dialect.delimiter, dialect.escape
-    find, crossed, told = at + 1, line_end(data, at, dialect), -1
+    find, crossed, until = at + 1, line_end(data, at, dialect), -1
     while True:
         place = data.find(quote, find, stop)
         if place < 0:
             return -1
         while crossed <= place:
-            if crossed > told:
-                outside, told = fresh(data, crossed, dialect, reach)
+            if plainly(data, crossed, dialect):
+                return -1
+            if crossed > until:
+                outside, until = told(data, crossed, dialect, reach)
                 if outside:
                     return -1
             crossed = line_end(data, crossed, dialect)

@@ -26,7 +26,7 @@ from tenon.ingest.chunk import Layout, Refused, Repaired, Text, careful, express
 from tenon.ingest.detect import TYPED, kind
 from tenon.ingest.dialect import chomp, split
 from tenon.ingest.plan import FilePlan, Plan
-from tenon.ingest.rows import first_fresh, line_end
+from tenon.ingest.rows import first_fresh, line_end, plainly
 from tenon.ingest.scan import line_table
 from tenon.ingest.stream import View
 from tenon.ingest.typed import Facts, Typed, typed
@@ -118,7 +118,8 @@ def _border(view: View, file: FilePlan, place: int, last: int, reach: int) -> in
         data = view.read(place - 1, min(stop + reach, view.size) if near > NEAR else stop)
         found = place - 1 + first_fresh(data, 1, file.dialect, reach)
         # Near the end of what was read, the quote that decides may not have been seen.
-        sure = not file.dialect.quote or data.find(file.dialect.quote, found - place + 1) >= 0
+        at = found - place + 1
+        sure = not file.dialect.quote or plainly(data, at, file.dialect) or data.find(file.dialect.quote, at) >= 0
         if (found < stop and (sure or stop >= last)) or stop >= last:
             return min(found, last)
         near *= 16
@@ -282,7 +283,7 @@ def _add(
         row = (file.label, offset + one.begin, account.lines + one.line, data[one.begin : one.end], name, one.code, one.fix)
         account.quarantine.append(row)
         account.quarantine_bytes += one.end - one.begin
-        if 0 <= one.column < len(columns) and file.targets[one.column] >= 0:
+        if one.code == "type" and 0 <= one.column < len(columns) and file.targets[one.column] >= 0:
             account.facts[file.targets[one.column]].quarantined += 1
     for name, size in text.skipped.items():
         account.skip(name, size)
