@@ -81,6 +81,7 @@ def run(
     with held:
         config = uvicorn.Config(app, log_level="error", lifespan="off", server_header=False, access_log=False)
         server = uvicorn.Server(config)
+        held.listen(128)  # so that the address works from the moment it is told
         started(f"http://127.0.0.1:{held.getsockname()[1]}")
         server.run(sockets=[held])
 

@@ -2,7 +2,8 @@
 
 No script and no style attribute, so that the page's Content-Security-Policy can forbid both; a colour is a class that
 the style sheet sets for light and dark. Every mark has a `<title>`, which is what a browser shows when one points at
-it. All text is escaped here, because the result is inserted as it is.
+it. All text is cleaned and escaped here (`_safe`), because the result
+is inserted as it is.
 
 Round ticks are the usual 1, 2, 5 times a power of ten; times are ticked at midnights, Mondays or first days of months.
 """
@@ -69,9 +70,8 @@ def lines(series: Sequence[Series], axes: Axes) -> Markup:
         y = frame.y(height)
         parts.append(f'<line class="mark {tone}" x1="{_LEFT}" x2="{axes.width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         above = y - 5 if y > _TOP + 14 else y + 13
-        parts.append(f'<text class="mark-label" x="{axes.width - _RIGHT}" y="{above:.1f}">{escape(label)}</text>')
-    for one in shown:
-        parts.append(_line(frame, one))
+        parts.append(f'<text class="mark-label" x="{axes.width - _RIGHT}" y="{above:.1f}">{_safe(label)}</text>')
+    parts.extend(_line(frame, one) for one in shown)
     return _svg("".join(parts), axes.width, axes.height, _described(shown, axes))
 
 
@@ -86,12 +86,12 @@ def bars(items: Sequence[tuple[str, float, str]], *, width: int = 720, tone: str
     parts = []
     for row, (name, value, said) in enumerate(shown):
         y, long = row * 26 + 4, max(1.0, room * value / most)
-        parts.append(f'<text class="name" x="{label - 10}" y="{y + 14}">{escape(text.clean(name)[:34])}</text>')
+        parts.append(f'<text class="name" x="{label - 10}" y="{y + 14}">{_safe(name[:34])}</text>')
         parts.append(
             f'<rect class="bar {tone}" x="{label}" y="{y + 2}" width="{long:.1f}" height="16" rx="3">'
-            f"<title>{escape(text.clean(name))}: {escape(said)}</title></rect>"
+            f"<title>{_safe(name)}: {_safe(said)}</title></rect>"
         )
-        parts.append(f'<text class="figure" x="{label + long + 8:.1f}" y="{y + 14}">{escape(said)}</text>')
+        parts.append(f'<text class="figure" x="{label + long + 8:.1f}" y="{y + 14}">{_safe(said)}</text>')
     return _svg(
         "".join(parts), width, len(shown) * 26 + 8, ", ".join(f"{name}: {said}" for name, _, said in shown[:12])
     )
@@ -112,20 +112,20 @@ def heat(
     width, top, tall = round(label + cell * len(columns) + 8), 26, 24
     every = max(1, math.ceil(52 / cell))
     parts = [
-        f'<text class="tick" x="{label + cell * (i + 0.5):.1f}" y="16" text-anchor="middle">{escape(short)}</text>'
+        f'<text class="tick" x="{label + cell * (i + 0.5):.1f}" y="16" text-anchor="middle">{_safe(short)}</text>'
         for i, (short, _) in enumerate(columns)
         if i % every == 0
     ]
     for r, (name, values) in enumerate(rows):
         y = top + r * tall
-        parts.append(f'<text class="name" x="{label - 10}" y="{y + 15}">{escape(text.clean(name)[:26])}</text>')
+        parts.append(f'<text class="name" x="{label - 10}" y="{y + 15}">{_safe(name[:26])}</text>')
         for c, value in enumerate(values):
             known = value is not None and math.isfinite(value)
             tone = level(name, c, float(value or 0.0)) if known else "none"
             said = f"{unit} {text.decimal(value, 2)}" if known else "not known"
             parts.append(
                 f'<rect class="cell {tone}" x="{label + c * cell:.1f}" y="{y}" width="{cell - 3:.1f}" '
-                f'height="{tall - 3}" rx="3"><title>{escape(text.clean(name))}, {escape(columns[c][1])}: {escape(said)}'
+                f'height="{tall - 3}" rx="3"><title>{_safe(name)}, {_safe(columns[c][1])}: {_safe(said)}'
                 "</title></rect>"
             )
             if known and cell >= 44:
@@ -161,7 +161,7 @@ def calibration(groups: Sequence[Mapping[str, Any]], *, width: int = 380) -> Mar
         said = f"predicted {text.decimal(group['predicted'])}, observed {text.decimal(group['observed'])}"
         if _known(group.get("rows")):
             said += f", {text.count(group['rows'])} rows"
-        parts.append(f'<circle class="dot one" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{escape(said)}</title></circle>')
+        parts.append(f'<circle class="dot one" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{_safe(said)}</title></circle>')
     return _svg("".join(parts), width, width - 20, "predicted against observed")
 
 
@@ -208,10 +208,15 @@ class _Frame:
         return self.height - _BOTTOM - (self.height - _TOP - _BOTTOM) * (value - self.low) / (self.high - self.low)
 
 
+def _safe(value: Any) -> Markup:
+    """Clean and escape a text: nothing reaches a picture without this."""
+    return escape(text.clean(value))
+
+
 def _svg(inside: str, width: int, height: int, said: str) -> Markup:
     return Markup(
         f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
-        f'aria-label="{escape(said)}">{inside}</svg>'
+        f'aria-label="{_safe(said)}">{inside}</svg>'
     )
 
 
@@ -238,7 +243,7 @@ def _grid(frame: _Frame, axes: Axes, step: float, *, x_step: float = 0.0) -> str
         y = frame.y(value)
         said = axes.tick(value) if axes.tick else _ticked(value, step)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{escape(said)}</text>')
+        parts.append(f'<text class="tick" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_safe(said)}</text>')
     if axes.time:
         ticks = _times(frame.left, frame.right)
     else:
@@ -249,16 +254,16 @@ def _grid(frame: _Frame, axes: Axes, step: float, *, x_step: float = 0.0) -> str
     for value, said in ticks:
         x = frame.x(value)
         parts.append(f'<line class="grid short" x1="{x:.1f}" x2="{x:.1f}" y1="{foot}" y2="{foot + 4}"/>')
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{foot + 18}" text-anchor="middle">{escape(said)}</text>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{foot + 18}" text-anchor="middle">{_safe(said)}</text>')
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{foot}" y2="{foot}"/>')
     middle = (_LEFT + right) / 2
     parts.append(
-        f'<text class="axis-name" x="{middle:.0f}" y="{frame.height - 6}" text-anchor="middle">{escape(axes.x)}</text>'
+        f'<text class="axis-name" x="{middle:.0f}" y="{frame.height - 6}" text-anchor="middle">{_safe(axes.x)}</text>'
     )
     half = (_TOP + foot) / 2
     parts.append(
         f'<text class="axis-name" x="14" y="{half:.0f}" text-anchor="middle" '
-        f'transform="rotate(-90 14 {half:.0f})">{escape(axes.y)}</text>'
+        f'transform="rotate(-90 14 {half:.0f})">{_safe(axes.y)}</text>'
     )
     return "".join(parts)
 
@@ -273,7 +278,7 @@ def _line(frame: _Frame, one: Series) -> str:
     drawn = [(x, y) for x, y in one.points if math.isfinite(y)]
     path = " ".join(f"{'L' if i else 'M'}{frame.x(x):.1f},{frame.y(y):.1f}" for i, (x, y) in enumerate(drawn))
     if len(drawn) > 1:
-        parts.append(f'<path class="line {one.tone}" d="{path}"><title>{escape(text.clean(one.name))}</title></path>')
+        parts.append(f'<path class="line {one.tone}" d="{path}"><title>{_safe(one.name)}</title></path>')
     if one.dots or len(drawn) == 1:
         for i, (x, y) in enumerate(one.points):
             if not math.isfinite(y):
@@ -282,7 +287,7 @@ def _line(frame: _Frame, one: Series) -> str:
             said = one.titles[i] if i < len(one.titles) else f"{one.name} {y:.4g}"
             parts.append(
                 f'<circle class="dot {one.tone}{hollow}" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="4">'
-                f"<title>{escape(text.clean(said))}</title></circle>"
+                f"<title>{_safe(said)}</title></circle>"
             )
     return "".join(parts)
 
@@ -294,8 +299,7 @@ def _ticked(value: float, step: float) -> str:
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     if digits > 6 or abs(value) >= 1e7:
         return f"{value:.2g}"
-    short = f"{value:,.{digits + (1 if round(step * 10**digits, 6) % 1 else 0)}f}"
-    return short
+    return f"{value:,.{digits + (1 if round(step * 10**digits, 6) % 1 else 0)}f}"
 
 
 def _times(left: float, right: float) -> list[tuple[float, str]]:

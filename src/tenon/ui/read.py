@@ -131,7 +131,7 @@ def features_of(store: Store, model: str) -> Record:
 
 def runs(store: Store, model: str = "", status: str = "") -> list[Record]:
     """List runs, newest first."""
-    equals = {name: value for name, value in (("model", model), ("status", status)) if value}
+    equals: dict[str, Any] = {name: value for name, value in (("model", model), ("status", status)) if value}
     return store.find("run", limit=LIST, **equals)
 
 
@@ -152,7 +152,7 @@ def thinned(pairs: list[tuple[float, float]]) -> list[tuple[float, float]]:
     if len(pairs) <= POINTS:
         return pairs
     stretch = math.ceil(4 * len(pairs) / POINTS)
-    kept = []
+    kept: list[tuple[float, float]] = []
     for start in range(0, len(pairs), stretch):
         part = pairs[start : start + stretch]
         kept += {part[0], part[-1], min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])}
@@ -220,9 +220,11 @@ def findings(store: Store, severity: str = "") -> list[Record]:
     found: list[Record] = []
 
     def add(record: Record, about: str, link: str) -> None:
-        for one in record.get("findings") or ():
-            if isinstance(one, Mapping) and (not severity or one.get("severity") == severity):
-                found.append({**one, "about": about, "link": link, "at": record.get("at")})
+        found.extend(
+            {**one, "about": about, "link": link, "at": record.get("at")}
+            for one in record.get("findings") or ()
+            if isinstance(one, Mapping) and (not severity or one.get("severity") == severity)
+        )
 
     for dataset in latest_datasets(store):
         add(dataset, f"data {dataset.get('source')}", f"/data/{dataset.get('id')}")

@@ -1,10 +1,10 @@
-"""From what a page shows to its pictures: which lines, which reference marks, which colours. Pure functions of records."""
+"""From what a page shows to its pictures: which lines, which marks, which colours. Pure functions of records."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from markupsafe import Markup
 
@@ -74,7 +74,7 @@ def dataset(record: Record) -> Record:
             ("skipped_bytes", "named skips"),
         )
     ]
-    return {"dataset": record, "balance": balance, "bytes": chart.bars(items) if balance else Markup("")}
+    return {"dataset": record, "balance": balance, "bytes": chart.bars(items, width=760) if balance else Markup("")}
 
 
 def ledger(facts: Record) -> Record:
@@ -87,7 +87,7 @@ def ledger(facts: Record) -> Record:
     axes = Axes(x="day", y="US dollars, summed", time=True, zero=True, height=220, tick=text.money)
     return {
         **facts,
-        "subjects": chart.bars(subjects),
+        "subjects": chart.bars(subjects, width=500),
         "over_time": chart.lines([Series(name="spent", points=points, dots=len(points) < 40)], axes)
         if len(points) > 1
         else Markup(""),
@@ -99,11 +99,13 @@ def ledger(facts: Record) -> Record:
 
 def watch(facts: Record) -> Record:
     """Add performance over windows with the test's mark, drift as a table of colours, and the service's health."""
-    windows = [one for one in facts["watch"].get("windows") or () if isinstance(one, Mapping)]
+    windows = [dict(one) for one in facts["watch"].get("windows") or () if isinstance(one, Mapping)]
     metric = facts["metric"] or next((name for one in windows for name in one.get("metrics") or ()), "")
     return {
         **facts,
         "windows": windows,
+        "answers": sum(one["rows"] for one in windows if _number(one.get("rows"))),
+        "labelled": sum(one["labelled"] for one in windows if _number(one.get("labelled"))),
         "metric": metric,
         "performance": _performance(windows, metric, facts),
         "rates": _rates(windows, facts),
@@ -124,8 +126,8 @@ def _performance(windows: Sequence[Record], metric: str, facts: Record) -> Marku
     judged = [item for item in found if not _young(item[2])]
     band = [(at, float(body["low"]), float(body["high"])) for at, body, _ in judged if _number(body.get("low"))]
     titles = [
-        f"{text.day(one['start'])}: {WORDS.get(metric, metric)} {text.estimate(body)}, {text.count(one.get('labelled'))} "
-        f"labels{', still maturing' if _young(one) else ''}"
+        f"{text.day(one['start'])}: {WORDS.get(metric, metric)} {text.estimate(body)}, "
+        f"{text.count(one.get('labelled'))} labels{', still maturing' if _young(one) else ''}"
         for _, body, one in found
     ]
     series = Series(
@@ -194,6 +196,8 @@ def _heat(windows: Sequence[Record], record: Record) -> Markup:
     columns = [(text.short_day(one.get("start")), f"window of {text.day(one.get('start'))}") for one in windows]
 
     def level(name: str, index: int, value: float) -> str:
+        if windows[index].get("open") or windows[index].get("partial"):
+            return "open"  # part of a window is unlike a window: shown, and not judged
         limit = (limits.get(name) or {}).get("limit")
         mark = float(limit) if _number(limit) else DRIFTED
         if value > max(mark, GRAVE):
@@ -250,7 +254,8 @@ def _importance(record: Record) -> Markup:
     gains = [(str(one.get("name")), _float(one.get("gain")) or 0.0) for one in record.get("importance") or ()]
     total = sum(gain for _, gain in gains)
     top = sorted(gains, key=lambda item: -item[1])[:15]
-    return chart.bars([(name, gain, text.percent(gain / total)) for name, gain in top]) if total > 0 else Markup("")
+    shown = [(name, gain, text.percent(gain / total)) for name, gain in top] if total > 0 else []
+    return chart.bars(shown, width=500)
 
 
 def _families(
@@ -293,7 +298,7 @@ def _middle(window: Mapping[str, Any]) -> float | None:
     return (start.timestamp() + end.timestamp()) / 2 if start and end else None
 
 
-def _number(value: Any) -> bool:
+def _number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
