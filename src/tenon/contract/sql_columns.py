@@ -249,9 +249,19 @@ def _date_diff(node: Node, a: pl.Expr, b: pl.Expr) -> pl.Expr:
 
 
 def _epoch(node: Node, a: pl.Expr) -> pl.Expr:
-    kind = node.args[0].type
-    micros = a.cast(pl.Int64) if kind in ("timestamp", "duration") else a.cast(pl.Datetime("us")).cast(pl.Int64)
-    return _quotient(micros, 1e6)
+    return _quotient(_micros(node.args[0].type, a), 1e6)
+
+
+def _micros(kind: str, a: pl.Expr) -> pl.Expr:
+    if kind in ("timestamp", "duration"):
+        return a.cast(pl.Int64)
+    if kind == "date":
+        return a.cast(pl.Datetime("us")).cast(pl.Int64)
+
+    def choose(series: pl.Series) -> pl.Series:
+        return series.cast(pl.Datetime("us") if series.dtype == pl.Date else series.dtype).cast(pl.Int64)
+
+    return a.map_batches(choose, return_dtype=pl.Int64, is_elementwise=True)
 
 
 def _to_timestamp(node: Node, a: pl.Expr) -> pl.Expr:

@@ -147,6 +147,8 @@ class Meaning:
                 target = "timestamp"
             done = [self.moment(n, target) if n.type == "text" else self.convert(n, target) for n in nodes]
             return tuple(done), target
+        if UNKNOWN in kinds and moments:  # what meets a moment is read as one
+            return tuple(self.convert(node, "timestamp") for node in nodes), "timestamp"
         if UNKNOWN in kinds:
             return tuple(nodes), UNKNOWN
         if kinds == {"int", "float"}:
