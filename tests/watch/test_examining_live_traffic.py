@@ -40,7 +40,7 @@ class TestItSpeaksWhenSomethingChanged:
         watched = world.examine()
         (found,) = [one for one in watched.findings if one.code == "watch/performance"]
         assert found.said.startswith(
-            "In the week of 4 November 2013 the model told late flights from the others less well"
+            "In the week of 4 November 2013, the model told late flights from the others less well"
         )
         value = watched.windows[-1].metrics["roc_auc"]
         assert f"AUC {value.value:.2f} ({value.low:.2f} to {value.high:.2f}) against 0.7" in found.said

@@ -2,8 +2,7 @@
 
 No script and no style attribute, so that the page's Content-Security-Policy can forbid both; a colour is a class that
 the style sheet sets for light and dark. Every mark has a `<title>`, which is what a browser shows when one points at
-it. All text is cleaned and escaped here (`_safe`), because the result
-is inserted as it is.
+it. All text is cleaned and escaped here (`_safe`), because the result is inserted as it is.
 
 Round ticks are the usual 1, 2, 5 times a power of ten; times are ticked at midnights, Mondays or first days of months.
 """
@@ -21,7 +20,8 @@ from markupsafe import Markup, escape
 from tenon.ui import text
 
 Point = tuple[float, float]
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 14, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 16, 14, 44
+_NOTE = 7.2  # width of a letter of a mark's label, to leave room for it at the right
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +64,15 @@ def lines(series: Sequence[Series], axes: Axes) -> Markup:
     left, right = min(xs), max(xs)
     if left == right:
         left, right = left - 1, right + 1
-    frame = _Frame(axes.width, axes.height, left, right, low, high)
+    margin = _RIGHT + round(max((_NOTE * len(label) for _, label, _ in axes.marks), default=0.0))
+    frame = _Frame(axes.width, axes.height, left, right, low, high, margin)
     parts = [_grid(frame, axes, step)]
-    for height, label, tone in axes.marks:
+    end, below = axes.width - margin, -math.inf
+    for height, label, tone in sorted(axes.marks, reverse=True):
         y = frame.y(height)
-        parts.append(f'<line class="mark {tone}" x1="{_LEFT}" x2="{axes.width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        above = y - 5 if y > _TOP + 14 else y + 13
-        parts.append(f'<text class="mark-label" x="{axes.width - _RIGHT}" y="{above:.1f}">{_safe(label)}</text>')
+        parts.append(f'<line class="mark {tone}" x1="{_LEFT}" x2="{end}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        below = max(y + 4, below + 15)  # labels of near lines stand under each other
+        parts.append(f'<text class="mark-label" x="{end + 8}" y="{below:.1f}">{_safe(label)}</text>')
     parts.extend(_line(frame, one) for one in shown)
     return _svg("".join(parts), axes.width, axes.height, _described(shown, axes))
 
@@ -200,9 +202,10 @@ class _Frame:
     right: float
     low: float
     high: float
+    margin: int = _RIGHT
 
     def x(self, value: float) -> float:
-        return _LEFT + (self.width - _LEFT - _RIGHT) * (value - self.left) / (self.right - self.left)
+        return _LEFT + (self.width - _LEFT - self.margin) * (value - self.left) / (self.right - self.left)
 
     def y(self, value: float) -> float:
         return self.height - _BOTTOM - (self.height - _TOP - _BOTTOM) * (value - self.low) / (self.high - self.low)
@@ -237,7 +240,7 @@ def _round(value: float) -> float:
 def _grid(frame: _Frame, axes: Axes, step: float, *, x_step: float = 0.0) -> str:
     """Draw the grid, the ticks and the names of the axes."""
     parts = []
-    foot, right = frame.height - _BOTTOM, frame.width - _RIGHT
+    foot, right = frame.height - _BOTTOM, frame.width - frame.margin
     for i in range(round((frame.high - frame.low) / step) + 1):
         value = frame.low + i * step
         y = frame.y(value)

@@ -176,7 +176,8 @@ def _rates(windows: Sequence[Record], facts: Record) -> Markup:
         time=True,
         marks=marks,
         zero=binary,
-        height=240,
+        width=1040,
+        height=250,
         tick=(lambda value: f"{100 * value:.0f} %") if binary else None,
     )
     return chart.lines(

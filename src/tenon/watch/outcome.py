@@ -152,7 +152,7 @@ def _performance(case: Case, hits: Sequence[Hit]) -> Finding:
     lift = _lift(case.expected, name)
     spent = math.isfinite(lift) and worst.size >= lift
     if spent:
-        said += f" That is more than all it was better than the baseline '{case.expected.baseline}' ({lift:.2f})."
+        said += f" That is more than all it was better than the baseline '{case.expected.baseline}' ({lift:.3f})."
     said += others(case, hits, worst)
     numbers = _outcome_numbers(worst.window, len(hits)) | {
         name: value.value,

@@ -167,9 +167,9 @@ def named(start: float, end: float) -> str:
 
 
 def in_(window: Window) -> str:
-    """Say when, to begin a sentence with: ``In the week of 25 November 2013``."""
+    """Say when, to begin a sentence with: ``In the week of 25 November 2013,``."""
     said = named(window.start, window.end)
-    return f"In {said}" if said.startswith("the") else f"On {said}"
+    return f"In {said}," if said.startswith("the") else f"On {said},"
 
 
 def unit_of(width_s: float, count: int) -> str:
