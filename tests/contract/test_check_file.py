@@ -154,3 +154,55 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
         )
         used.append(int(done.stdout))
     assert used[1] - used[0] < 150, used
+
+
+def test_a_killed_check_leaves_before_or_after_and_the_next_goes_on(tmp_path: Path) -> None:
+    table(10_000).write_parquet(tmp_path / "big.parquet")
+    script = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+from test_check_file import CONTRACT
+from tenon.contract import check_file
+check_file(Path(sys.argv[3]), CONTRACT, Path(sys.argv[4]), batch_rows=500, progress=lambda *_: print(flush=True))
+"""
+    places = [str(Path(__file__).parents[2] / "src"), str(Path(__file__).parent)]
+    arguments = [sys.executable, "-c", script, *places, str(tmp_path / "big.parquet"), str(tmp_path / "out")]
+    for lines in (1, 4, 22):
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE) as running:
+            assert running.stdout is not None
+            for _ in range(lines):
+                running.stdout.readline()
+            running.kill()
+        shown = sorted(path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith("."))
+        assert shown in ([], ["big.bad.parquet"], ["big.bad.parquet", "big.good.parquet"])
+    check_file(tmp_path / "big.parquet", CONTRACT, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["big.bad.parquet", "big.good.parquet"]
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half(tmp_path: Path) -> None:
+    table(60_000).write_parquet(tmp_path / "big.parquet")
+    script = """
+import resource, signal, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+from test_check_file import CONTRACT
+from tenon.contract import check_file
+from tenon.errors import StoreError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    check_file(Path(sys.argv[3]), CONTRACT, Path(sys.argv[4]), batch_rows=20_000)
+except StoreError as error:
+    print(error)
+"""
+    places = [str(Path(__file__).parents[2] / "src"), str(Path(__file__).parent)]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *places, str(tmp_path / "big.parquet"), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "expected room and leave to write in" in done.stdout, done.stderr[-500:]
+    assert "free some space" in done.stdout
+    assert list((tmp_path / "out").iterdir()) == []

@@ -22,17 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import psutil
 
 from tenon.contract import repeats
 from tenon.contract.agreement import Contract
 from tenon.contract.frame import normal
 from tenon.contract.rules import RAW, Plan, plan
-from tenon.contract.verdict import Count, Tally, conclude, junit, part, passed, summary
+from tenon.contract.verdict import Count, conclude, junit, part, passed, summary
 from tenon.errors import InputError, MissingError, StoreError, sentence
 from tenon.finding import Finding
 
 Progress = Callable[[float, float, str], None]
 BATCH_ROWS = 250_000
+SCRATCH = ".check-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,27 +79,31 @@ def check_file(
     path, out = Path(path), Path(out)
     lazy = _scan(path)
     schema = normal(lazy).collect_schema()
-    out.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".check-", dir=out))
+    scratch = _scratch(out)
     try:
         prepared = _prepare(contract, schema, lambda names: _batches(lazy.select(names), path, batch_rows), scratch)
-        parts: dict[str, list[Path]] = {"good": [], "bad": []}
-        progress(0, 1, "reading")
-        tallies, total, done = [], int(lazy.select(pl.len()).collect(engine="streaming").item()), 0
-        for batch in _batches(lazy, path, batch_rows):
+        # An empty batch first: a file without rows has its columns and its (unbroken) rules too.
+        judged = part(pl.DataFrame(schema=schema), prepared)
+        tallies, parts = [judged.tally], {"good": [_write(judged.good, scratch / "good-0.parquet")], "bad": []}
+        total, done = int(lazy.select(pl.len()).collect(engine="streaming").item()), 0
+        for number, batch in enumerate(_batches(lazy, path, batch_rows), start=1):
             judged = part(normal(batch), prepared)
             tallies.append(judged.tally)
             for kind, frame in (("good", judged.good), ("bad", judged.bad)):
                 if frame.height:
-                    parts[kind].append(_write(frame, scratch / f"{kind}-{len(tallies):06d}.parquet"))
+                    parts[kind].append(_write(frame, scratch / f"{kind}-{number}.parquet"))
             done += batch.height
             progress(done, total, "checking rows")
-        return _finish(path, out, prepared, parts, tallies, (now, part(pl.DataFrame(schema=schema), prepared).good))
+        good, bad, kept = _publish(parts, out / path.name.split(".")[0], scratch)
     except OSError as error:
         wanted = f"room and leave to write in {out}"
         raise StoreError(sentence(wanted, str(error), at=str(path), hint="free some space")) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    findings, counts = conclude(prepared, tallies, now)
+    return FileVerdict(
+        contract=contract, good=good, bad=bad, rows=done, bad_rows=done - kept, findings=findings, counts=counts
+    )
 
 
 def _prepare(
@@ -118,36 +124,36 @@ def _prepare(
     return plan(contract, schema, found.__getitem__)
 
 
-def _finish(
-    path: Path,
-    out: Path,
-    prepared: Plan,
-    parts: Mapping[str, Sequence[Path]],
-    tallies: Sequence[Tally],
-    last: tuple[float | None, pl.DataFrame],
-) -> FileVerdict:
-    """Put the parts together and add the counts up."""
-    now, empty = last
-    tallies = tallies or [part(empty, prepared).tally]
-    findings, counts = conclude(prepared, tallies, now)
-    stem = path.name.split(".")[0]
-    good = _join(parts["good"], out / f"{stem}.good.parquet", empty)
-    target = out / f"{stem}.bad.parquet"
-    if parts["bad"]:
-        _join(parts["bad"], target, empty)
+def _publish(parts: Mapping[str, Sequence[Path]], stem: Path, scratch: Path) -> tuple[Path, Path | None, int]:
+    """Put the parts together and in place; return the good file, the bad one if there is any, and the good rows.
+
+    The good file of an earlier check goes first and the new one comes last, so that whoever sees a good file sees the
+    bad one of the same check.
+    """
+    good, bad = (stem.with_name(f"{stem.name}.{kind}.parquet") for kind in ("good", "bad"))
+    made = {kind: _join(files, scratch / f"{kind}.parquet") for kind, files in parts.items() if files}
+    good.unlink(missing_ok=True)
+    if "bad" in made:
+        made["bad"].replace(bad)
     else:
-        target.unlink(missing_ok=True)
-    rows = sum(tally.rows for tally in tallies)
-    kept = pl.scan_parquet(good).select(pl.len()).collect().item()
-    return FileVerdict(
-        contract=prepared.contract,
-        good=good,
-        bad=target if parts["bad"] else None,
-        rows=rows,
-        bad_rows=rows - int(kept),
-        findings=findings,
-        counts=counts,
-    )
+        bad.unlink(missing_ok=True)
+    made["good"].replace(good)
+    kept = int(pl.scan_parquet(good).select(pl.len()).collect().item())
+    return good, bad if "bad" in made else None, kept
+
+
+def _scratch(out: Path) -> Path:
+    """Make a folder for parts beside the result; what a killed check left there is cleared away."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for left in out.glob(f"{SCRATCH}*"):
+            pid = left.name.removeprefix(SCRATCH).split("-")[0]
+            if pid.isdigit() and not psutil.pid_exists(int(pid)):
+                shutil.rmtree(left, ignore_errors=True)
+        return Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-", dir=out))
+    except OSError as error:
+        wanted = f"a folder to write in at {out}"
+        raise StoreError(sentence(wanted, str(error), hint="choose another or free some space")) from error
 
 
 # ── reading and writing ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -186,20 +192,23 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 
 def _write(frame: pl.DataFrame, path: Path) -> Path:
-    frame.write_parquet(path, compression="zstd", compression_level=1)
+    _parquet(frame.lazy(), path)
     return path
 
 
-def _join(parts: Sequence[Path], target: Path, empty: pl.DataFrame) -> Path:
-    """Write one file of many parts, in order; it takes the place of an older one in one step."""
-    temporary = parts[0].parent / target.name if parts else target.with_name(f".{target.name}.new")
+def _parquet(lazy: pl.LazyFrame, path: Path) -> None:
+    try:
+        lazy.sink_parquet(path, compression="zstd", compression_level=1)
+    except pl.exceptions.PolarsError as error:  # Polars says so of a full disk
+        raise OSError(str(error).splitlines()[0]) from error
+
+
+def _join(parts: Sequence[Path], target: Path) -> Path:
+    """Write one file of many parts, in order, down to the disk."""
     if len(parts) == 1:
-        temporary = parts[0]
-    elif parts:
-        pl.scan_parquet(list(parts)).sink_parquet(temporary, compression="zstd", compression_level=1)
+        parts[0].replace(target)
     else:
-        _write(empty, temporary)
-    with temporary.open("rb") as file:
+        _parquet(pl.scan_parquet(list(parts)), target)
+    with target.open("rb") as file:
         os.fsync(file.fileno())
-    temporary.replace(target)
     return target
