@@ -92,11 +92,12 @@ def leading(run: Mapping[str, Any]) -> str:
 
 
 def cost_of(store: Store, model: str) -> float:
-    """Sum what the ledger holds for a model and its runs."""
+    """Sum what the ledger holds for a model: its requests, its stages, its runs."""
+    stages = [f"{stage}/{model}" for stage in ("run", "features", "version", "watch", "report")]
     row = store.query(
-        "SELECT COALESCE(SUM(usd), 0) AS usd FROM entry WHERE subject = ? OR subject IN "
-        "(SELECT id FROM record WHERE model = ? AND kind IN ('run', 'version', 'features'))",
-        (model, model),
+        f"SELECT COALESCE(SUM(usd), 0) AS usd FROM entry WHERE subject IN ({', '.join('?' * (len(stages) + 1))}) "
+        "OR subject IN (SELECT id FROM record WHERE model = ? AND kind IN ('run', 'version', 'features'))",
+        (model, *stages, model),
     )[0]
     return float(row["usd"])
 
@@ -116,8 +117,11 @@ def model_page(store: Store, model: str) -> Record:
     return {
         **card(store, model),
         "versions": [{**one, "aliases": held.get(str(one.get("id")), [])} for one in versions],
-        "history": store.events("alias", model, limit=LIST)[::-1],
-        "served": store.events("serving", model, limit=LIST)[::-1],
+        "history": sorted(
+            store.events("alias", model, limit=LIST) + store.events("serving", model, limit=LIST),
+            key=lambda event: (event["at"], event["seq"]),
+            reverse=True,
+        )[:60],
         "runs": store.find("run", model=model, limit=20),
         "features": features_of(store, model),
         "numbers": {str(one.get("id")): one.get("number") for one in versions},

@@ -52,12 +52,17 @@ def percent(value: Any, digits: int = 1) -> str:
 
 
 def money(value: Any) -> str:
-    """Write dollars with cents, and below a cent with two significant digits: ``$12.40``, ``$0.0021``."""
+    """Write dollars with cents, below a cent with two significant digits, below that as next to nothing.
+
+    ``$12.40``, ``$0.0021``, ``<$0.0001``.
+    """
     if not _finite(value):
         return NONE
     if abs(value) >= 0.01 or value == 0:
         return f"${value:,.2f}"
-    return f"${value:.{1 - math.floor(math.log10(abs(value)))}f}" if abs(value) > 1e-12 else "$0.00"
+    if 0 < value < 0.0001:
+        return "<$0.0001"
+    return f"${value:.{1 - math.floor(math.log10(abs(value)))}f}"
 
 
 def size(value: Any) -> str:
