@@ -177,6 +177,9 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+SIZES = [float(f"{digits}e{power}") for power in range(-12, 30) for digits in ("1", "9.999000099990002")]
+
+
 def run(text: str, table: list[dict[str, Any]]) -> tuple[list[Any], list[Any]]:
     """Run an expression both ways over a table."""
     frame = pl.DataFrame(table, schema={name: DTYPES[kind] for name, kind in TYPES.items()})
@@ -190,6 +193,7 @@ def run(text: str, table: list[dict[str, Any]]) -> tuple[list[Any], list[Any]]:
 @settings(max_examples=150, deadline=None)
 @given(expressions, st.lists(rows, min_size=1, max_size=6))
 @example("floor(f / g)", [dict.fromkeys(TYPES) | {"f": 1.0, "g": 0.1}])
+@example("cast(f as text)", [dict.fromkeys(TYPES) | {"f": size * sign} for size in SIZES for sign in (1, -1)])
 @example("i * j", [dict.fromkeys(TYPES) | {"i": 2**62, "j": 3}])
 def test_frames_and_rows_give_the_same_bits(text: str, table: list[dict[str, Any]]) -> None:
     try:

@@ -476,12 +476,21 @@ def _to_text(value: Any) -> str | None:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return "NaN" if value != value else re.sub(r"e([+-])0", r"e\1", repr(value))
+        return _float_text(value)
     if isinstance(value, dt.datetime):
         micro = value.microsecond
         spec = "seconds" if not micro else "microseconds" if micro % 1000 else "milliseconds"
         return value.isoformat(" ", spec)
     return str(value) if isinstance(value, int | dt.date) else None
+
+
+def _float_text(value: float) -> str:
+    """Write a float as Polars does: shortest digits, exponents from 1e16 and below 1e-5, without leading zeros."""
+    said = "NaN" if value != value else repr(value)
+    if said.endswith("e-05"):
+        digits = said[:-4].replace(".", "")
+        return f"-0.0000{digits[1:]}" if value < 0 else f"0.0000{digits}"
+    return re.sub(r"e([+-])0", r"e\1", said)
 
 
 def _to_date(value: Any) -> dt.date | None:
