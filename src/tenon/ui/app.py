@@ -62,7 +62,7 @@ def build_app(store: Store, *, hosts: tuple[str, ...] = LOCAL) -> ASGIApp:
         routes=[*routes, Route("/style.css", _style)],
         exception_handlers={HTTPException: partial(_failed, pages), TenonError: partial(_broken, pages)},
     )
-    return _guarded(app, hosts)
+    return _guarded(app, frozenset(host.lower() for host in hosts))
 
 
 def run(
@@ -215,7 +215,7 @@ async def _broken(pages: Environment, request: Request, error: Exception) -> Res
     return HTMLResponse(body, status_code=503 if isinstance(error, StoreError) else 500)
 
 
-def _guarded(app: ASGIApp, hosts: tuple[str, ...]) -> ASGIApp:
+def _guarded(app: ASGIApp, hosts: frozenset[str]) -> ASGIApp:
     """Refuse other hosts and methods before anything is looked up, and put the headers on every answer."""
     raw = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
 

@@ -67,7 +67,7 @@ def decode(body: bytes, place: str) -> pl.DataFrame:
     """Read what `encode` wrote; raises CorruptError naming `place` when the bytes are something else."""
     try:
         return pl.read_ipc(io.BytesIO(body))
-    except POLARS_ERRORS as error:
+    except (*POLARS_ERRORS, pl.exceptions.PanicException) as error:  # Rust panics on some damage, and is no Exception
         raise CorruptError(
             sentence("an Arrow IPC batch", str(error), at=place, hint="tenon doctor checks the disk")
         ) from error
