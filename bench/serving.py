@@ -168,8 +168,8 @@ def ask(url: str, script: Path, seconds: int, connections: int, process: psutil.
     cpu = sum(process.cpu_times()[:2]) - before
     return {
         "rate": float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1]),  # type: ignore[index]
-        "p50": milliseconds(re.search(r"50%\s+(\S+)", text)[1]),  # type: ignore[index]
-        "p99": milliseconds(re.search(r"99%\s+(\S+)", text)[1]),  # type: ignore[index]
+        "p50": milliseconds(re.search(r"\n\s+50%\s+(\S+)", text)[1]),  # type: ignore[index]
+        "p99": milliseconds(re.search(r"\n\s+99%\s+(\S+)", text)[1]),  # type: ignore[index]
         "cpu": cpu / count * 1e6,
     }
 

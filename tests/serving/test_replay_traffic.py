@@ -216,7 +216,7 @@ def test_the_client_says_what_was_refused(start: Any, flights: Any) -> None:
     with Client(start().url) as client:
         with pytest.raises(InputError, match=r"expected an answer, got 422: .*\$\.rows\[0\]\.carrier expected text"):
             client.predict("late", [{**flights.ASK, "carrier": "ZZ"}])
-        with pytest.raises(InputError, match="404: .*look at its /docs"):
+        with pytest.raises(InputError, match=r"404: .*look at its /docs"):
             client.predict("other", [flights.ASK])
         with pytest.raises(InputError, match="is it a tenon service"):
             client.get("/metrics")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from typing import Any
 import polars as pl
 import pytest
 
+from tenon.contract import Column, Source
 from tenon.errors import StoreError
 from tenon.limits import ServingLimits
-from tenon.serving import Seams, Settings, restore
+from tenon.serving import Seams, Settings, build_app, restore, running
 from tenon.serving.keeping import to_frame, to_ipc
 from tenon.store import Store
 
@@ -123,7 +125,7 @@ class Failing:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.full = False
-        self.read = store.read
+        self.read: Any = store.read
         self.atomic = store.atomic
 
     def append(self, stream: str, subject: str, body: bytes, *, rows: int, first: float, last: float) -> int:
@@ -182,6 +184,30 @@ def test_a_batch_that_cannot_be_applied_does_not_keep_a_service_from_starting(
     assert ask("GET", "/readyz").status == 200
 
 
+def test_a_store_that_cannot_be_read_keeps_a_service_from_starting_and_says_why(flights: Any, store: Store) -> None:
+    failing = Failing(store)
+
+    def unreadable(*_: Any, **__: Any) -> Any:
+        raise StoreError("expected a store, got a locked one")
+
+    failing.read = unreadable
+    app = build_app([flights.make_service()], seams=Seams(store=failing, sources={"flights": flights.SOURCE}))
+    with pytest.raises(StoreError, match="a locked one"), running(app):
+        pass
+
+
+def test_facts_of_a_source_that_a_model_does_not_read_are_kept_and_change_nothing(
+    start: Any, flights: Any, store: Store
+) -> None:
+    other = Source("planes", key=["tailnum"], columns=[Column("tailnum"), Column("seats", "int")])
+    with_planes = Seams(store=store, sources={"flights": flights.SOURCE, "planes": other})
+    ask = start(seams=with_planes)
+    answer = ask("POST", "/facts/planes", {"tailnum": "N1", "seats": 150}).json
+    assert (answer["accepted"], answer["duplicates"]) == (0, 1)
+    assert kept(store, "facts", "planes").to_dicts() == [{"tailnum": "N1", "seats": 150}]
+    assert start(seams=with_planes).predict(flights.ASK).status == 200
+
+
 SERVER = """
 import sys
 from pathlib import Path
@@ -229,13 +255,24 @@ def test_a_service_that_is_killed_has_every_fact_it_acknowledged(flights: Any, t
 # ── labels ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.fixture(scope="module")
+def labelled(flights: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Store]]:
+    """Run one service with a store for the tests of labels."""
+    with Store.open(tmp_path_factory.mktemp("labels")) as opened:
+        app = build_app([flights.make_service()], seams=seams(opened, flights))
+        with running(app) as url:
+            asker = flights.asker(url)
+            yield asker, opened
+            asker.connection.close()
+
+
 @pytest.mark.parametrize(("label", "value"), [(True, 1.0), (False, 0.0), (1, 1.0), (33.5, 33.5), (None, None)])
-def test_a_label_is_kept_as_a_number(start: Any, flights: Any, store: Store, label: Any, value: float | None) -> None:
-    ask = start(seams=seams(store, flights))
+def test_a_label_is_kept_as_a_number(labelled: Any, flights: Any, label: Any, value: float | None) -> None:
+    ask, store = labelled
     own = ask.predict(flights.ASK).json["predictions"][0]["id"]
     answer = ask("POST", "/labels/late", {"id": own, "label": label, "known": "2013-11-01T09:00:00Z"})
     assert (answer.status, answer.json["accepted"]) == (200, 1)
-    (row,) = kept(store, "labels", "late").to_dicts()
+    row = kept(store, "labels", "late").to_dicts()[-1]
     assert row == {"id": own, "label": value, "known": datetime(2013, 11, 1, 9)}
 
 
@@ -256,10 +293,8 @@ def test_a_label_without_a_time_is_known_now(start: Any, flights: Any, store: St
         ({"id": "x", "lable": 1}, "$.lable"),
     ],
 )
-def test_a_wrong_label_is_refused_with_its_path(
-    start: Any, flights: Any, store: Store, row: dict[str, Any], path: str
-) -> None:
-    answer = start(seams=seams(store, flights))("POST", "/labels/late", row)
+def test_a_wrong_label_is_refused_with_its_path(labelled: Any, row: dict[str, Any], path: str) -> None:
+    answer = labelled[0]("POST", "/labels/late", row)
     assert answer.status == 422
     assert answer.json["faults"][0]["path"] == path
 

@@ -7,7 +7,7 @@ import random
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import psutil
@@ -174,22 +174,21 @@ def test_more_connections_than_the_limit_are_told_to_come_back(start: Any) -> No
 # ── slowness ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(
-    ("sent", "status"),
-    [
-        (b"POST /predict/late HTTP/1.1\r\nhost: x\r\n", 408),
-        (b"POST /predict/late HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{", 408),
-        (b"POST /predict/late HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{", 408),
-        (b"", None),
-    ],
-    ids=["half a head", "half a body", "half a chunk", "nothing"],
-)
-def test_a_client_that_never_finishes_is_let_go(start: Any, sent: bytes, status: int | None) -> None:
+def test_clients_that_never_finish_are_let_go(start: Any) -> None:
+    halves = {
+        b"POST /predict/late HTTP/1.1\r\nhost: x\r\n": [408],
+        b"POST /predict/late HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{": [408],
+        b"POST /predict/late HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{": [408],
+        b"": [],
+    }
     ask = start(settings=Settings(limits=ServingLimits(request_s=0.5, idle_s=0.5)))
     began = time.perf_counter()
-    with wire(ask) as sock:
-        sock.sendall(sent)
-        assert statuses(everything(sock)) == ([] if status is None else [status])
+    with ExitStack() as stack:
+        wires = {sent: stack.enter_context(wire(ask)) for sent in halves}
+        for sent, sock in wires.items():
+            sock.sendall(sent)
+        for sent, sock in wires.items():
+            assert statuses(everything(sock)) == halves[sent], sent
     assert time.perf_counter() - began < 5
     assert ask("GET", "/healthz").status == 200
 
@@ -230,11 +229,11 @@ def test_pipelined_requests_are_answered_in_order(ask: Any, flights: Any) -> Non
     parts = [request(b"/predict/late", json.dumps({**flights.ASK, "id": n}).encode()) for n in range(50)]
     with wire(ask) as sock:
         sock.sendall(b"".join(parts))
-        sock.shutdown(socket.SHUT_WR)
-        sock.settimeout(2)
         found = b""
-        while found.count(b"HTTP/1.1 200") < 50:
-            found += sock.recv(65536)
+        while found.count(b"HTTP/1.1 200") < 50 or not found.endswith(b"}]}"):
+            data = sock.recv(65536)
+            assert data, found
+            found += data
     ids = [int(part.split(b'"')[0]) for part in found.split(b'"id":"')[1:]]
     assert ids == list(range(50))
 

@@ -116,6 +116,17 @@ def test_a_refused_request_is_an_observation_with_its_error(start: Any, flights:
     assert bad["time"] <= datetime.now(UTC).replace(tzinfo=None)
 
 
+def test_a_flood_of_bad_requests_does_not_fill_the_store(start: Any, flights: Any) -> None:
+    tap = Kept()
+    ask = start(seams=Seams(tap=tap, clock=lambda: 5.0), settings=Settings(tap_s=0.02, tap_batch_rows=10_000))
+    for _ in range(1100):
+        ask.predict(b"{")
+    ask.predict(flights.ASK)
+    assert len(tap.rows(1001)) == 1001
+    assert metric(ask, "tenon_tap_dropped_rows_total", model="late") == 100
+    assert metric(ask, "tenon_errors_total", model="late", kind="invalid") == 1100
+
+
 def test_the_event_time_may_be_derived(start: Any, flights: Any) -> None:
     tap = Kept()
     service = flights.make_service(time="", moments=lambda rows: [datetime(2020, 1, 1)] * len(rows))

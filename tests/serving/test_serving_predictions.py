@@ -219,9 +219,18 @@ def test_a_body_over_the_limit_is_413_before_it_is_sent(start: Any) -> None:
 
 def test_a_chunked_body_over_the_limit_is_413(start: Any) -> None:
     ask = start(settings=Settings(limits=ServingLimits(body_bytes=1000)))
-    chunks = iter([b" " * 600] * 50)
-    ask.connection.request("POST", "/predict/late", chunks, {"transfer-encoding": "chunked"}, encode_chunked=True)
-    assert ask.connection.getresponse().status == 413
+    for chunks in ([b" " * 600] * 50, [b" " * 500_000] * 50):
+        body, headers = iter(chunks), {"transfer-encoding": "chunked"}
+        ask.connection.request("POST", "/predict/late", body, headers, encode_chunked=True)
+        answer = ask.connection.getresponse()
+        assert (answer.status, answer.getheader("connection")) == (413, "close")
+        assert "at most 1,000 bytes" in json.loads(answer.read())["error"]
+
+
+def test_a_caller_that_goes_on_sending_still_reads_why_it_was_refused(start: Any, flights: Any) -> None:
+    ask = start(settings=Settings(serve=ServeConfig(token="s3cret")))
+    for _ in range(5):
+        assert ask.predict(b" " * 3_000_000).status == 401
 
 
 def test_more_rows_than_a_request_may_have_is_413(start: Any, flights: Any) -> None:

@@ -65,6 +65,7 @@ class App:
         self.settings = settings
         self.address: tuple[str, int] = ("", 0)
         self.ready = False
+        self._restored = False
         self.in_flight = 0
         self.meter = Meter(self._gauges, seams.registry)
         self.keeper = Keeper(seams.store, settings.limits.queue_rows) if seams.store is not None else None
@@ -238,11 +239,9 @@ class App:
             return
         if perf_counter() < self._refused_loads.get((name, version), 0.0):
             return
-        try:
-            await self.swap(await asyncio.to_thread(load, name, version))
-        except BaseException:
-            self._refused_loads = {(name, version): perf_counter() + RETRY_LOAD_S}
-            raise
+        self._refused_loads = {(name, version): perf_counter() + RETRY_LOAD_S}  # until it has succeeded
+        await self.swap(await asyncio.to_thread(load, name, version))
+        self._refused_loads = {}
 
     # ── beginning and end ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -266,14 +265,17 @@ class App:
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
-    async def start(self) -> None:
-        """Apply the facts kept since the snapshots, begin to follow the alias, and be ready."""
+    def restore(self) -> None:
+        """Apply the facts kept since the snapshots; raises StoreError when they cannot be read. Before serving only."""
+        self._restored = True
         if self.seams.store is not None:
             for live in self.lives.values():
-                service = live.service
-                await asyncio.to_thread(
-                    restore, service.online, self.seams.store, self.seams.sources, service.facts_seq
-                )
+                restore(live.service.online, self.seams.store, self.seams.sources, live.service.facts_seq)
+
+    async def start(self) -> None:
+        """Begin to follow the alias and be ready; under a server that is not ours, restore first."""
+        if not self._restored:
+            await asyncio.to_thread(self.restore)
         if self.seams.current is not None and self.seams.load is not None:
             self._tasks.append(asyncio.create_task(self._follow()))
             if threading.current_thread() is threading.main_thread():

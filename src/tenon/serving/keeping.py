@@ -22,7 +22,7 @@ from typing import Any
 import polars as pl
 
 from tenon.contract.column import Column, Source
-from tenon.errors import TenonError
+from tenon.errors import MissingError, TenonError
 from tenon.limits import Admission, Answer
 from tenon.serving.service import Features, Keeps
 
@@ -138,6 +138,8 @@ def restore(online: Features, store: Keeps, sources: Mapping[str, Source], after
         last = max(last, seq)
         try:
             online.apply(name, pl.read_ipc(io.BytesIO(body)))
+        except MissingError:
+            continue  # a source that this model does not read
         except (TenonError, pl.exceptions.PolarsError, ValueError, TypeError):
             log.exception("batch %d of facts of '%s' cannot be applied; it is kept in the store", seq, name)
     return last

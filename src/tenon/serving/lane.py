@@ -3,7 +3,7 @@
 Nobody is ever made to wait for company. A request that finds the lane idle asks for a turn on the next pass of the
 event loop; whatever else arrived in the same pass joins it, and what arrives while a batch runs makes up the next
 one. Under 32 connections that alone fills batches; with one connection every batch is one row and nothing was waited
-for. A timer that waits for company (`batch_wait_ms` of other servers) was measured and only added latency.
+for. A timer that waits for company, as other servers have, only adds latency here.
 
 A batch that the learned cost curve says will be quick is scored on the event loop itself: handing it to a thread and
 back costs more than scoring it, and the two would fight for one interpreter lock. A slow one goes to the lane's one
@@ -35,6 +35,7 @@ from tenon.serving.service import Service
 from tenon.serving.tap import Observations
 
 log = logging.getLogger("tenon.serving")
+FAILED_ROWS_PER_S = 1_000
 
 
 class Late(Exception):
@@ -113,6 +114,7 @@ class Lane:
         self._work: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
         self._asked = False
         self._busy = False
+        self._failed_second = self._failed_rows = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pool: ThreadPoolExecutor | None = None
 
@@ -324,8 +326,15 @@ class Lane:
     def observe_failed(
         self, rows: Sequence[Mapping[str, Any]], ids: Sequence[Any], at: float, took_s: float, kind: str
     ) -> None:
-        """Let monitoring know of rows that got no score, and why."""
+        """Let monitoring know of rows that got no score, and why; of so many a second, the rest is only counted."""
         count = len(rows)
+        second = int(at)
+        if second != self._failed_second:
+            self._failed_second, self._failed_rows = second, 0
+        self._failed_rows += count
+        if self._failed_rows > FAILED_ROWS_PER_S:  # a flood of bad requests must not fill the disk
+            self.meter.tap_dropped += count
+            return
         answered = {
             "id": ids,
             "at": [at] * count,

@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from tenon.contract.column import Column, Source
-from tenon.errors import StoreError, TenonError
+from tenon.errors import MissingError, StoreError, TenonError
 from tenon.limits import ServingLimits
 from tenon.serving.door import Act, Asked, Result
 from tenon.serving.keeping import Batch, Keeper, span, to_frame
@@ -114,11 +114,19 @@ class Posting:
                 part = frame.slice(start, SLICE_ROWS)
                 new = 0
                 for live in self._lives.values():
-                    new = max(new, await live.lane.alone(partial(live.service.online.apply, source, part)))
+                    new = max(new, await live.lane.alone(partial(_taken, live, source, part)))
                 accepted += new
         except (TenonError, pl.exceptions.PolarsError, ValueError, TypeError) as error:
             return Refused(status=422, said=f"the facts are kept but cannot be applied: {error}")
         return accepted
+
+
+def _taken(live: Live, source: str, part: pl.DataFrame) -> int:
+    """Apply facts to the version that serves when its turn comes; a model that does not read the source takes none."""
+    try:
+        return live.service.online.apply(source, part)
+    except MissingError:
+        return 0
 
 
 def _plain_label(row: Any) -> Any:

@@ -42,24 +42,23 @@ def run(app: App, host: str = "", port: int | None = None, *, started: Callable[
     Host and port default to those of the app's settings; port 0 takes any that is free.
     """
     serve = app.settings.serve
-    sock = listen(host or serve.host, serve.port if port is None else port)
-    server = _server(app, sock, started)
-    before = {number: signal.signal(number, _settled) for number in (signal.SIGTERM, signal.SIGINT)}
-    gc.collect()
-    gc.freeze()  # what is loaded now stays: a full collection that walks all of it would stop every answer for 15 ms
-    try:
-        server.run(sockets=[sock])
-    finally:
-        gc.unfreeze()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        sock.close()
+    with listen(host or serve.host, serve.port if port is None else port) as sock:
+        server = _server(app, sock, started)
+        app.restore()
+        before = {number: signal.signal(number, _settled) for number in (signal.SIGTERM, signal.SIGINT)}
+        gc.collect()
+        gc.freeze()  # what is loaded now stays; a full collection walking all of it would stop every answer for 15 ms
+        try:
+            server.run(sockets=[sock])
+        finally:
+            gc.unfreeze()
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextmanager
 def running(app: App, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
     """Serve from a thread of this process while the block runs; yields the URL. For tests, notebooks and examples."""
-    sock = listen(host, port)
     began = threading.Event()
     failed: list[BaseException] = []
     urls: list[str] = []
@@ -76,18 +75,20 @@ def running(app: App, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
         finally:
             began.set()
 
-    server = _server(app, sock, started)
-    thread = threading.Thread(target=work, name="tenon-serving", daemon=True)
-    thread.start()
-    began.wait()
-    if not urls:
-        raise UsageError(sentence("a service that starts", repr(failed[0]) if failed else "one that stopped", at=host))
-    try:
-        yield urls[0]
-    finally:
-        server.should_exit = True
-        thread.join()
-        sock.close()
+    with listen(host, port) as sock:
+        server = _server(app, sock, started)
+        app.restore()
+        thread = threading.Thread(target=work, name="tenon-serving", daemon=True)
+        thread.start()
+        began.wait()
+        try:
+            if not urls:
+                got = repr(failed[0]) if failed else "one that stopped"
+                raise UsageError(sentence("a service that starts", got, at=host))
+            yield urls[0]
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def _settled(number: int, frame: Any) -> None:
@@ -146,6 +147,7 @@ class Guarded(HttpToolsProtocol):
     head_bytes = 0
     waiting_since = 0.0
     idle_since = 0.0
+    lingering = False
 
     # ── receiving ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -172,12 +174,18 @@ class Guarded(HttpToolsProtocol):
             said = f"expected headers of at most {self.limits.header_bytes:,} bytes, got more"
             self._turn_away(Refused(status=431, said=said))
 
+    def on_message_complete(self) -> None:
+        """Be told that a body is complete; one whose answer has gone already was only read to its end."""
+        super().on_message_complete()
+        if self.lingering:
+            self.transport.close()
+
     def sweep(self, now: float) -> None:
         """Let go of a connection that is idle, or has kept us waiting too long: for a head, a body, or to be read."""
         transport, scope, cycle = self.transport, self.scope, self.cycle
         head = scope is not None and "path" not in scope
         body = cycle is not None and cycle.more_body and not cycle.response_complete
-        unread = transport.get_write_buffer_size() > 0
+        unread = transport.get_write_buffer_size() > 0 or self.lingering
         if not (head or body or unread):
             self.waiting_since = 0.0
         elif not self.waiting_since:
@@ -221,7 +229,11 @@ class Guarded(HttpToolsProtocol):
         self.transport.write(b"".join(lines))
         cycle.response_complete = True
         cycle.message_event.set()
-        if not cycle.keep_alive:
+        if not cycle.keep_alive and cycle.more_body and self.transport.can_write_eof():
+            # Closing while the caller still sends would reset the connection, and the answer could be lost with it.
+            self.lingering = True
+            self.transport.write_eof()
+        elif not cycle.keep_alive:
             self.transport.close()
         cycle.on_response()
 
