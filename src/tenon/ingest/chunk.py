@@ -25,6 +25,8 @@ from tenon.ingest.scan import Lines, Places, line_table, marks_of, pairs, scan
 
 UNUSED = (0x1F, 0x1E, 0x1D, 0x1C, 0x02, 0x03, 0x04, 0x05, 0x06, 0x0E, 0x0F, 0x10, 0x11, 0x12, 0x13, 0x14)
 
+PACKED = frozenset((b"x\x01", b"x\x5e", b"x\x9c", b"x\xda", b"\x1f\x8b", b"\x28\xb5"))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
@@ -85,14 +87,14 @@ def names(width: int) -> list[str]:
 
 
 def polars(data: bytes, separator: bytes, quote: bytes, eol: bytes, width: int) -> pl.DataFrame:
-    """Read clean rows with Polars; raises when they are not clean.
-
-    The synthetic header keeps Polars from taking the first bytes for those of a compressed file.
-    """
-    head = separator.join(name.encode() for name in names(width)) + eol
+    """Read clean rows with Polars; raises when they are not clean."""
+    # Polars unpacks what begins like a compressed file, "x^" for one; a header in front keeps it from that.
+    packed = data[:2] in PACKED or data[:3] == b"\xef\xbb\xbf"
+    if packed:
+        data = separator.join(name.encode() for name in names(width)) + eol + data
     return pl.read_csv(
-        head + data,
-        has_header=True,
+        data,
+        has_header=packed,
         separator=(separator or b"\x1f").decode("ascii"),
         quote_char=quote.decode("ascii") or None,
         eol_char=eol.decode("ascii"),
@@ -113,7 +115,8 @@ def express(data: bytes, layout: Layout) -> Text | None:
         return None
     if layout.header_raw and layout.header_raw in data:
         return None
-    lines = data.count(dialect.newline) + (not data.endswith(dialect.newline))
+    a = np.frombuffer(data, dtype=np.uint8)
+    lines = int(np.count_nonzero(a == dialect.newline[0])) + (not data.endswith(dialect.newline))
     separator = dialect.delimiter or _spare(data)
     if not separator:
         return None
@@ -123,12 +126,11 @@ def express(data: bytes, layout: Layout) -> Text | None:
         return None
     if frame.height != lines:
         return None
-    quotes = data.count(dialect.quote) if dialect.quote else 0
-    if quotes:
+    if dialect.quote and dialect.quote in data:
         # Every byte is a value's, a delimiter, a line ending, or a quote; of a doubled quote one stays in the value.
-        twice = pairs(np.frombuffer(data, dtype=np.uint8), dialect)
+        quotes, twice = pairs(a, dialect)
         return Text(frame) if twice >= 0 and _missing(data, frame, dialect) + quotes == twice else None
-    if dialect.delimiter and data.count(dialect.delimiter) != lines * (layout.width - 1):
+    if dialect.delimiter and int(np.count_nonzero(a == dialect.delimiter[0])) != lines * (layout.width - 1):
         return None
     return Text(frame)
 

@@ -107,11 +107,11 @@ def marks_of(a: NDArray[np.uint8], delimiter: bytes) -> Places:
     return found
 
 
-def pairs(a: NDArray[np.uint8], dialect: Dialect) -> int:
-    """Count the doubled quotes of a chunk whose quotes are all well formed; -1 when any is not."""
+def pairs(a: NDArray[np.uint8], dialect: Dialect) -> tuple[int, int]:
+    """Count the quotes of a chunk, and those doubled inside fields; the latter -1 when any quote is not well formed."""
     quotes = np.flatnonzero(a == dialect.quote[0])
     if len(quotes) % 2:
-        return -1
+        return len(quotes), -1
     opening, closing = quotes[0::2], quotes[1::2]
     before = a[np.maximum(opening - 1, 0)]
     after = a[np.minimum(closing + 1, len(a) - 1)]
@@ -122,7 +122,7 @@ def pairs(a: NDArray[np.uint8], dialect: Dialect) -> int:
     start[:1] |= opening[:1] == 0
     end = (after == delimiter) | (after == 10) | (after == 13) | np.append(twice[1:], False)
     end[-1:] |= closing[-1:] == len(a) - 1
-    return int(twice.sum()) if bool(start.all()) and bool(end.all()) else -1
+    return len(quotes), int(twice.sum()) if bool(start.all()) and bool(end.all()) else -1
 
 
 def _quotes(

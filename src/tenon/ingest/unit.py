@@ -313,7 +313,7 @@ def _add(
 def _line_count(data: bytes, file: FilePlan) -> int:
     if file.dialect.mixed:
         return len(line_table(np.frombuffer(data, dtype=np.uint8), file.dialect)[0])
-    return data.count(file.dialect.newline)
+    return int(np.count_nonzero(np.frombuffer(data, dtype=np.uint8) == file.dialect.newline[0]))
 
 
 def _repairs(
