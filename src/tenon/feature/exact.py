@@ -98,7 +98,8 @@ def window_sums(sums: Prefix, lo: Ints, hi: Ints) -> Floats:
         total = differences[0] + differences[1]
     else:
         total = _three(differences[0], differences[1], differences[2])
-    return np.where(np.isfinite(total), total, np.nan)
+    total[~np.isfinite(total)] = np.nan
+    return total
 
 
 def window_deviations(values: Floats, counts: Ints, lo: Ints, hi: Ints) -> Floats:

@@ -149,7 +149,7 @@ class Versions:
 def versions(history: History, facts: pl.DataFrame) -> Versions:
     """Sort out the versions of facts given in the order in which they came; costs one look when no fact has two."""
     identity = [*(f"k_{name}" for name in history.source.key), "_time"]
-    if facts.n_unique(identity) == facts.height:
+    if _all_different(facts.select(identity)):
         return Versions(facts=facts, until={}, outdated=[])
     several = facts.with_row_index("_row").filter(pl.struct(identity).is_duplicated())
     distinct = several.unique(facts.columns, keep="first", maintain_order=True)
@@ -168,6 +168,12 @@ def versions(history: History, facts: pl.DataFrame) -> Versions:
     place = np.cumsum(kept) - 1
     until = {int(place[row]): fact[known] for chain in chains.values() for (row, _), (_, fact) in pairwise(chain)}
     return Versions(facts=facts.filter(pl.Series(kept)), until=until, outdated=outdated)
+
+
+def _all_different(rows: pl.DataFrame) -> bool:
+    """Say whether no two rows are alike; sorting hashes takes a third of the time of grouping rows."""
+    hashes = np.sort(rows.hash_rows().to_numpy())
+    return not (hashes[1:] == hashes[:-1]).any() or rows.n_unique() == rows.height
 
 
 def follow(chain: list[tuple[int, Fact]], instant: int, known: int) -> list[tuple[int, Fact]]:

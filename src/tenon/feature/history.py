@@ -101,7 +101,7 @@ class Shared:
     """Running sums over one layout, by argument, made when first asked for and shared by every window."""
 
     prefixes: dict[str, exact.Prefix]
-    counts: dict[str, Ints]
+    counts: dict[str, Ints | None]  # None when every place has a value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,17 +116,21 @@ class Windows:
         """Count the values that are there in each window."""
         counts = self.shared.counts
         if name not in counts:
-            counts[name] = np.zeros(len(values) + 1, dtype=np.int64)
-            np.cumsum(~np.isnan(values), out=counts[name][1:])
-        return counts[name][self.hi] - counts[name][self.lo]
+            there = ~np.isnan(values)
+            counts[name] = None if there.all() else np.concatenate(([0], np.cumsum(there)))
+        running = counts[name]
+        return self.hi - self.lo if running is None else running[self.hi] - running[self.lo]
 
     def total(self, name: str, values: Floats) -> Floats:
         """Sum the values of each window; NaN where there is none."""
         prefixes = self.shared.prefixes
+        count = self.count(name, values)
         if name not in prefixes:
-            prefixes[name] = exact.prefix(np.nan_to_num(values, nan=0.0))
+            complete = self.shared.counts[name] is None
+            prefixes[name] = exact.prefix(values if complete else np.nan_to_num(values, nan=0.0))
         found = exact.window_sums(prefixes[name], self.lo, self.hi)
-        return np.where(self.count(name, values) > 0, found, np.nan)
+        found[count == 0] = np.nan
+        return found
 
 
 def aggregate(windows: Windows, kind: str, name: str, values: Floats) -> Floats:
@@ -136,8 +140,7 @@ def aggregate(windows: Windows, kind: str, name: str, values: Floats) -> Floats:
     if kind == "sum":
         return windows.total(name, values)
     if kind == "avg":
-        count = windows.count(name, values)
-        return windows.total(name, values) / np.where(count > 0, count, 1)
+        return windows.total(name, values) / np.maximum(windows.count(name, values), 1)
     if kind == "stddev":
         return exact.window_deviations(
             np.nan_to_num(values, nan=0.0), windows.count(name, values), windows.lo, windows.hi
