@@ -167,7 +167,7 @@ def stage(data: bytes | Path, folder: Path, limits: StoreLimits) -> tuple[str, P
                     file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        except BaseException:
+        except BaseException:  # the edge of writing: whatever ends it, no half file stays behind
             temporary.unlink(missing_ok=True)
             raise
     return digest, temporary

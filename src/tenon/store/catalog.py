@@ -135,7 +135,7 @@ class Catalog:
             used, connection = False, self.dialect.connect(writing=False)
         try:
             found = self.dialect.run(connection, sql, params)
-        except BaseException as error:
+        except BaseException as error:  # the edge to a driver: a connection that failed is not used again
             lost = used and isinstance(error, StoreError) and self.dialect.lost(connection)
             self._discard(connection)
             if lost:
@@ -153,7 +153,7 @@ class Catalog:
     def _run(self, sql: str, params: Sequence[Any]) -> tuple[list[str], Rows]:
         try:
             return self.dialect.run(self._writer, sql, params)
-        except BaseException:
+        except BaseException:  # the edge to a driver: the block that holds this statement may not commit
             self._failed = True
             raise
 
@@ -167,7 +167,7 @@ class Catalog:
             yield
             self._not_failed()
             self._execute("COMMIT")
-        except BaseException:
+        except BaseException:  # the edge of a block: whatever ends it, Ctrl-C too, undoes it
             self._undo("ROLLBACK")
             raise
         finally:
@@ -182,7 +182,7 @@ class Catalog:
             yield
             self._not_failed()
             self._execute(f"RELEASE SAVEPOINT {name}")
-        except BaseException:
+        except BaseException:  # the edge of a block: whatever ends it, Ctrl-C too, undoes it
             self._undo(f"ROLLBACK TO SAVEPOINT {name}")
             self._undo(f"RELEASE SAVEPOINT {name}")
             self._failed = False

@@ -95,7 +95,7 @@ class Store:
             else:
                 _prepare(folder)
                 migrate(catalog, release=_release())
-        except BaseException:
+        except BaseException:  # the edge of opening: whatever ends it, no connection stays behind
             catalog.close()
             raise
         return cls(root, catalog, blobs, limits)
