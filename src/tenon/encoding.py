@@ -116,6 +116,13 @@ class Encoding:
                 found.append((feature.name, "missing"))
         return tuple(found)
 
+    def places(self) -> dict[str, list[int]]:
+        """Return, for each feature, which columns of the matrix it has become."""
+        found: dict[str, list[int]] = {name: [] for name in self.names}
+        for i, (name, _) in enumerate(self.columns):
+            found[name].append(i)
+        return found
+
     @property
     def width(self) -> int:
         """Count the columns of the matrix."""

@@ -183,9 +183,9 @@ def per_thousand(usd: float, predictions: int) -> float | None:
     return usd / predictions * 1000.0 if predictions else None
 
 
-def per_month(usd: float, seconds: float) -> float | None:
-    """Return what `usd` spent over `seconds` comes to in a month of 30 days, or None when no time passed."""
-    return usd / seconds * 30 * 24 * HOUR if seconds > 0 else None
+def per_month(amount: float, seconds: float) -> float | None:
+    """Return what `amount` (dollars, requests) in `seconds` comes to in 30 days, or None when no time passed."""
+    return amount / seconds * 30 * 24 * HOUR if seconds > 0 else None
 
 
 def _key(entry: Entry, by: By) -> str:

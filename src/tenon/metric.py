@@ -46,6 +46,16 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "mae": False,
     "r2": True,
 }
+# How the field writes them.
+NAMES: dict[str, str] = {
+    "roc_auc": "ROC AUC",
+    "average_precision": "average precision",
+    "brier": "Brier score",
+    "log_loss": "log loss",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "r2": "R²",
+}
 RANKED = ("roc_auc", "average_precision")  # need both classes
 Z95 = 1.959963984540054
 
@@ -271,8 +281,11 @@ def _estimates(names: tuple[str, ...], values: Floats, drawn: Floats) -> dict[st
 
 
 def _dot(a: Floats, b: Floats) -> float:
-    """Sum products without BLAS, whose threads cost a hundred times more than they save on vectors of this length when
-    other work keeps the cores busy, and whose sums depend on how many there are."""
+    """Sum products without BLAS, to the same bit on any machine.
+
+    BLAS's threads cost a hundred times more than they save on vectors of this length when other work keeps the cores
+    busy, and its sums depend on how many there are.
+    """
     return float(np.einsum("i,i->", a, b))
 
 

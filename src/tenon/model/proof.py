@@ -90,8 +90,7 @@ class Latency:
 
 
 def parity(fitted: Any, compiled: Compiled, x: Any, y: Any = None) -> Parity:
-    """Compare the compiled model with the fitted one on the rows of a frame; with labels, also what it does to the
-    metric."""
+    """Compare the compiled model with the fitted one on the rows of a frame; labels give `metric_delta` too."""
     columns = x.to_dict() if hasattr(x, "to_dict") else dict(x)
     reference = np.asarray(fitted.predict(columns), np.float64)
     found = Predictor.load(compiled.onnx, compiled.manifest).score(columns)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tenon.metric import HIGHER_IS_BETTER
 from tenon.report import picture, word
 from tenon.report.page import (
     Answer,
@@ -31,7 +32,7 @@ from tenon.report.page import (
     value,
 )
 from tenon.report.plainly import happened, next_step, sentence_case, window_name
-from tenon.report.sheet import HIGHER_IS_BETTER, finite, metric_name
+from tenon.report.sheet import finite, metric_name
 
 Facts = Mapping[str, Any]
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tenon.metric import HIGHER_IS_BETTER
 from tenon.report import chart, word
 from tenon.report.chart import Bar, Frame, Point, Series, Span
 from tenon.report.made import PART_NAMES
 from tenon.report.page import Picture, has, rows_of, say, show, value
 from tenon.report.plainly import window_name
-from tenon.report.sheet import HIGHER_IS_BETTER, finite, metric_name
+from tenon.report.sheet import finite, metric_name
 
 Facts = Mapping[str, Any]
 FIFTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)

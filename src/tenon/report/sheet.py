@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tenon.metric import NAMES as METRIC_NAMES
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
@@ -92,21 +94,6 @@ def total(values: Iterable[Any]) -> float:
     return math.fsum(number for value in values if (number := finite(value)) is not None)
 
 
-METRIC_NAMES = {
-    "roc_auc": "ROC AUC",
-    "average_precision": "average precision",
-    "brier": "Brier score",
-    "log_loss": "log loss",
-    "rmse": "RMSE",
-    "mae": "MAE",
-    "r2": "R²",
-    "precision": "precision",
-    "recall": "recall",
-    "accuracy": "accuracy",
-}
-HIGHER_IS_BETTER = {"brier": False, "log_loss": False, "rmse": False, "mae": False}
-
-
 def metric_name(name: str) -> str:
-    """Write a metric as the field writes it."""
+    """Write a metric as the field writes it; one that tenon does not know, as it came."""
     return METRIC_NAMES.get(name, name.replace("_", " "))

@@ -102,17 +102,19 @@ def _month(sheet: Sheet, records: Records, store: Store) -> None:
     """Enter what a month comes to: answering, keeping, and one making anew."""
     start, end, rows = sheet.number("live.from"), sheet.number("live.to"), sheet.number("live.rows")
     thousand, making = sheet.number("cost.thousand"), sheet.number("making.usd")
-    if start is None or end is None or end <= start or rows is None or thousand is None:
+    if start is None or end is None or rows is None or thousand is None:
         return
-    days = (end - start) / 86_400
+    monthly = ledger.per_month(rows, end - start)
+    if monthly is None:
+        return
     watched = Origin(
         record="watch",
         id=str(records.watch.get("id", "")),
         field="windows[].rows",
-        formula=f"rows x 30 / {days:.4g} days",
+        formula=f"rows x 30 / {(end - start) / 86_400:.4g} days",
     )
-    sheet.figure("month.rows", rows * 30 / days, "predictions a month", watched, unit="count")
-    parts = {"cost.answering_month": thousand * rows * 30 / days / 1000, "cost.keeping_month": _keeping(records, store)}
+    sheet.figure("month.rows", monthly, "predictions a month", watched, unit="count")
+    parts = {"cost.answering_month": thousand * monthly / 1000, "cost.keeping_month": _keeping(records, store)}
     formulas = {"cost.answering_month": "cost of 1,000 x predictions a month / 1000", "cost.keeping_month": _KEPT}
     for key, usd in parts.items():
         label = "answering for a month" if key == "cost.answering_month" else "keeping data and model for a month"

@@ -21,7 +21,6 @@ from tenon.errors import TrainingError, nearest, quoted, sentence
 Task = Literal["binary", "regression"]
 Floats = NDArray[np.float64]
 KINDS = ("category", "number")
-SIDES = ("train", "valid", "test")
 
 
 @dataclass(frozen=True, slots=True)

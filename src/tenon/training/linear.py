@@ -110,12 +110,7 @@ def _one_thread() -> AbstractContextManager[Any]:
 
 def _fitted(data: Data, encoding: Encoding, matrix: Matrix, weights: Floats, *, trainer: str) -> Fitted:
     """Wrap the weights; a feature's gain is the spread of what it adds to the score over the training rows."""
-    spread: dict[str, float] = dict.fromkeys(encoding.names, 0.0)
-    columns: dict[str, list[int]] = {}
-    for i, (name, _) in enumerate(encoding.columns):
-        columns.setdefault(name, []).append(i)
-    for name, at in columns.items():
-        spread[name] = float((matrix[:, at] @ weights[at]).std())
+    spread = {name: float((matrix[:, at] @ weights[at]).std()) for name, at in encoding.places().items()}
     total = sum(spread.values()) or 1.0
     return Fitted(
         model=Linear(weights=weights[:-1], bias=float(weights[-1]), logit=trainer == "logistic"),

@@ -270,11 +270,8 @@ def permuted(fitted: Fitted, data: Data, *, seed: int, rows: int = PERMUTED_ROWS
     y, matrix = part.y, fitted.encoding.matrix(part.x.to_dict())
     rng = np.random.default_rng(seed)
     whole = _worth(data.task, y, fitted.score(matrix))
-    lost: dict[str, float] = dict.fromkeys(fitted.encoding.names, 0.0)
-    columns: dict[str, list[int]] = {}
-    for i, (name, _) in enumerate(fitted.encoding.columns):
-        columns.setdefault(name, []).append(i)
-    for name, at in columns.items():
+    lost: dict[str, float] = {}
+    for name, at in fitted.encoding.places().items():
         shuffled = matrix.copy()
         shuffled[:, at] = matrix[rng.permutation(len(matrix))][:, at]
         lost[name] = max(0.0, whole - _worth(data.task, y, fitted.score(shuffled)))
