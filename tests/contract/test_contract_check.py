@@ -208,6 +208,17 @@ def test_a_rule_that_is_no_condition_is_a_mistake_of_the_contract(rows: pl.DataF
         assert said in str(refused.value)
 
 
+def test_a_pattern_polars_cannot_run_is_said_before_any_row_is_read() -> None:
+    contract = Contract(name="c", columns=(Column("a", pattern="(?=x)x"),))
+    with pytest.raises(ConfigError, match="a pattern Polars can run"):
+        check(pl.DataFrame({"a": ["x"]}), contract)
+
+
+def test_two_rules_of_one_text_are_counted_apart() -> None:
+    contract = Contract(name="c", rules=(Rule(sql="a > 1"), Rule(sql="a  > 1", severity="warning")))
+    assert set(check(pl.DataFrame({"a": [1]}), contract).counts) == {"rule/a > 1", "rule/a > 1 (2)"}
+
+
 @pytest.mark.parametrize(
     ("column", "said"),
     [

@@ -25,7 +25,7 @@ from tenon.contract.sql_columns import cast_column
 from tenon.errors import ConfigError, quoted, sentence
 from tenon.finding import Finding
 
-RAW = "_raw_"
+RAW = "_tenon_raw_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,9 @@ def plan(contract: Contract, schema: Mapping[str, Any], repeated: Callable[[tupl
             tests.append(_test(column, "type", "type", f"values of type {column.type}", unreadable))
         tests += _column_tests(column, unreadable, repeats)
     tests += _key_tests(contract, schema, repeats)
-    tests += [_row_test(contract, rule, types) for rule in contract.rules]
+    for number, rule in enumerate(contract.rules):
+        again = sum(each.label == rule.label for each in contract.rules[:number])
+        tests.append(_row_test(contract, rule, f"{rule.label} ({again + 1})" if again else rule.label, types))
     declared = {column.name for column in contract.columns} | set(contract.identity) | {contract.known}
     extra = [name for name in schema if name not in declared]
     if contract.strict and extra:
@@ -179,12 +181,24 @@ def _column_tests(
         expected = f"one of {quoted(map(str, column.one_of))}"
         found.append(_test(column, "one_of", "one-of", expected, ~_among(value, column)))
     if column.pattern:
-        fits = value.str.contains(f"^(?:{column.pattern})$")
+        fits = value.str.contains(_regex(column))
         found.append(_test(column, "pattern", "pattern", f"text like {column.pattern}", ~fits))
     if column.unique:
         again = repeats((column.name,)) & value.is_not_null()
         found.append(_test(column, "unique", "unique", "no value twice", again))
     return found
+
+
+def _regex(column: Column) -> str:
+    """Return the column's pattern for the whole of a text, or say that Polars cannot run it."""
+    pattern = f"^(?:{column.pattern})$"
+    try:
+        pl.Series([""]).str.contains(pattern)
+    except pl.exceptions.PolarsError as error:
+        got, hint = f"'{column.pattern}'", "look-around and back references are not among them"
+        place = f"column '{column.name}'"
+        raise ConfigError(sentence("a pattern Polars can run", got, at=place, hint=hint)) from error
+    return pattern
 
 
 def _among(value: pl.Expr, column: Column) -> pl.Expr:
@@ -222,7 +236,7 @@ def _key_tests(
     ]
 
 
-def _row_test(contract: Contract, rule: Rule, types: Mapping[str, str]) -> Test:
+def _row_test(contract: Contract, rule: Rule, label: str, types: Mapping[str, str]) -> Test:
     place = f"contract '{contract.name}', rule"
     expr = sql.parse(rule.sql, place, types)
     if expr.type not in ("bool", "null", ""):
@@ -230,7 +244,7 @@ def _row_test(contract: Contract, rule: Rule, types: Mapping[str, str]) -> Test:
         raise ConfigError(sentence("a condition", got, at=f"{place}: {rule.sql}", hint="compare it: x > 0"))
     met = sql.to_polars(expr)
     return Test(
-        rule=f"rule/{rule.label}",
+        rule=f"rule/{label}",
         code="contract/rule",
         severity=rule.severity,
         threshold_pct=rule.threshold_pct,

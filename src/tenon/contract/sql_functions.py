@@ -2,6 +2,7 @@
 
 The table is the whitelist; docs/contract.md lists the same names (a test compares them). A function that reads the
 clock or draws at random is not here and will not be: an expression must mean the same offline, online and next year.
+Several names for one function are the names several engines have for it.
 """
 
 from __future__ import annotations
