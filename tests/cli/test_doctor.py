@@ -5,12 +5,14 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -149,6 +151,19 @@ def test_an_extra_that_is_not_installed_is_no_fault_and_says_how_to_have_it(tmp_
         there = [package for package in packages if doctor.installed(package)]
         assert found.ok is (True if len(there) == len(packages) else False if there else None)
         assert f"tenon[{name}]" in found.said + found.fix or found.ok
+
+
+def test_the_packages_looked_for_are_those_that_installing_brings() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+
+    def names(wanted: list[str]) -> set[str]:
+        return {re.split(r"[<>=\[]", one)[0].lower() for one in wanted}
+
+    assert set(doctor.CORE) == names(project["dependencies"])
+    extras = {name: names(wanted) for name, wanted in project["optional-dependencies"].items()}
+    assert {name: set(packages) for name, (packages, _) in doctor.EXTRAS.items()} == {
+        name: wanted for name, wanted in extras.items() if name not in ("dev", "examples")
+    }
 
 
 def test_a_package_that_is_not_there_has_no_version() -> None:
