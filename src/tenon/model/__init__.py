@@ -1,4 +1,10 @@
-"""A trained model becomes a version: compiled to ONNX, proven equal, measured, and held against its gate."""
+"""A trained model becomes a version: compiled to ONNX, proven equal, measured, and held against its gate.
+
+`compile` (in `build`, with `tree` for forests) writes the graph and its manifest, `parity` and `latency` (in `proof`)
+hold it against the model it came from, `decide` (in `gate`) says whether it may serve, and `Version` is the record of
+all that. `Predictor` (in `predict`) is the one body that scores, here and in serving. No trained model of `training` is
+known by its type: what it can do decides, so neither room imports the other.
+"""
 
 from __future__ import annotations
 

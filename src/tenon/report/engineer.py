@@ -1,6 +1,8 @@
 """The engineer's page: everything, with ids and digests, so that any figure can be found, checked and made again.
 
-Nothing is left out for length; tables scroll. Definitions are shown as they were run.
+For someone who runs, debugs and rebuilds the model. Nothing is left out for length; tables scroll. Definitions are
+shown as they were run, and the last sections are the lineage by id and the commands that make every part again.
+What the manager's page draws already (gate, weeks, history) is drawn by the same functions.
 """
 
 from __future__ import annotations

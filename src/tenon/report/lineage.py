@@ -2,6 +2,7 @@
 
 The version in production leads, since that is what people are using; without one the newest version, without any
 version the newest run. What hangs on it follows by id. A record that is gone is an empty mapping, and the page says so.
+This is the one module of the report that asks the store for records; the others are handed `Records`.
 """
 
 from __future__ import annotations

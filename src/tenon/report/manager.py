@@ -1,7 +1,8 @@
 """The manager's page: what was done, whether it may go on, how it does, what to act on and what it costs.
 
 For someone who answers for the model and for a budget, knows the terms, and has ten minutes. Every alert comes with an
-action and an owner; every decision of the gate with its reason, also those that passed.
+action and an owner; every decision of the gate with its reason, also those that passed. It opens with the executive's
+answers, so that both have read the same words when they meet.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The pictures of a model, made from facts: each is a Picture block, or None when its facts are not known.
 
 One place decides how a fact is drawn, so that the manager's and the engineer's picture of the same thing is the same
-picture. A picture's text is what a terminal shows in its place: the same numbers in a line or a small table.
+picture. A picture's text is what a terminal shows in its place: the same numbers in a line or a small table. How lines
+and bars become SVG is `chart`'s.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 Tables are set in columns, their long cells wrapped; a table too wide for that is set row by row as `head: value`.
 Characters that a terminal would act on never get this far (`word.clean`), and are cleaned once more here, at the door.
+Rejected: boxes and colour, which mail and tickets break.
 """
 
 from __future__ import annotations

@@ -1,4 +1,10 @@
-"""Training: the simplest model first, watched by a guard, tracked as a run, with intervals on every score."""
+"""Training: the simplest model first, watched by a guard, tracked as a run, with intervals on every score.
+
+`experiment` (in `study`) is the whole of it: check the data, ask `fit` whether it can fit, train the baselines and then
+the model, measure them on the same rows. `data` and `option` are what a trainer is given, `fitted` what it returns,
+`linear` and `boost` the built-in ones. `Run` (in `track`, with `journal`, `packing` and `setting`) remembers without
+making anybody wait; `Guard` stops what burns money. LightGBM and scikit-learn are imported when they are first used.
+"""
 
 from __future__ import annotations
 
