@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import polars as pl
@@ -14,11 +15,12 @@ from tests.watch.conftest import MONDAY, WEEK, Bend, World, promised
 
 from tenon import watch
 from tenon.config import WatchConfig
-from tenon.errors import ConfigError, UsageError
+from tenon.errors import ConfigError, InputError, UsageError
 from tenon.finding import CODES, Finding
 from tenon.limits import WatchLimits
 from tenon.store import Store
 from tenon.watch.observation import encode, frame_of
+from tenon.watch.window import in_
 
 CALM = Bend()
 
@@ -123,6 +125,18 @@ class TestItSpeaksWhenSomethingChanged:
             world.week(bend)
         (found,) = [one for one in world.examine(as_of=after(4)).findings if one.code == "watch/silence"]
         assert found.severity == "error" and "Nothing has been asked of the model for 7 days" in found.said
+
+    def test_live_traffic_that_stopped_is_told_without_naming_a_moment(self, store: Store) -> None:
+        now = time.time()
+        for hours, seq in ((60, 0), (30, 1)):
+            times = [datetime.fromtimestamp(now - 3600 * hours + 60 * i, UTC).replace(tzinfo=None) for i in range(600)]
+            frame = frame_of({"id": [f"{seq}-{i}" for i in range(600)], "time": times, "f_wind": [0.1] * 600})
+            first, last = now - 3600 * hours, now - 3600 * hours + 60 * 599
+            store.append("observations", "late", encode(frame), rows=600, first=first, last=last)
+        watched = World(store).examine(config=WatchConfig(window="1d"))
+        assert [f.said for f in watched.findings if f.code == "watch/silence"] == []  # 20 hours, after a pause of 20
+        later = World(store).examine(config=WatchConfig(window="1d"), clock=lambda: now + 24 * 3600)
+        assert "watch/silence" in codes(later)
 
     def test_a_week_with_a_tenth_of_the_traffic_is_told(self, world: World) -> None:
         for bend in [CALM] * 5 + [Bend(rows=200)]:
@@ -325,6 +339,73 @@ class TestLabelsMeetTheirRows:
         window = watched.windows[0]
         assert (window.rows, window.distinct, window.labelled, window.predicted) == (4000, 2000, 2000, 0.5)
 
+    def test_labels_known_at_times_written_as_text_or_with_a_zone_are_read(self, world: World, store: Store) -> None:
+        world.week(Bend(labelled=0))
+        ids = [f"0-{i}" for i in range(2000)]
+        zoned = pl.Series([MONDAY] * 1000).dt.replace_time_zone("UTC")
+        for known, part in ((["2013-10-01T00:00:00Z"] * 1000, ids[:1000]), (zoned, ids[1000:])):
+            labels = pl.DataFrame({"id": part, "label": [0.0, 1.0] * 500, "known": known})
+            store.append("labels", "late", encode(labels), rows=1000, first=0.0, last=1.0)
+        assert world.examine().windows[0].labelled == 2000
+
+    def test_two_versions_in_one_window_are_measured_apart(self, world: World) -> None:
+        world.week(Bend(version="1"))
+        world.weeks = 0
+        world.week(Bend(version="2", blur=3.0))
+        window = world.examine().windows[0]
+        assert window.versions == {"1": 2000, "2": 2000}
+        one, two = (window.by_version[version]["roc_auc"].value for version in ("1", "2"))
+        assert one > two + 0.05
+
+
+class TestOtherTasksAndWindows:
+    def test_a_regression_that_is_further_off_is_told(self, store: Store) -> None:
+        import numpy as np
+
+        from tenon import metric
+        from tenon.sketch import profile
+
+        rng = np.random.default_rng(3)
+        truth = rng.normal(50, 10, 5000)
+        test = metric.evaluate("regression", truth, truth + rng.normal(0, 5, 5000))
+        run = {"metrics": {"test": {name: value.to_dict() for name, value in test.items()}}}
+        for week, noise in enumerate([5, 5, 5, 9]):
+            times = [MONDAY + week * WEEK + timedelta(minutes=9 * i) for i in range(1000)]
+            label = rng.normal(50, 10, 1000)
+            ids = [f"{week}-{i}" for i in range(1000)]
+            score = label + rng.normal(3 if noise > 5 else 0, noise, 1000)
+            frame = frame_of({"id": ids, "time": times, "score": score, "f_x": rng.normal(0, 1, 1000)})
+            world = World(store)
+            world.append("observations", frame, "time")
+            world.append("labels", pl.DataFrame({"id": ids, "label": label, "known": times}), "known")
+        watched = watch.examine(
+            store,
+            "late",
+            reference=profile(pl.DataFrame({"x": rng.normal(0, 1, 9000)})),
+            task="regression",
+            as_of=MONDAY + 4 * WEEK,
+            context=watch.Context(run=run),
+        )
+        (found,) = [one for one in watched.findings if one.code == "watch/performance"]
+        assert "the model was further off than when it was tested: root mean square error 9." in found.said
+        assert set(watched.windows[0].metrics) == {"rmse", "mae", "r2"}
+
+    @pytest.mark.parametrize(
+        ("window", "said"),
+        [
+            ("1d", "On 30 September 2013,"),
+            ("6h", "On 30 September 2013, 06:00 to 12:00,"),
+            ("14d", "In the 14 days from 30 September 2013,"),
+            ("1w", "In the week of 30 September 2013,"),
+        ],
+    )
+    def test_windows_of_any_width_have_a_name(self, world: World, window: str, said: str) -> None:
+        world.week(Bend(errors=0.5))
+        watched = world.examine(config=WatchConfig(window=window, min_rows=20))
+        named = [in_(one) for one in watched.windows]
+        assert said in named
+        assert "watch/errors" in codes(watched)
+
 
 class TestItIsQuickAndKeepsWhatItLearnt:
     def test_closed_windows_are_read_once(self, world: World, store: Store) -> None:
@@ -448,6 +529,10 @@ class TestTrainServeSkew:
 
 
 class TestWordsOfWrongInput:
+    def test_a_task_nobody_knows_is_refused_with_the_nearest(self, store: Store) -> None:
+        with pytest.raises(InputError, match="did you mean 'regression'"):
+            watch.examine(store, "late", reference=promised()[0], task="regresion")
+
     @pytest.mark.parametrize("text", ["", "7", "d", "0d", "-1d", "7 days", "nan d"])
     def test_a_window_that_is_no_duration_is_refused_with_an_example(self, world: World, text: str) -> None:
         with pytest.raises(ConfigError, match="for example 7d"):

@@ -216,13 +216,16 @@ class Collector:
                     self._since_folded += 1
                 del self._ready[0]
             self._tell()
-            if self._since_folded >= _FOLD_EVERY:
-                self._folded = compact(self._store, self._model, after=self._folded)
-                self._since_folded = 0
         except StoreError:
             with self._lock:
                 self._failures += 1
             return False
+        if self._since_folded >= _FOLD_EVERY:
+            self._since_folded = 0
+            try:
+                self._folded = compact(self._store, self._model, after=self._folded)
+            except Exception:  # noqa: BLE001 - tidying may fail (a damaged old batch); writing goes on, and doctor tells
+                pass
         return True
 
     def _tell(self) -> None:

@@ -2,8 +2,8 @@
 
 `examine` reads the store and returns a value; what it writes are only summaries of closed windows, so that the next
 examination does not read them again (`Context.cache=False` for none at all). "As of" a past moment it sees what it
-would have seen then: rows that had happened and labels that were known. Without a moment it is as of the newest row or
-label, which is what a replay of past data needs; a live watch passes the time.
+would have seen then: rows that had happened and labels that were known. Without a moment it is as of now when the
+newest rows came about when they happened, and as of the newest row or label when they did not: then it is a replay.
 
 A window is closed when its end has passed, and mature when, beyond that, the time has passed within which 99 % of
 labels come. Performance of a window that is not mature is shown and not judged.
@@ -26,14 +26,14 @@ import polars as pl
 
 from tenon import metric
 from tenon.config import WatchConfig
-from tenon.errors import InputError
+from tenon.errors import InputError, nearest, sentence
 from tenon.finding import Finding
 from tenon.limits import WatchLimits
 from tenon.metric import Estimate
 from tenon.sketch import Comparison, Profile
 from tenon.store import Store
 from tenon.watch import collect, drift, judge, label, skew, tally
-from tenon.watch.case import Case
+from tenon.watch.case import RECENT, Case
 from tenon.watch.expect import Expected, Usual
 from tenon.watch.label import Labels, LabelSource
 from tenon.watch.observation import seconds
@@ -45,6 +45,7 @@ from tenon.watch.window import Window, iso, start_of, width_of
 Progress = Callable[[float, float, str], None]
 _FEW_LABELS = 30  # fewer say nothing worth an interval
 _COMPLETE = 0.98  # of the usual share of labels: the few still to come would change little
+_LIVE = 4  # windows between what happens and what is asked about it: beyond, it is a replay
 _WIDE = 60  # a batch that spans more windows than this holds stray times: its rows are looked at one by one
 
 
@@ -131,10 +132,11 @@ def examine(
     Memory: one window's scored rows and all labels. `task` is binary or regression.
     """
     began = time.perf_counter()
+    if task not in metric.METRICS:
+        raise InputError(sentence("a task", f"'{task}'", at=f"examining {model}", hint=nearest(task, metric.METRICS)))
     width = width_of(config.window)
     horizon = math.inf if as_of is None else seconds(as_of)
     held = [span for span in spans(store, model) if span.first <= horizon]
-    now = min(horizon, context.clock()) if math.isfinite(horizon) else context.clock()
     labels = label.gather(
         store,
         model,
@@ -145,8 +147,10 @@ def examine(
     )
     expected = Expected.of_run(context.run, task, context.metric)
     newest = min(horizon, max((span.last for span in held), default=math.nan))
-    if math.isinf(horizon):
-        now = min(now, max([newest, *_latest_known(labels)], default=now)) if held else now
+    now = min(horizon, context.clock())
+    quiet = now - newest if held else 0.0
+    if math.isinf(horizon) and held and not _live(held, width):
+        now, quiet = min(now, max([newest, *_latest_known(labels)])), 0.0
     starts = _starts(store, model, held, width, horizon)[-context.limits.windows :]
     look = _Look(
         store,
@@ -160,13 +164,14 @@ def examine(
         width,
         horizon,
         now,
+        quiet,
     )
     seen: list[_Seen] = []
     for done, start in enumerate(starts):
         context.progress(done, len(starts), f"examining {model}")
         seen.append(look.window(start, [s for s in held if s.first < start + width and s.last >= start]))
     context.progress(len(starts), max(len(starts), 1), f"examining {model}")
-    return look.told(seen, newest, began)
+    return look.told(seen, began)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +199,7 @@ class _Look:
     width: float
     horizon: float
     now: float
+    quiet: float
 
     def window(self, start: float, reach: Sequence[Span]) -> _Seen:
         """Summarise and measure one window."""
@@ -299,12 +305,7 @@ class _Look:
             return {}
         return {name: value.to_dict() for name, value in found.items() if math.isfinite(value.value)}
 
-    def told(
-        self,
-        seen: Sequence[_Seen],
-        newest: float,
-        began: float,
-    ) -> Watched:
+    def told(self, seen: Sequence[_Seen], began: float) -> Watched:
         """Mark which windows are mature, judge, and put it all together."""
         waited = np.concatenate([one.delays for one in seen]) if seen else np.empty(0)
         drifts = [one.drift for one in seen]
@@ -326,7 +327,7 @@ class _Look:
             unseen=drift.unseen(matured, drifts),
             usual_labelled=shares[len(shares) // 2] if shares and len(waited) else math.nan,
             without=seen[-1].without if seen else (),
-            quiet_s=self.horizon - newest if math.isfinite(self.horizon) and matured else 0.0,
+            quiet_s=self.quiet,
             words=self.context.words,
         )
         findings = judge.judge(case)
@@ -347,11 +348,12 @@ class _Look:
         )
 
     def _dropped(self, windows: Sequence[Window]) -> list[Finding]:
-        """Say what the collectors lost, if anything, since they began."""
-        events = self.store.events(collect.EVENT, self.model)
+        """Say what the collectors lost lately, if anything; what was lost longer ago is history."""
+        since = self.context.clock() - RECENT * self.width
+        events = [event for event in self.store.events(collect.EVENT, self.model) if event["at"] >= since]
         dropped = sum(int(event.get("dropped", 0)) for event in events)
         refused = sum(int(event.get("refused", 0)) for event in events)
-        return collect.dropped_finding(self.model, dropped, refused, sum(window.rows for window in windows))
+        return collect.dropped_finding(self.model, dropped, refused, sum(window.rows for window in windows[-RECENT:]))
 
 
 # ── what changed since the last examination ──────────────────────────────────────────────────────────────────────────
@@ -408,6 +410,12 @@ def _starts(store: Store, model: str, held: Sequence[Span], width: float, horizo
         if other - one <= _WIDE * width:
             found.update(one + i * width for i in range(1, round((other - one) / width)))
     return sorted(found)
+
+
+def _live(held: Sequence[Span], width: float) -> bool:
+    """Whether the newest rows came within a few windows of when they happened, as live traffic does."""
+    newest = max(held, key=lambda span: span.last)
+    return newest.at - newest.last <= _LIVE * width
 
 
 def _latest_known(labels: Labels) -> list[float]:

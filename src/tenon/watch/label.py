@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from tenon.errors import InputError, sentence
+from tenon.errors import InputError, MissingError, sentence
 from tenon.store import Store
-from tenon.watch.observation import KEY, TIME, decode, moment, stack
+from tenon.watch.observation import KEY, TIME, as_time, decode, moment, stack
 
 CACHE = "watch-labels"
 _AT_ONCE_ROWS = 100_000  # facts made into labels in one call: small batches cost a call each otherwise
@@ -80,9 +80,7 @@ def join(rows: pl.DataFrame, labels: Labels) -> pl.DataFrame:
         sides.append(rows.select("id").join(labels.by_id, on="id", how="left", maintain_order="left"))
     keys = labels.keys
     if keys and set(keys) <= set(rows.columns):
-        texts = [
-            pl.col(name).cast(pl.String) for name in keys
-        ]  # a key may be a number on one side and text on the other
+        texts = [pl.col(name).cast(pl.String) for name in keys]  # a number on one side may be text on the other
         right = labels.by_key.with_columns(texts)
         left = rows.select([*texts, "time"])
         sides.append(left.join(right, on=[*keys, "time"], how="left", maintain_order="left"))
@@ -113,9 +111,12 @@ def _made(store: Store, given: LabelSource, now: float, cache: bool) -> pl.DataF
     name = hashlib.sha256(f"{given.source}\0{given.definition}".encode()).hexdigest()[:12]
     kept = store.get(CACHE, name) if given.definition else None
     frames, seq = [], 0
-    if kept and store.blobs.has(kept["labels"]):
-        frames.append(pl.read_parquet(io.BytesIO(store.blobs.read(kept["labels"]))))
-        seq = int(kept["seq"])
+    if kept:
+        try:
+            frames.append(pl.read_parquet(io.BytesIO(store.blobs.read(kept["labels"]))))
+            seq = int(kept["seq"])
+        except MissingError:  # another examination has replaced it since: make all of them
+            kept = None
     newest = seq
     waiting: list[pl.DataFrame] = []
     for batch in store.read("facts", given.source, after=seq):
@@ -160,7 +161,7 @@ def _typed(frame: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
     return frame.with_columns(
         pl.col("label").cast(pl.Float64, strict=False),
         *[pl.col(name).cast(pl.String) for name in keys if frame.schema[name] != pl.String],
-        *[pl.col(name).cast(TIME, strict=False) for name in times],
+        *[as_time(pl.col(name), frame.schema[name]) for name in times],
     )
 
 

@@ -135,7 +135,7 @@ def _cast(frame: pl.DataFrame, name: str) -> pl.Expr:
         return pl.lit(None, dtype=kind).alias(name)
     held, column = frame.schema[name], pl.col(name)
     if name == "time":
-        return _moment(column, held)
+        return as_time(column, held)
     if name in TEXTS:
         return column.cast(pl.String, strict=False)
     if name in DECIMALS:
@@ -146,11 +146,11 @@ def _cast(frame: pl.DataFrame, name: str) -> pl.Expr:
         )
     if held.is_integer():
         return column.cast(pl.Int64, strict=False)
-    return _moment(column, held) if held.is_temporal() else column.cast(pl.String, strict=False)
+    return as_time(column, held) if held.is_temporal() else column.cast(pl.String, strict=False)
 
 
-def _moment(column: pl.Expr, held: pl.DataType) -> pl.Expr:
-    """Read a time: a timestamp in any zone and unit, a date, ISO text, or Unix seconds."""
+def as_time(column: pl.Expr, held: pl.DataType) -> pl.Expr:
+    """Read a time: a timestamp in any zone and unit, a date, ISO text, or Unix seconds; what is none becomes null."""
     if isinstance(held, pl.Datetime):
         unzoned = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None) if held.time_zone else column
         return unzoned.cast(TIME, strict=False)

@@ -26,6 +26,7 @@ class Span:
     """Where a stored batch lies: its number, rows, and the first and last time of its rows."""
 
     seq: int
+    at: float  # when it was written
     rows: int
     first: float
     last: float
@@ -34,10 +35,12 @@ class Span:
 def spans(store: Store, model: str, *, after: int = 0) -> list[Span]:
     """List where the stored batches of observations above a number lie, in order, without reading any."""
     rows = store.query(
-        "SELECT seq, row_count, first, last FROM batch WHERE stream = ? AND subject = ? AND seq > ? ORDER BY seq",
+        "SELECT seq, at, row_count, first, last FROM batch WHERE stream = ? AND subject = ? AND seq > ? ORDER BY seq",
         (STREAM, model, after),
     )
-    return [Span(seq=row["seq"], rows=row["row_count"], first=row["first"], last=row["last"]) for row in rows]
+    return [
+        Span(seq=row["seq"], at=row["at"], rows=row["row_count"], first=row["first"], last=row["last"]) for row in rows
+    ]
 
 
 def compact(store: Store, model: str, *, after: int = 0, width_s: float = WEEK_S) -> int:
