@@ -199,6 +199,7 @@ def loaded(facts: pl.DataFrame, rows: pl.DataFrame) -> duckdb.DuckDBPyConnection
 
 
 def joins(facts: pl.DataFrame, rows: pl.DataFrame) -> list[str]:
+    """Time the point-in-time joins of every candidate, once their answers agree."""
     frames = {"events": facts, "asks": rows}
     tables = []
     database = loaded(facts, rows)
@@ -234,6 +235,7 @@ def spread(read: Callable[[Any], Any], requests: list[Any]) -> list[str]:
 
 
 def online(facts: pl.DataFrame, rows: pl.DataFrame) -> list[str]:
+    """Time one request at a time, in process."""
     frames = {"events": facts, "asks": rows}
     late = (dt.datetime(2023, 12, 31) - dt.timedelta(days=n % 30, hours=n % 24) for n in range(20_000))
     requests = [[{"user": user, "at": at}] for user, at in zip(rows["user"].head(20_000).to_list(), late, strict=True)]
@@ -250,6 +252,7 @@ def online(facts: pl.DataFrame, rows: pl.DataFrame) -> list[str]:
 
 
 def state_table(frames: dict[str, pl.DataFrame]) -> str:
+    """Time loading, applying and pruning the state of a million facts."""
     compiled = FeatureSet.compile((*AS_OF, *WINDOWS), Label("y"), ASKS, {"events": EVENTS})
     facts = frames["events"]
     million = pl.concat([facts.with_columns(pl.col("at") + dt.timedelta(days=365 * n)) for n in range(5)])
@@ -276,6 +279,7 @@ def state_table(frames: dict[str, pl.DataFrame]) -> str:
 
 
 def main() -> None:
+    """Print the tables."""
     facts, rows = data()
     parts = [*joins(facts, rows), *online(facts, rows), measure.machine("tenon", "polars", "duckdb", "numpy")]
     measure.show(*parts)

@@ -1,7 +1,9 @@
 """Time candidates in turns and write down what was measured, with the commit and the versions that it was measured on.
 
 Machines are noisy: candidates take turns (A B C A B C), the table gives medians and ratios to the first candidate, and
-a spread above 25 % is said. `record` appends the table to bench/RESULTS.md only when asked (`--record`).
+a spread above 25 % is said. `show` appends the tables to bench/RESULTS.md only when asked (`--record`). Peers are no
+dependencies of ours: one that is not installed is left out with a line that says so (`has`), and a benchmark that
+cannot be run without something ends with such a line (`needs`).
 """
 
 from __future__ import annotations
@@ -9,16 +11,35 @@ from __future__ import annotations
 import gc
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
+
+
+def has(peer: str) -> bool:
+    """Say whether a peer's module is installed; a line on stderr says when it is not."""
+    if find_spec(peer) is not None:
+        return True
+    print(f"left out: {peer} is not installed", file=sys.stderr)
+    return False
+
+
+def needs(*modules: str, program: str = "") -> None:
+    """End the benchmark, with a line that says why, when what it cannot do without is not installed."""
+    absent = [module for module in modules if find_spec(module) is None]
+    absent += [program] if program and shutil.which(program) is None else []
+    if absent:
+        print(f"left out: {Path(sys.argv[0]).name} needs {', '.join(absent)}", file=sys.stderr)
+        raise SystemExit(0)
 
 
 def turns(candidates: Mapping[str, Callable[[], Any]], *, repeats: int = 5, warm: int = 1) -> dict[str, list[float]]:

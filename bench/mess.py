@@ -1,12 +1,12 @@
-"""A messy file of any size from a clean table, seeded, with the truth beside it; and a judge of what a loader made of it.
+"""A messy file of any size from a clean table, seeded, with the truth beside it; and a judge of what a loader made.
 
     python bench/mess.py FOLDER --rows 1000000 --broken 5 --seed 1
 
-`make` writes `mess.csv` (12 columns: integers, floats, timestamps, a date, short and free text), `truth.parquet` (what a
-careful person would have read, with the fault of every broken row, empty for clean ones) and `faults.json`. Faults strike
-single rows, so that each can be judged by itself; `framing` faults (preamble, footnote, blank lines, a repeated header)
-lie between rows. `judge` holds a loader's rows against the truth by the number in the first column: which broken rows came
-back exactly, which are missing (in quarantine, or lost), and how many cells are wrong without a word.
+`make` writes `mess.csv` (12 columns: integers, floats, timestamps, a date, short and free text), `truth.parquet` (what
+a careful person would have read, with the fault of every broken row, empty for clean ones) and `faults.json`. Faults
+strike single rows, so that each can be judged by itself; `framing` faults (preamble, footnote, blank lines, a repeated
+header) lie between rows. `judge` holds a loader's rows against the truth by the number in the first column: which
+broken rows came back exactly, which are missing (in quarantine, or lost), and how many cells are wrong without a word.
 """
 
 from __future__ import annotations
@@ -23,13 +23,40 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-WORDS = (
+TEXT = (
     "the quick brown fox jumps over a lazy dog while seven wizards quietly box with grumpy kittens near old rivers and "
     "nobody knows why this keeps happening every single tuesday morning before breakfast unless it rains"
-).split()
+)
+WORDS = TEXT.split()
 STATES = ("new", "paid", "packed", "shipped", "returned", "lost", "cancelled")
-CITIES = ("Berlin", "Łódź", "Zürich", "Málaga", "Москва", "Malmö", "Porto", "Reykjavík", "Brno", "Ghent", "Cork", "Oslo")
-NAMES = ("order", "customer", "quantity", "price", "weight", "lat", "created", "shipped", "state", "city", "sku", "note")
+CITIES = (
+    "Berlin",
+    "Łódź",
+    "Zürich",
+    "Málaga",
+    "Москва",
+    "Malmö",
+    "Porto",
+    "Reykjavík",
+    "Brno",
+    "Ghent",
+    "Cork",
+    "Oslo",
+)
+NAMES = (
+    "order",
+    "customer",
+    "quantity",
+    "price",
+    "weight",
+    "lat",
+    "created",
+    "shipped",
+    "state",
+    "city",
+    "sku",
+    "note",
+)
 BLOCK = 200_000  # rows made at once
 
 
@@ -164,7 +191,7 @@ def _blanks(cells: list[str], rng: Random) -> bytes:
 
 def _format(cells: list[str], rng: Random) -> bytes:
     day = cells[7]
-    months = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+    months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
     return ",".join([*cells[:7], f"{day[8:]} {months[int(day[5:7]) - 1]} {day[:4]}", *cells[8:]]).encode()
 
 
@@ -279,7 +306,13 @@ def _opens(text: str) -> bool:
 
 
 def make(
-    folder: Path, rows: int, *, broken: float = 0.05, seed: int = 1, faults: tuple[str, ...] = tuple(FAULTS), framing: bool = True
+    folder: Path,
+    rows: int,
+    *,
+    broken: float = 0.05,
+    seed: int = 1,
+    faults: tuple[str, ...] = tuple(FAULTS),
+    framing: bool = True,
 ) -> Mess:
     """Write a messy file and its truth into a folder; the same seed makes the same bytes."""
     rng = Random(seed)
@@ -288,7 +321,7 @@ def make(
     truths: list[Path] = []
     with (folder / "mess.csv").open("wb") as out:
         if framing:
-            out.write("Orders of the northern warehouse\nexported by hand\n\n".encode())
+            out.write(b"Orders of the northern warehouse\nexported by hand\n\n")
         out.write(",".join(NAMES).encode() + b"\n")
         for first in range(0, rows, BLOCK):
             frame = clean(min(BLOCK, rows - first), seed, first)
@@ -319,7 +352,9 @@ def make(
     for path in truths:
         path.unlink()
     mess = Mess(folder / "mess.csv", folder / "truth.parquet", rows, dict(counts))
-    (folder / "faults.json").write_text(json.dumps({**asdict(mess), "path": "mess.csv", "truth": "truth.parquet"}), "utf-8")
+    (folder / "faults.json").write_text(
+        json.dumps({**asdict(mess), "path": "mess.csv", "truth": "truth.parquet"}), "utf-8"
+    )
     return mess
 
 
@@ -327,7 +362,9 @@ def _changed(frame: pl.DataFrame, changed: dict[int, dict[str, Any]]) -> pl.Data
     if not changed:
         return frame
     numbers = frame.with_row_index("row_")
-    rows = pl.DataFrame(list(changed.values()), schema=frame.schema).with_columns(row_=pl.Series(list(changed), dtype=pl.UInt32))
+    rows = pl.DataFrame(list(changed.values()), schema=frame.schema).with_columns(
+        row_=pl.Series(list(changed), dtype=pl.UInt32)
+    )
     return numbers.update(rows, on="row_", how="left", include_nulls=True).drop("row_")
 
 
@@ -341,7 +378,8 @@ def judge(truth: Path, loaded: pl.DataFrame) -> Score:
     got = loaded.select(pl.col(name).cast(types[name], strict=False) for name in NAMES).with_columns(got_=pl.lit(True))
     both = want.join(got, on="order", how="left", suffix="_2")
     wrong = [
-        (pl.col(name).ne_missing(pl.col(f"{name}_2")) & pl.col("got_").is_not_null()).alias(f"{name}_3") for name in NAMES[1:]
+        (pl.col(name).ne_missing(pl.col(f"{name}_2")) & pl.col("got_").is_not_null()).alias(f"{name}_3")
+        for name in NAMES[1:]
     ]
     both = both.with_columns(wrong).with_columns(cells_=pl.sum_horizontal([f"{name}_3" for name in NAMES[1:]]))
     # A row whose truth cannot be known counts as recovered by nobody, and as wrong when delivered with a guess.

@@ -10,23 +10,22 @@ timed. One thread each.
 
 from __future__ import annotations
 
-import sys
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 import measure
 import numpy as np
 import polars as pl
-from sklearn.compose import ColumnTransformer
-from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OrdinalEncoder
-from threadpoolctl import threadpool_limits
 
-from tenon import model, training
+measure.needs("lightgbm", "onnx", "sklearn")  # the extra `train`
+
+from sklearn.compose import ColumnTransformer  # noqa: E402
+from sklearn.ensemble import HistGradientBoostingClassifier  # noqa: E402
+from sklearn.pipeline import make_pipeline  # noqa: E402
+from sklearn.preprocessing import OrdinalEncoder  # noqa: E402
+from threadpoolctl import threadpool_limits  # noqa: E402
+
+from tenon import model, training  # noqa: E402
 
 ROWS = 60_000
 TREES = 200
@@ -72,6 +71,7 @@ def peer(data: training.Data) -> Any:
 
 
 def main() -> None:
+    """Print the tables."""
     data = make_data()
     fitted = train(data)
     compiled = model.compile(fitted, data)

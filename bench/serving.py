@@ -195,6 +195,7 @@ def main() -> None:
     """Start every candidate, ask in turns, and show the tables."""
     import measure
 
+    measure.needs("lightgbm", "onnx", program="wrk")  # the extra `train`, and the Debian package wrk
     quick = "--quick" in sys.argv
     rounds, seconds = (2, 2) if quick else (5, 4)
     rng = np.random.default_rng(3)

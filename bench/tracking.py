@@ -175,10 +175,13 @@ def stalls() -> str:
 
 
 def main() -> None:
+    """Print the tables."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--mlflow", help="a Python that has MLflow installed")
     parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args()
+    if not arguments.mlflow:
+        print("left out: MLflow (name a Python that has it with --mlflow)", file=sys.stderr)
     measure.show("## Tracking", measure.machine("numpy", "msgspec"), rates(arguments.mlflow), stalls())
 
 

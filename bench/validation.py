@@ -89,12 +89,9 @@ def naive(frame: pl.DataFrame) -> tuple[int, int]:
     return split.filter("fine").height, split.filter(~pl.col("fine")).height
 
 
-def dataframely() -> Callable[[pl.DataFrame], tuple[int, int]] | None:
+def dataframely() -> Callable[[pl.DataFrame], tuple[int, int]]:
     """Return dataframely's filter with the same rules."""
-    try:
-        import dataframely as dy
-    except ImportError:
-        return None
+    import dataframely as dy
 
     class Flights(dy.Schema):
         id = dy.Int64(primary_key=True)
@@ -117,31 +114,30 @@ def dataframely() -> Callable[[pl.DataFrame], tuple[int, int]] | None:
     return run
 
 
-def pandera() -> Callable[[pl.DataFrame], tuple[int, int]] | None:
-    """Return pandera's lazy validation with the same rules, and its report used to part the rows."""
-    try:
-        import pandera.polars as pa
-        from pandera.errors import SchemaErrors
-    except ImportError:
-        return None
-
-    def condition(data: Any) -> Any:
-        return data.lazyframe.select(pl.col("arr") > pl.col("dep"))
-
-    schema = pa.DataFrameSchema(
+def pandera(engine: Any, condition: Any) -> Any:
+    """Return pandera's schema with the same rules, for its Polars or its pandas engine."""
+    return engine.DataFrameSchema(
         {
-            "id": pa.Column(int),
-            "hour": pa.Column(int, pa.Check.in_range(0, 23)),
-            "delay": pa.Column(float, pa.Check.in_range(-1000, 1000), nullable=False),
-            "distance": pa.Column(float, pa.Check.in_range(0, 10_000)),
-            "carrier": pa.Column(str, pa.Check.isin(["UA", "B6", "9E"])),
-            "dest": pa.Column(str, pa.Check.str_matches("^[A-Z]{3}$")),
-            "dep": pa.Column(int),
-            "arr": pa.Column(int),
+            "id": engine.Column(int),
+            "hour": engine.Column(int, engine.Check.in_range(0, 23)),
+            "delay": engine.Column(float, engine.Check.in_range(-1000, 1000), nullable=False),
+            "distance": engine.Column(float, engine.Check.in_range(0, 10_000)),
+            "carrier": engine.Column(str, engine.Check.isin(["UA", "B6", "9E"])),
+            "dest": engine.Column(str, engine.Check.str_matches("^[A-Z]{3}$")),
+            "dep": engine.Column(int),
+            "arr": engine.Column(int),
         },
-        checks=[pa.Check(condition)],
+        checks=[engine.Check(condition)],
         unique=["id", "carrier"],
     )
+
+
+def pandera_polars() -> Callable[[pl.DataFrame], tuple[int, int]]:
+    """Return pandera's lazy validation of a Polars frame, and its report used to part the rows."""
+    import pandera.polars as engine
+    from pandera.errors import SchemaErrors
+
+    schema = pandera(engine, lambda data: data.lazyframe.select(pl.col("arr") > pl.col("dep")))
 
     def run(frame: pl.DataFrame) -> tuple[int, int]:
         try:
@@ -155,27 +151,12 @@ def pandera() -> Callable[[pl.DataFrame], tuple[int, int]] | None:
     return run
 
 
-def pandera_pandas() -> Callable[[Any], tuple[int, int]] | None:
-    """Return pandera's validation of a pandas frame with the same rules."""
-    try:
-        import pandera.pandas as pa
-        from pandera.errors import SchemaErrors
-    except ImportError:
-        return None
-    schema = pa.DataFrameSchema(
-        {
-            "id": pa.Column(int),
-            "hour": pa.Column(int, pa.Check.in_range(0, 23)),
-            "delay": pa.Column(float, pa.Check.in_range(-1000, 1000), nullable=False),
-            "distance": pa.Column(float, pa.Check.in_range(0, 10_000)),
-            "carrier": pa.Column(str, pa.Check.isin(["UA", "B6", "9E"])),
-            "dest": pa.Column(str, pa.Check.str_matches("^[A-Z]{3}$")),
-            "dep": pa.Column(int),
-            "arr": pa.Column(int),
-        },
-        checks=[pa.Check(lambda frame: frame["arr"] > frame["dep"])],
-        unique=["id", "carrier"],
-    )
+def pandera_pandas() -> Callable[[Any], tuple[int, int]]:
+    """Return pandera's validation of a pandas frame."""
+    import pandera.pandas as engine
+    from pandera.errors import SchemaErrors
+
+    schema = pandera(engine, lambda frame: frame["arr"] > frame["dep"])
 
     def run(frame: Any) -> tuple[int, int]:
         try:
@@ -200,11 +181,15 @@ def request_rows() -> str:
 def main() -> None:
     """Print the tables."""
     frame = table()
-    found = {"tenon": tenon, "naive Polars filter": naive, "dataframely": dataframely(), "pandera, Polars": pandera()}
-    runs = {name: (lambda run=run: run(frame)) for name, run in found.items() if run is not None}
-    on_pandas = pandera_pandas()
-    if on_pandas is not None:
-        other = frame.to_pandas()
+    found: dict[str, Callable[[pl.DataFrame], tuple[int, int]]] = {"tenon": tenon, "naive Polars filter": naive}
+    if measure.has("dataframely"):
+        found["dataframely"] = dataframely()
+    peers = measure.has("pandera")
+    if peers:
+        found["pandera, Polars"] = pandera_polars()
+    runs = {name: (lambda run=run: run(frame)) for name, run in found.items()}
+    if peers and measure.has("pandas"):
+        on_pandas, other = pandera_pandas(), frame.to_pandas()
         runs["pandera, pandas"] = lambda: on_pandas(other)
     split = [[name, *run()] for name, run in runs.items()]
     taken = measure.turns(runs, repeats=9)
