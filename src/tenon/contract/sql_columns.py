@@ -81,11 +81,14 @@ def _div(node: Node, a: pl.Expr, b: pl.Expr) -> pl.Expr:
     return _unless_zero(node, b, _quotient(a, b, node.args[1].op == "column"))
 
 
-def _quotient(a: pl.Expr, b: pl.Expr | float, divisor_varies: bool = False) -> pl.Expr:
-    """Divide to the nearest float. Polars multiplies by the reciprocal of a scalar divisor (49 / 49 is then not 1), so
-    a divisor that may be one is spread over the column first.
-    """
-    return a / b if divisor_varies else a / (a.is_null().cast(pl.Float64) * 0.0 + b)
+def _quotient(a: pl.Expr, b: pl.Expr | float, varies: bool = False) -> pl.Expr:
+    """Divide to the nearest float; Polars multiplies by the reciprocal of a scalar (49 / 49 is then not 1)."""
+    return a / _spread(a, b, varies)
+
+
+def _spread(a: pl.Expr, b: pl.Expr | float, varies: bool) -> pl.Expr | float:
+    """Return an operand that may be one constant as a column as long as the other, so that no short cut is taken."""
+    return b if varies else a.is_null().cast(pl.Float64) * 0.0 + b
 
 
 def _floordiv(node: Node, a: pl.Expr, b: pl.Expr) -> pl.Expr:
@@ -121,7 +124,8 @@ def _ln(node: Node, a: pl.Expr) -> pl.Expr:
 
 
 def _pow(node: Node, a: pl.Expr, b: pl.Expr) -> pl.Expr:
-    power = a.pow(b)
+    # A scalar exponent of 2 to 8 is multiplied out, with another last bit than the C library's pow.
+    power = a.pow(_spread(a, b, node.args[1].op == "column"))
     lost = (power.is_nan() & ~a.is_nan() & ~b.is_nan()) | ((a == 0) & (b < 0))
     return pl.when(~lost).then(power)
 
