@@ -143,10 +143,10 @@ def main() -> None:
             [
                 [
                     figure,
-                    f"{max(abs(truth[name][i] - getattr(sketched[name], figure)) for name in names):.4f}",
-                    f"{max(truth[name][i] for name in names):.3f}",
+                    f"{max(abs(truth[name][i] - getattr(sketched[name], figure)) for name in numbers):.4f}",
+                    f"{max(truth[name][i] for name in numbers):.3f}",
                 ]
-                for i, figure, names in ((0, "psi", numbers), (1, "distance", numbers))
+                for i, figure in enumerate(("psi", "distance"))
             ],
         ),
         measure.rows(

@@ -1,4 +1,4 @@
-"""What every test shares: where skipping is a failure, it is one.
+"""What tests of several rooms share: a quick disk; and where skipping is a failure, it is one.
 
 On a person's machine a test whose server or package is missing skips and says why. Where `TENON_NO_SKIPS` is set (CI
 installs the servers) a skip fails the run, but for what no such machine has: a GPU, or the optional PyTorch.
@@ -7,8 +7,28 @@ installs the servers) a skip fails the run, but for what no such machine has: a 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture
+def quick_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: what a kill leaves does not depend on the disk, only the waiting does."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    folder = Path(tempfile.mkdtemp(prefix="tenon-", dir="/dev/shm"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+# ── skips ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 EXCUSED = ("needs a GPU", "needs torch")
 _skipped: list[str] = []

@@ -8,7 +8,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import textwrap
 import uuid
 from collections.abc import Iterator
@@ -52,19 +51,6 @@ def kill_at(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library = tmp_path_factory.mktemp("kill") / "kill_at.so"
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(HERE / "kill_at.c"), "-ldl"], check=True)
     return library
-
-
-@pytest.fixture
-def quick_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: what a kill leaves does not depend on the disk, only the waiting does."""
-    if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path
-        return
-    folder = Path(tempfile.mkdtemp(prefix="tenon-", dir="/dev/shm"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
 
 
 def fault_loop(kill_at: Path, folder: Path, url: str, mode: str) -> int:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 import threading
 import time
@@ -400,19 +398,6 @@ LOOP = """
             sys.stdout.flush()
             time.sleep(0.001)
 """
-
-
-@pytest.fixture
-def quick_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one, so that a busy disk of the machine that tests is not what is tested."""
-    if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path
-        return
-    folder = Path(tempfile.mkdtemp(prefix="tenon-", dir="/dev/shm"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
 
 
 def test_after_sigkill_everything_until_a_second_before_is_there(quick_disk: Path) -> None:
