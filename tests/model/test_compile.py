@@ -111,7 +111,8 @@ def test_a_forest_sends_missing_values_where_lightgbm_does(make: Make, missing: 
     np.testing.assert_allclose(predictor.score_matrix(asked), booster.predict(asked), atol=1e-6)
 
 
-def test_a_forest_with_categories_of_lightgbms_own_goes_through_onnxmltools(make: Make) -> None:
+@pytest.mark.parametrize("rounds", [0, 3])
+def test_a_forest_with_categories_of_lightgbms_own_goes_through_onnxmltools(make: Make, rounds: int) -> None:
     import lightgbm as lgb
 
     rng = np.random.default_rng(0)
@@ -121,9 +122,10 @@ def test_a_forest_with_categories_of_lightgbms_own_goes_through_onnxmltools(make
     booster = lgb.train({"objective": "binary", "verbosity": -1, "min_data_per_group": 5}, trained, 10)
     assert not tree.plain(booster.dump_model())
     data = make()
-    compiled = compile(Fitted(model=booster, encoding=data.encoding(), task="binary", trainer="own"), data)
+    fitted = Fitted(model=booster, encoding=data.encoding(), task="binary", trainer="own", rounds=rounds)
+    compiled = compile(fitted, data)
     found = Predictor.load(compiled.onnx, compiled.manifest).score_matrix(x)
-    np.testing.assert_allclose(found, booster.predict(x), atol=1e-6)
+    np.testing.assert_allclose(found, booster.predict(x, num_iteration=rounds or None), atol=1e-6)
 
 
 # ── models of the user's own ─────────────────────────────────────────────────────────────────────────────────────────

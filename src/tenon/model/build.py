@@ -118,7 +118,7 @@ def _forest(fitted: Any) -> bytes:
     rounds = fitted.rounds or booster.best_iteration
     dump = booster.dump_model(num_iteration=rounds if rounds > 0 else None)
     if not tree.plain(dump):
-        return _foreign_forest(booster, fitted.encoding.width)
+        return _foreign_forest(booster, rounds, fitted.encoding.width)
     helper, _ = _onnx()
     binary = str(dump["objective"]).startswith("binary")
     ensemble = helper.make_node(
@@ -179,12 +179,15 @@ def _given(fitted: Any) -> bytes:
     return bytes(fitted.model)
 
 
-def _foreign_forest(booster: Any, columns: int) -> bytes:
+def _foreign_forest(booster: Any, rounds: int, columns: int) -> bytes:
+    """Convert the first `rounds` trees with onnxmltools, which itself would take all of them."""
     try:
         from onnxmltools import convert_lightgbm
         from onnxmltools.convert.common.data_types import FloatTensorType
     except ImportError as error:
         raise missing_extra("onnxmltools", "train", "compile this LightGBM model") from error
+    if 0 < rounds < booster.num_trees():
+        booster = type(booster)(model_str=booster.model_to_string(num_iteration=rounds))
     try:
         model = convert_lightgbm(
             booster, initial_types=[("x", FloatTensorType([None, columns]))], zipmap=False, target_opset=OPSET - 2
