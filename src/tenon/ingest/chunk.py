@@ -21,7 +21,7 @@ from tenon.ingest.charset import Charset, to_utf8
 from tenon.ingest.dialect import Dialect, chomp, split
 from tenon.ingest.profile import Profile
 from tenon.ingest.repair import Mended, mend
-from tenon.ingest.scan import Lines, Places, line_table, marks_of, pairs, scan
+from tenon.ingest.scan import Lines, Places, marks_of, pairs, scan
 
 UNUSED = (0x1F, 0x1E, 0x1D, 0x1C, 0x02, 0x03, 0x04, 0x05, 0x06, 0x0E, 0x0F, 0x10, 0x11, 0x12, 0x13, 0x14)
 
@@ -175,6 +175,9 @@ def careful(data: bytes, layout: Layout) -> Text:
         good = good & ~again
     numbers = np.flatnonzero(good)
     frame = _frame(_text_of(data, table, good, layout, decided.encodings), len(numbers), layout)
+    if frame is None:
+        lines, _ = to_utf8((data[table.starts[n] : table.stops[n]] for n in numbers.tolist()), layout.charset)
+        frame = _by_hand([split(line, layout.dialect).values for line in lines], layout.width)
     lasts = numbers
     if decided.rows:
         firsts = np.array([first for first, _, _ in decided.rows], dtype=np.int64)
@@ -285,8 +288,8 @@ def _text_of(data: bytes, table: Lines, good: NDArray[np.bool_], layout: Layout,
     return b"".join(pieces)
 
 
-def _frame(text: bytes, rows: int, layout: Layout) -> pl.DataFrame:
-    """Read good lines; they have the right number of fields, so Polars must find as many rows."""
+def _frame(text: bytes, rows: int, layout: Layout) -> pl.DataFrame | None:
+    """Read good lines; None when Polars does not find as many rows (it has its own idea of a lone carriage return)."""
     dialect = layout.dialect
     if not rows:
         return pl.DataFrame(schema=dict.fromkeys(names(layout.width), pl.String))
@@ -302,9 +305,7 @@ def _frame(text: bytes, rows: int, layout: Layout) -> pl.DataFrame:
             frame = pl.DataFrame()
         if frame.height == rows:
             return frame
-    a = np.frombuffer(text, dtype=np.uint8)
-    starts, stops, _ = line_table(a, dialect)
-    return _by_hand([split(text[b:e], dialect).values for b, e in zip(starts, stops, strict=True)], layout.width)
+    return None
 
 
 def _by_hand(rows: Sequence[Sequence[bytes]], width: int) -> pl.DataFrame:

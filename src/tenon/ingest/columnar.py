@@ -30,7 +30,9 @@ def plan_of(source: Input) -> FilePlan:
         schema = pl.scan_parquet(source.path).collect_schema()
     except (pl.exceptions.PolarsError, OSError) as error:
         said = str(error).splitlines()[0][:200]
-        raise InputError(sentence("a Parquet file", said, at=source.label, hint="fetch or write the file again")) from error
+        raise InputError(
+            sentence("a Parquet file", said, at=source.label, hint="fetch or write the file again")
+        ) from error
     profiles = tuple(Profile(reading=Reading(type=_type(kind)), cells=1) for kind in schema.dtypes())
     return FilePlan(label=source.label, format="parquet", header=tuple(schema.names()), profiles=profiles)
 
@@ -47,7 +49,9 @@ def _type(kind: Any) -> ColumnType:
     return "timestamp" if isinstance(kind, pl.Datetime) else "text"
 
 
-def jobs(file: FilePlan, one: Callable[[int, int, Any], dict[str, Any]], source: Input, view: Any) -> Iterator[dict[str, Any]]:
+def jobs(
+    file: FilePlan, one: Callable[[int, int, Any], dict[str, Any]], source: Input, view: Any
+) -> Iterator[dict[str, Any]]:
     """Yield ranges of rows."""
     height = int(pl.scan_parquet(source.path).select(pl.len()).collect().item())
     for begin in range(0, max(height, 1), ROWS):

@@ -25,7 +25,19 @@ LINES = 400
 USUAL = {b",": 1.0, b"\t": 1.0, b";": 1.0, b"|": 1.0, b"\x1f": 1.0, b"\x01": 1.0, b" ": 0.8, b":": 0.75}
 UNUSUAL = 0.85
 NEVER = set(b"\"'\r\n\\")  # quotes, line endings and the usual escape delimit nothing
-RARELY = {b"-": 0.5, b"/": 0.5, b".": 0.4, b"_": 0.5, b"(": 0.1, b")": 0.1, b"$": 0.5, b"%": 0.5, b"@": 0.5, b"=": 0.5, b"+": 0.5}
+RARELY = {
+    b"-": 0.5,
+    b"/": 0.5,
+    b".": 0.4,
+    b"_": 0.5,
+    b"(": 0.1,
+    b")": 0.1,
+    b"$": 0.5,
+    b"%": 0.5,
+    b"@": 0.5,
+    b"=": 0.5,
+    b"+": 0.5,
+}
 MONTH = rb"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
 DATE = rb"(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.](?:\d{4}|\d{2})|\d{1,2}[- ]%b[- ,]+\d{2,4}|%b \d{1,2},? \d{4})"
 DATE = DATE.replace(b"%b", MONTH)
@@ -35,7 +47,10 @@ KINDS = (
     ("int", rb"[+-]?\d+"),
     ("float", rb"[+-]?(?:\d+[.,]\d*|[.,]\d+)(?:e[+-]?\d+)?|[+-]?\d+e[+-]?\d+|nan|inf"),
     ("number", rb"[+-]?\d{1,3}(?:[ ,.'\xa0]\d{3})+(?:[.,]\d+)?"),
-    ("money", rb"\(?[+-]?(?:[$\x80]|\xe2\x82\xac|\xc2?[\xa3\xa5]|usd|eur|gbp|chf) ?[+-]?[\d., ']*\d\)?|\(?[\d., ']*\d ?(?:[$\x80]|\xe2\x82\xac|usd|eur|gbp|chf|\xc2?[\xa3\xa5])\)?|\([\d., ']*\d\)"),
+    (
+        "money",
+        rb"\(?[+-]?(?:[$\x80]|\xe2\x82\xac|\xc2?[\xa3\xa5]|usd|eur|gbp|chf) ?[+-]?[\d., ']*\d\)?|\(?[\d., ']*\d ?(?:[$\x80]|\xe2\x82\xac|usd|eur|gbp|chf|\xc2?[\xa3\xa5])\)?|\([\d., ']*\d\)",
+    ),
     ("percent", rb"[+-]?\d+(?:[.,]\d+)? ?%"),
     ("date", DATE),
     ("time", TIME),
@@ -51,7 +66,9 @@ KIND = [(name, re.compile(pattern, re.IGNORECASE)) for name, pattern in KINDS]
 WORTH = {"empty": 0.6, "word": 0.9, "text": 0.85, "prose": 0.4, "junk": 0.05}
 TYPED = frozenset(("int", "float", "number", "money", "percent", "date", "time", "stamp"))
 # What looks like a delimiter inside these is none.
-INSIDE = re.compile(rb"(?:[a-z]+://|www\.)[^\s,;|\"]+|" + DATE + rb"(?:[T ]+" + TIME + ZONE + rb")?|" + TIME + rb"|\d+\.\d+", re.I)
+INSIDE = re.compile(
+    rb"(?:[a-z]+://|www\.)[^\s,;|\"]+|" + DATE + rb"(?:[T ]+" + TIME + ZONE + rb")?|" + TIME + rb"|\d+\.\d+", re.I
+)
 
 
 @lru_cache(maxsize=1 << 14)
@@ -116,7 +133,9 @@ def detect(sample: bytes, *, whole: bool) -> Guess:
     score, best = guesses[0]
     if not best.delimiter:
         best = _complete(lines, best)
-    rival_score, rival = next(((s, d) for s, d in guesses[1:] if d.delimiter.strip() != best.delimiter.strip()), (0.0, None))
+    rival_score, rival = next(
+        ((s, d) for s, d in guesses[1:] if d.delimiter.strip() != best.delimiter.strip()), (0.0, None)
+    )
     return Guess(dialect=best, score=score, rival=rival, rival_score=rival_score)
 
 
@@ -137,10 +156,10 @@ def _delimiters(lines: list[bytes]) -> list[bytes]:
     found: list[bytes] = []
     runs: Counter[bytes] = Counter()
     for line in text:
-        runs.update(set(re.findall(rb"[^\w\s\"'\\.\-()]{2,3}|[ \t]?[|;,~^] ?", line)))
+        runs.update(set(re.findall(rb"[!#$%&*+,/:;<=>?@\[\]^_`{|}~]{2,3}|[ \t]?[|;,~^] ?", line)))
     for byte in range(1, 256):
         mark = bytes((byte,))
-        if byte in NEVER or mark.isalnum() or (byte > 126 and byte != 0xA6 and byte != 0xA7):
+        if byte in NEVER or mark.isalnum() or byte > 126:
             continue
         where = text if mark in USUAL and mark not in (b" ", b":") else masked
         present = sum(mark in line for line in where)
@@ -204,7 +223,9 @@ def _escape(lines: list[bytes], dialect: Dialect) -> tuple[bytes, bytes]:
     """Return what stands before quotes inside quoted fields, and which other characters are always doubled there."""
     quote = dialect.quote
     edge = re.escape(dialect.delimiter) if dialect.delimiter else b"$"
-    field = re.compile(rb"(?:^|" + edge + rb") ?" + re.escape(quote) + rb"(.*?)" + re.escape(quote) + rb"(?=$|" + edge + rb")")
+    field = re.compile(
+        rb"(?:^|" + edge + rb") ?" + re.escape(quote) + rb"(.*?)" + re.escape(quote) + rb"(?=$|" + edge + rb")"
+    )
     before: Counter[bytes] = Counter()
     lone = pairs = 0
     other = b'"' if quote != b'"' else b""
@@ -228,7 +249,14 @@ def _escape(lines: list[bytes], dialect: Dialect) -> tuple[bytes, bytes]:
     for mark, count in before.most_common(1):
         if mark == b"\\" and 2 * count > total:
             return mark, doubled
-        if mark and not mark.isalnum() and mark not in b" \t.,:-)" and count >= 3 and count == total and mark not in dialect.delimiter:
+        if (
+            mark
+            and not mark.isalnum()
+            and mark not in b" \t.,:-)"
+            and count >= 3
+            and count == total
+            and mark not in dialect.delimiter
+        ):
             return mark, doubled
     return b"", doubled
 

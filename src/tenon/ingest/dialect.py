@@ -55,7 +55,15 @@ class Dialect:
     @property
     def said(self) -> str:
         """Name the delimiter as a person would."""
-        names = {b"\t": "tab", b" ": "space", b",": "comma", b";": "semicolon", b"|": "pipe", b":": "colon", b"": "none"}
+        names = {
+            b"\t": "tab",
+            b" ": "space",
+            b",": "comma",
+            b";": "semicolon",
+            b"|": "pipe",
+            b":": "colon",
+            b"": "none",
+        }
         text = names.get(self.delimiter, f"'{self.delimiter.decode('latin-1')}'")
         return f"{text} and space" if self.spaced else text
 
@@ -101,9 +109,13 @@ def tidy(dialect: Dialect, width: int) -> re.Pattern[bytes]:
     quote, mark = re.escape(dialect.quote), re.escape(dialect.delimiter)
     space = rb"\x20?+" if dialect.spaced else b""
     stop = dialect.delimiter if len(dialect.delimiter) == 1 else b""
-    plain = rb"[^" + quote + re.escape(stop) + rb"]" if stop or not mark else rb"(?:(?!" + mark + rb")[^" + quote + rb"])"
+    plain = (
+        rb"[^" + quote + re.escape(stop) + rb"]" if stop or not mark else rb"(?:(?!" + mark + rb")[^" + quote + rb"])"
+    )
     blank = b"" if dialect.delimiter in (b" ", b"\t") else rb"(?!\s*+" + quote + rb")"
-    field = rb"(?:" + quote + rb"(?:[^" + quote + rb"]++|" + quote * 2 + rb")*+" + quote + rb"|" + blank + plain + rb"*+)"
+    field = (
+        rb"(?:" + quote + rb"(?:[^" + quote + rb"]++|" + quote * 2 + rb")*+" + quote + rb"|" + blank + plain + rb"*+)"
+    )
     times = rb"*+" if not width else rb"{%d}" % (width - 1)
     return re.compile(field + rb"(?:" + mark + space + field + rb")" + times if mark else field, re.DOTALL)
 

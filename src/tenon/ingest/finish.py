@@ -31,6 +31,7 @@ from tenon.ingest.values import POLARS
 
 FILE_BYTES = 4 << 30  # a result larger than this becomes several files
 FILE_PARTS = 4_000
+EXAMPLE_ROWS = 50
 FOOT_ROWS = 40  # more refused rows at the end than this are no footnote
 
 
@@ -57,7 +58,9 @@ class _Foot:
     cut: int
 
 
-def finish(job: Job, name: str, plan: Plan, ranges: Sequence[Range], about: Sequence[dict[str, Any]], work: Path) -> Ingested:
+def finish(
+    job: Job, name: str, plan: Plan, ranges: Sequence[Range], about: Sequence[dict[str, Any]], work: Path
+) -> Ingested:
     """Join the parts into the result and close the account; raises when it does not close."""
     feet = [_foot(plan.files[n], [one for one in ranges if one.file == n]) for n in range(len(plan.files))]
     balance = Balance(bytes=0, row_bytes=0, quarantine_bytes=0)
@@ -66,7 +69,9 @@ def finish(job: Job, name: str, plan: Plan, ranges: Sequence[Range], about: Sequ
         closed = _balance(file, mine, feet[number])
         if not closed.closes:
             got = f"{closed.row_bytes + closed.quarantine_bytes + closed.skipped_bytes:,}"
-            raise InputError(sentence(f"{closed.bytes:,} bytes accounted for", got, at=file.label, hint="please report this"))
+            raise InputError(
+                sentence(f"{closed.bytes:,} bytes accounted for", got, at=file.label, hint="please report this")
+            )
         balance += closed
     quarantine = _joined(job, name, "quarantine", ranges, feet, work)
     repairs = _joined(job, name, "repairs", ranges, feet, work)
@@ -89,6 +94,9 @@ def finish(job: Job, name: str, plan: Plan, ranges: Sequence[Range], about: Sequ
         dialects={file.label: _dialect(file) for file in plan.files},
     )
     body = {key: value for key, value in done.to_dict().items() if key != "seconds"}
+    temporary = work / "plan.json"
+    temporary.write_text(json.dumps(plan.to_dict(), ensure_ascii=False), "utf-8")
+    os.replace(temporary, job.out / f"{name}.plan.json")
     temporary = work / "summary.json"
     temporary.write_text(json.dumps(body, indent=1, ensure_ascii=False), "utf-8")
     os.replace(temporary, done.summary)
@@ -132,7 +140,11 @@ def _foot(file: FilePlan, ranges: Sequence[Range]) -> _Foot:
     cut = -1
     end = ranges[-1].told["end"]
     final = tail[-1]
-    if final["offset"] + len(final["raw"]) == end and not final["raw"].endswith((b"\n", b"\r")) and not _note(file, final["raw"]):
+    if (
+        final["offset"] + len(final["raw"]) == end
+        and not final["raw"].endswith((b"\n", b"\r"))
+        and not _note(file, final["raw"])
+    ):
         cut = final["offset"]
     notes = [one for one in tail if one["offset"] != cut]
     if not all(_note(file, one["raw"]) for one in notes):
@@ -229,6 +241,7 @@ def _files(job: Job, name: str, plan: Plan, ranges: Sequence[Range], work: Path)
 
 def _columns(plan: Plan, ranges: Sequence[Range]) -> tuple[ColumnFacts, ...]:
     out = []
+    examples = _examples(ranges)
     for number, output in enumerate(plan.outputs):
         told = [one.told["columns"][number] for one in ranges]
         words: Counter[str] = Counter()
@@ -247,10 +260,27 @@ def _columns(plan: Plan, ranges: Sequence[Range]) -> tuple[ColumnFacts, ...]:
                 null_words=tuple(sorted(word for word in words if word and (word in null or word in STRONG))),
                 repaired=sum(one["repaired"] for one in told),
                 quarantined=sum(one["quarantined"] for one in told),
-                examples=tuple(dict.fromkeys(text for one in told for text in one["examples"]))[:3],
+                examples=examples.get(output.name, ()),
             )
         )
     return tuple(out)
+
+
+def _examples(ranges: Sequence[Range]) -> dict[str, tuple[str, ...]]:
+    """Return the first few different values of every column, from the first rows."""
+    heads: list[pl.DataFrame] = []
+    for one in ranges:
+        if one.told["rows"]:
+            heads.append(pl.read_parquet(one.companion(".parquet"), n_rows=EXAMPLE_ROWS))
+        if sum(head.height for head in heads) >= EXAMPLE_ROWS:
+            break
+    if not heads:
+        return {}
+    rows = pl.concat(heads).head(EXAMPLE_ROWS)
+    return {
+        column.name: tuple(str(value) for value in column.drop_nulls().unique(maintain_order=True).head(3).to_list())
+        for column in rows.get_columns()
+    }
 
 
 def _dialect(file: FilePlan) -> dict[str, Any]:
@@ -293,7 +323,9 @@ def _file_findings(
 ) -> Iterable[Finding]:
     place = file.label
     if not sum(one.told["rows"] for one in ranges):
-        yield Finding(code="ingest/empty", severity="warning", place=place, said="the file has no rows", hint="ask what wrote it")
+        yield Finding(
+            code="ingest/empty", severity="warning", place=place, said="the file has no rows", hint="ask what wrote it"
+        )
     if file.rival:
         said = f"read with {file.dialect.said} as delimiter; {file.rival} explains it nearly as well"
         yield Finding(code="ingest/dialect", severity="warning", place=place, said=said, hint="look at the first rows")
@@ -303,16 +335,29 @@ def _file_findings(
         odd.update(one.told["encodings"])
         skipped.update(one.told["skipped"])
     if odd or file.charset.wide:
-        told = ", ".join(f"{count:,} lines as {name}" for name, count in odd.most_common()) or f"all of it as {file.charset.name}"
+        told = (
+            ", ".join(f"{count:,} lines as {name}" for name, count in odd.most_common())
+            or f"all of it as {file.charset.name}"
+        )
         numbers = {f"lines_{name}": float(count) for name, count in odd.items()}
         yield Finding(code="ingest/encoding", severity="info", place=place, said=f"not UTF-8: {told}", numbers=numbers)
     if about["cut"]:
         yield Finding(
-            code="ingest/truncated", severity="error", place=place, said=f"the compression ends early: {about['cut']}", hint="fetch the file again"
+            code="ingest/truncated",
+            severity="error",
+            place=place,
+            said=f"the compression ends early: {about['cut']}",
+            hint="fetch the file again",
         )
     if foot.cut >= 0:
         said = f"the last row, at byte {foot.cut:,}, breaks off"
-        yield Finding(code="ingest/truncated", severity="error", place=f"{place}:{foot.cut}", said=said, hint="fetch the file again")
+        yield Finding(
+            code="ingest/truncated",
+            severity="error",
+            place=f"{place}:{foot.cut}",
+            said=said,
+            hint="fetch the file again",
+        )
     if file.preamble > file.charset.mark and file.format == "csv":
         skipped["preamble"] += file.preamble
     if foot.note_bytes:
@@ -325,7 +370,9 @@ def _file_findings(
         severity = "warning" if "other-table" in skipped else "info"
         hint = "cut the other table out to ingest it by itself" if "other-table" in skipped else ""
         numbers = {f"{name.replace('-', '_')}_bytes": float(size) for name, size in skipped.items()}
-        yield Finding(code="ingest/skipped", severity=severity, place=place, said=f"skipped: {told}", hint=hint, numbers=numbers)
+        yield Finding(
+            code="ingest/skipped", severity=severity, place=place, said=f"skipped: {told}", hint=hint, numbers=numbers
+        )
     lacking = [one.name for n, one in enumerate(plan.outputs) if n not in file.targets]
     if lacking and file.targets:
         said = f"has no column {', '.join(lacking[:5])}; its rows have null there"
@@ -341,17 +388,45 @@ def _column_findings(plan: Plan, columns: Sequence[ColumnFacts]) -> Iterable[Fin
         rivals = next((one for one in judged if one.rivals), None)
         if rivals is not None and rivals.rivals == ("decimal", "group"):
             said = "its commas may mean decimals or thousands; kept as text"
-            yield Finding(code="ingest/ambiguous-number", severity="warning", place=fact.name, said=said, hint="declare the type of the column")
+            yield Finding(
+                code="ingest/ambiguous-number",
+                severity="warning",
+                place=fact.name,
+                said=said,
+                hint="declare the type of the column",
+            )
         elif rivals is not None:
             said = f"dates fit {' and '.join(rivals.rivals[:3])} and would mean other days; kept as text"
-            yield Finding(code="ingest/ambiguous-date", severity="warning", place=fact.name, said=said, hint="declare how the dates are written")
+            yield Finding(
+                code="ingest/ambiguous-date",
+                severity="warning",
+                place=fact.name,
+                said=said,
+                hint="declare how the dates are written",
+            )
         if fact.null_words:
             said = f"read as missing: {', '.join(repr(word) for word in fact.null_words[:8])}"
-            yield Finding(code="ingest/null-words", severity="info", place=fact.name, said=said, hint="review the words")
-        mixed = fact.type == "text" and any(one.type != "text" for one in judged) and not any(one.declared for one in readings)
+            yield Finding(
+                code="ingest/null-words", severity="info", place=fact.name, said=said, hint="review the words"
+            )
+        mixed = (
+            fact.type == "text"
+            and any(one.type != "text" for one in judged)
+            and not any(one.declared for one in readings)
+        )
         if fact.quarantined or mixed:
-            said = f"{fact.quarantined:,} values do not fit type {fact.type}" if fact.quarantined else "values of several types; kept as text"
-            yield Finding(code="ingest/mixed-types", severity="warning", place=fact.name, said=said, numbers={"values": float(fact.quarantined)})
+            said = (
+                f"{fact.quarantined:,} values do not fit type {fact.type}"
+                if fact.quarantined
+                else "values of several types; kept as text"
+            )
+            yield Finding(
+                code="ingest/mixed-types",
+                severity="warning",
+                place=fact.name,
+                said=said,
+                numbers={"values": float(fact.quarantined)},
+            )
 
 
 def _counted(code: str, severity: Any, path: Path, column: str, noun: str, verb: str, job: Job) -> Finding:

@@ -26,7 +26,9 @@ WORDS = frozenset(
         "nat", "#value!", "#ref!", "#div/0!", "#name?",
     )
 )  # fmt: skip
-STRONG = frozenset(("", "NULL", "null", "Null", "\\N", "#N/A", "<NA>", "(null)", "[NULL]", "<null>", "N/A", "n/a", "NaN", "nan"))
+STRONG = frozenset(
+    ("", "NULL", "null", "Null", "\\N", "#N/A", "<NA>", "(null)", "[NULL]", "<null>", "N/A", "n/a", "NaN", "nan")
+)
 
 
 @lru_cache(maxsize=1 << 14)

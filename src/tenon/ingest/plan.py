@@ -174,7 +174,13 @@ def learn(label: str, head: bytes, whole: bool, view: View | None, charset: Char
         raise InputError(said)
     if not found.width:
         return FilePlan(label=label, format="csv", charset=charset, dialect=guess.dialect, begin=mark, preamble=mark)
-    good = [row.values for row in found.body if _clean(row, found.width, guess.dialect)]
+    own = {row.split(b"\x1f")[0] for row in found.header_rows}
+    good = [
+        row.values
+        for row in found.body
+        if _clean(row, found.width, guess.dialect)
+        and not (row.values[0] in own and b"\x1f".join(row.values) in found.header_rows)
+    ]
     if not whole and view is not None:
         good += _spots(view, guess.dialect, found.width, mark, job)
     cells = _cells(good, found.width, charset)
@@ -319,9 +325,10 @@ def settle(files: Sequence[FilePlan], job: Job) -> Plan:
                 spelt[name] = text
         per_file.append(mine)
     missing = [name for name in declared if name not in spelt]
-    if missing and names:
-        hint = f"{nearest(missing[0], names)} Or declare what the file has"
-        raise InputError(sentence(f"column '{missing[0]}'", f"columns {', '.join(names)}", at=files[0].label, hint=hint))
+    if missing:
+        got = f"columns {', '.join(names)}" if names else "an empty file"
+        hint = f"{nearest(missing[0], names)} Or declare what the file has" if names else "ask what wrote it"
+        raise InputError(sentence(f"column '{missing[0]}'", got, at=files[0].label, hint=hint))
     if job.source and job.source.strict and declared:
         names = [name for name in names if name in declared]
     types: dict[str, ColumnType] = {name: "text" for name in names}
@@ -333,7 +340,9 @@ def settle(files: Sequence[FilePlan], job: Job) -> Plan:
         ]
         types[name] = declared[name].type if name in declared else _union(found)
     outputs = tuple(Output(name=n, spelt=spelt[n], type=types[n], declared=n in declared) for n in names)
-    settled = tuple(_settled(file, mine, names, outputs, declared, extra) for file, mine in zip(files, per_file, strict=True))
+    settled = tuple(
+        _settled(file, mine, names, outputs, declared, extra) for file, mine in zip(files, per_file, strict=True)
+    )
     return Plan(outputs=outputs, files=settled, policy=job.policy, text=job.text, row_bytes=job.limits.row_bytes)
 
 
@@ -386,16 +395,24 @@ def _settled(
     place = {name: n for n, name in enumerate(names)}
     targets = tuple(place.get(name, -1) for name in mine)
     readings = tuple(
-        reading_for(one.reading, outputs[target].type, declared=outputs[target].declared, extra=extra) if target >= 0 else one.reading
+        reading_for(one.reading, outputs[target].type, declared=outputs[target].declared, extra=extra)
+        if target >= 0
+        else one.reading
         for one, target in zip(file.profiles, targets, strict=True)
     )
-    profiles = tuple(replace(one, reading=_judge(one.reading, reading)) for one, reading in zip(file.profiles, readings, strict=True))
+    profiles = tuple(
+        replace(one, reading=_judge(one.reading, reading)) for one, reading in zip(file.profiles, readings, strict=True)
+    )
     return replace(file, targets=targets, readings=readings, profiles=profiles)
 
 
 def _judge(natural: Reading, wanted: Reading) -> Reading:
     """Return what repairs are judged by: what the column is by nature, unless a type was declared for it."""
-    return wanted if wanted.declared and wanted.type != "text" else replace(natural, null=tuple({*natural.null, *wanted.null}))
+    return (
+        wanted
+        if wanted.declared and wanted.type != "text"
+        else replace(natural, null=tuple({*natural.null, *wanted.null}))
+    )
 
 
 def reading_for(natural: Reading, type_: ColumnType, *, declared: bool = False, extra: tuple[str, ...] = ()) -> Reading:
@@ -404,13 +421,21 @@ def reading_for(natural: Reading, type_: ColumnType, *, declared: bool = False, 
     if natural.type == type_:
         return replace(natural, null=null, declared=declared)
     if type_ == "text":
-        return Reading(null=tuple(sorted({*extra, *(natural.null if natural.type == "text" else STRONG)})), declared=declared, why=natural.why)
+        return Reading(
+            null=tuple(sorted({*extra, *(natural.null if natural.type == "text" else STRONG)})),
+            declared=declared,
+            why=natural.why,
+        )
     if type_ in ("int", "float") and natural.type in ("int", "float"):
         return replace(natural, type=type_, null=null, declared=declared)
     if type_ == "timestamp" and natural.type == "date":
         return replace(natural, type=type_, null=null, declared=declared)
     if type_ == "bool":
-        words = natural if natural.true else Reading(true=("true", "1", "yes", "t", "y"), false=("false", "0", "no", "f", "n"))
+        words = (
+            natural
+            if natural.true
+            else Reading(true=("true", "1", "yes", "t", "y"), false=("false", "0", "no", "f", "n"))
+        )
         return replace(words, type=type_, plain=False, null=null, declared=declared)
     if type_ == "date":
         formats = natural.formats if natural.type == "timestamp" else ("%Y-%m-%d",)
@@ -483,4 +508,3 @@ def _met(plan: Plan, facts: Sequence[Mapping[str, Any]]) -> Plan:
             )
         files[number] = file
     return replace(plan, outputs=tuple(outputs), files=tuple(files))
-

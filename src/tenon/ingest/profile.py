@@ -105,7 +105,9 @@ class Profile:
         cost = 1.5 * np.maximum(0.0, whole - self.longest) + 1.0 * np.maximum(0.0, self.shortest - whole)
         cost += 1.5 * np.maximum(0.0, after - self.decimals)
         zeros = bare.str.contains(r"^0\d").to_numpy()
-        return np.minimum(4.0, cost) + np.where(zeros, 3.0, 0.0) + np.where(bare.str.ends_with(".").to_numpy(), 1.0, 0.0)
+        return (
+            np.minimum(4.0, cost) + np.where(zeros, 3.0, 0.0) + np.where(bare.str.ends_with(".").to_numpy(), 1.0, 0.0)
+        )
 
     def _text_costs(self, text: pl.Series) -> Costs:
         if self.words:
@@ -116,7 +118,9 @@ class Profile:
         if self.shapes:
             cost += np.where(text.str.contains(self.pattern).to_numpy(), 0.0, 4.0)
         elif self.begins:
-            cost += np.where(text.str.contains(f"^[{self.begins}]").to_numpy(), 0.0, min(3.0, 0.5 * math.log10(self.cells + 1) + 0.5))
+            cost += np.where(
+                text.str.contains(f"^[{self.begins}]").to_numpy(), 0.0, min(3.0, 0.5 * math.log10(self.cells + 1) + 0.5)
+            )
         if self.prefix:
             cost += np.where(text.str.starts_with(self.prefix).to_numpy(), 0.0, 4.0)
         if not self.longest:
@@ -184,7 +188,12 @@ def _drawn(cell: str) -> str:
     return re.sub(r"[a-z\u0080-\U0010ffff]+", "a", re.sub(r"\d", "9", re.sub(r"[A-Z]", "A", cell)))
 
 
-_CLASSES = {"A": "A-Z\u00c0-\u00de\u0410-\u042f", "a": "a-z\u00df-\u00ff\u0430-\u044f", "9": "0-9", "_": r"\s\p{P}\p{S}"}
+_CLASSES = {
+    "A": "A-Z\u00c0-\u00de\u0410-\u042f",
+    "a": "a-z\u00df-\u00ff\u0430-\u044f",
+    "9": "0-9",
+    "_": r"\s\p{P}\p{S}",
+}
 
 
 def _begin(cell: str) -> str:
@@ -194,4 +203,3 @@ def _begin(cell: str) -> str:
     if first.isalpha():
         return "a" if first.islower() else "A"
     return "_"
-

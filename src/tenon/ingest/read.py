@@ -139,7 +139,9 @@ def _unchanged(inputs: Sequence[Input]) -> None:
             raise InputError(sentence("the file until the end", str(error.strerror), at=one.label)) from error
         if (about.st_size, about.st_mtime_ns) != (one.size, one.changed_ns):
             hint = "start again when nothing writes to it"
-            raise InputError(sentence("a file that rests", "one that changed while it was read", at=one.label, hint=hint))
+            raise InputError(
+                sentence("a file that rests", "one that changed while it was read", at=one.label, hint=hint)
+            )
 
 
 # ── the plan and its key ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -181,8 +183,15 @@ def _only(work: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             hint = "wait for it, or give another name"
-            raise StoreError(sentence("to be the only one writing here", "another ingest", at=str(work), hint=hint)) from error
-        yield work
+            raise StoreError(
+                sentence("to be the only one writing here", "another ingest", at=str(work), hint=hint)
+            ) from error
+        try:
+            yield work
+        finally:
+            # What failed before anything was read leaves nothing behind; finished parts stay for the next start.
+            if not any(work.glob("parts-*/*.json")):
+                shutil.rmtree(work, ignore_errors=True)
 
 
 @contextmanager
@@ -243,7 +252,14 @@ def _jobs(file: FilePlan, number: int, source: _Source, folder: Path, work: Path
 
     def one(begin: int, end: int, view: View) -> dict[str, Any]:
         name = f"{number:04d}-{begin:016d}"
-        return {**base, "view": view.to_dict(), "begin": begin, "end": end, "out": str(folder / name), "size": view.size}
+        return {
+            **base,
+            "view": view.to_dict(),
+            "begin": begin,
+            "end": end,
+            "out": str(folder / name),
+            "size": view.size,
+        }
 
     if file.format == "parquet":
         view = View(path=source.input.path, size=source.input.size)

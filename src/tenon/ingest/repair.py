@@ -155,7 +155,11 @@ def others(row: bytes, plain: Attempt, dialect: Dialect, width: int) -> Iterator
     tried: list[Iterable[Attempt]] = []
     quote = dialect.quote
     # Quotes that are all in order leave no doubt, unless two fields may have met at a doubled one.
-    if quote and quote in row and (plain.cost > 0 or _loose(plain, quote) or (len(plain.fields) < width and quote * 2 in row)):
+    if (
+        quote
+        and quote in row
+        and (plain.cost > 0 or _loose(plain, quote) or (len(plain.fields) < width and quote * 2 in row))
+    ):
         tried.append(_quote_attempts(row, dialect, width))
     tried.append(_foreign_attempts(row, dialect, width))
     for ways in tried:
@@ -181,7 +185,9 @@ def _foreign_attempts(row: bytes, dialect: Dialect, width: int) -> Iterator[Atte
 def _quote_attempts(row: bytes, dialect: Dialect, width: int) -> Iterator[Attempt]:
     """Yield the row with one quote taken as text, or with a delimiter put in before or after one quote."""
     quote, delimiter = dialect.quote, dialect.delimiter
-    places = [place for place in range(len(row)) if row[place : place + 1] == quote] if row.count(quote) <= QUOTES else []
+    places = (
+        [place for place in range(len(row)) if row[place : place + 1] == quote] if row.count(quote) <= QUOTES else []
+    )
     clean = tidy(dialect, width)
     glue = delimiter + b" " if dialect.spaced else delimiter
     for place in places:
@@ -230,7 +236,9 @@ def _judge(
         buckets[len(one.fields) - width].append(place)
     for shift, members in buckets.items():
         chosen = [near[place][1] for place in members]
-        for place, options in zip(members, _options(chosen, shift, stay[members], move[members], dialect, profiles), strict=True):
+        for place, options in zip(
+            members, _options(chosen, shift, stay[members], move[members], dialect, profiles), strict=True
+        ):
             number, attempt = near[place]
             found[number].extend(_Found(attempt.cost + option.cost, attempt, option) for option in options)
 
@@ -345,7 +353,10 @@ def _too_few(
         if left.open and right.open and not dialect.quote:
             # Text run together with text: any place would do, so none is known.
             for row in rows:
-                out[row] += [_Option(float(base[row]), place, "missing-delimiter", cut) for cut in (1, len(tried[row].fields[place]) - 1)]
+                out[row] += [
+                    _Option(float(base[row]), place, "missing-delimiter", cut)
+                    for cut in (1, len(tried[row].fields[place]) - 1)
+                ]
             continue
         texts = [tried[row].fields[place].decode("utf-8", "replace") for row in rows]
         for row, text, cuts in zip(rows, texts, _cuts(texts, left, right, dialect), strict=True):
@@ -363,13 +374,17 @@ def _cuts(texts: Sequence[str], left: Profile, right: Profile, dialect: Dialect)
     mark = dialect.quote.decode("latin-1")
     sizes = [len(text) - 1 for text in texts]
     costs = left.costs(pl.Series("", [text[:n] for text in texts for n in range(1, len(text))], dtype=pl.String))
-    costs = costs + right.costs(pl.Series("", [text[n:] for text in texts for n in range(1, len(text))], dtype=pl.String))
+    costs = costs + right.costs(
+        pl.Series("", [text[n:] for text in texts for n in range(1, len(text))], dtype=pl.String)
+    )
     out, begin = [], 0
     for text, size in zip(texts, sizes, strict=True):
         mine = costs[begin : begin + size]
         begin += size
         if mark and mark in text:
-            mine = mine + np.array([0.0 if text[n - 1] == mark or text[n] == mark else 1.0 for n in range(1, len(text))])
+            mine = mine + np.array(
+                [0.0 if text[n - 1] == mark or text[n] == mark else 1.0 for n in range(1, len(text))]
+            )
         order = np.argsort(mine, kind="stable")[:2].tolist()
         out.append([(float(mine[n]), n + 1) for n in order if mine[n] < MISFIT])
     return out

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import bz2
 import codecs
-import gzip
 import lzma
 import os
 import sys
@@ -53,6 +52,7 @@ NO_TEXT = (
     (b"ORC", "an ORC file"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
 )
+TEXTUAL = frozenset((0, 1, 2, *range(7, 14), *range(27, 32)))  # control characters that text files hold
 BLOCK = 1 << 20
 
 
@@ -109,10 +109,13 @@ def _inputs(file: Path) -> Iterator[Input]:
         about = file.stat()
     except OSError as error:
         raise InputError(
-            sentence("a file that can be read", error.strerror or str(error), at=str(file), hint="check its permissions")
+            sentence(
+                "a file that can be read", error.strerror or str(error), at=str(file), hint="check its permissions"
+            )
         ) from error
-    refuse(head, str(file))
     codec = next((name for magic, name in MAGIC if head.startswith(magic)), "")
+    if not codec:
+        refuse(head, str(file))
     facts: dict[str, Any] = {"path": file, "size": about.st_size, "changed_ns": about.st_mtime_ns}
     if codec != "zip":
         yield Input(label=str(file), codec=codec, **facts)
@@ -139,13 +142,13 @@ def _inputs(file: Path) -> Iterator[Input]:
 
 
 def refuse(head: bytes, label: str) -> None:
-    """Raise when the bytes begin as a kind of file that holds no rows of text."""
+    """Raise when the first bytes are those of a kind of file that holds no rows of text, or of no text at all."""
     for magic, name in NO_TEXT:
         if head.startswith(magic):
             raise InputError(sentence("rows of text", name, at=label, hint="give CSV, JSON Lines or Parquet"))
-    # Text has few control characters; UTF-16 and runs of NUL are dealt with elsewhere.
-    strange = sum(byte < 32 and byte not in (0, 7, 8, 9, 10, 11, 12, 13, 27, 28, 29, 30, 31, 1, 2) for byte in head)
-    if len(head) >= 64 and strange > len(head) // 16:
+    # Text has few control characters; UTF-16 and runs of NUL are dealt with elsewhere, and some of them delimit.
+    strange = sum(byte < 32 and byte not in TEXTUAL for byte in head)
+    if len(head) >= 64 and strange > len(head) // 50:
         raise InputError(sentence("rows of text", "binary data", at=label, hint="give CSV, JSON Lines or Parquet"))
 
 
@@ -154,76 +157,111 @@ def refuse(head: bytes, label: str) -> None:
 
 def blocks(source: Input, limits: IngestLimits) -> Iterator[bytes]:
     """Yield the decompressed bytes in blocks; raises EOFError after the last good one when the compression is cut."""
+    out = 0
+    bound = max(source.size, BLOCK) * limits.decompressed_ratio
+    try:
+        for block in _blocks(source):
+            out += len(block)
+            if source.size and out > bound:
+                wanted = f"at most {limits.decompressed_ratio:,} times its size when decompressed"
+                hint = "if the file is honest, raise limits.ingest.decompressed_ratio"
+                raise InputError(sentence(wanted, "more", at=source.label, hint=hint))
+            yield block
+    except (zlib.error, lzma.LZMAError, zipfile.BadZipFile, ValueError) as error:
+        raise EOFError(str(error)) from error
+    except OSError as error:
+        if error.errno is None:  # bz2 says so of broken data
+            raise EOFError(str(error)) from error
+        raise InputError(sentence("readable bytes", error.strerror or str(error), at=source.label)) from error
+
+
+def _blocks(source: Input) -> Iterator[bytes]:
+    if source.codec == "zip":
+        with zipfile.ZipFile(source.path) as pack, pack.open(source.member) as member:
+            while block := member.read(BLOCK):
+                yield block
+        return
     if source.codec == "none":
         return
-    out = 0
-    with _open(source) as stream:
-        while True:
-            try:
-                block = stream.read(BLOCK)
-            except EOFError:
-                raise
-            except (zlib.error, lzma.LZMAError, zipfile.BadZipFile, OSError, ValueError) as error:
-                if isinstance(error, OSError) and error.errno is not None:
-                    raise InputError(sentence("readable bytes", str(error), at=source.label)) from error
-                raise EOFError(str(error)) from error
-            except Exception as error:  # noqa: BLE001 - zstd's error class depends on which package provides it
-                if type(error).__name__ != "ZstdError":
-                    raise
-                raise EOFError(str(error)) from error
-            if not block:
-                return
-            out += len(block)
-            if source.size and out > max(source.size, BLOCK) * limits.decompressed_ratio:
-                raise InputError(
-                    sentence(
-                        f"at most {limits.decompressed_ratio:,} times its size when decompressed",
-                        "more",
-                        at=source.label,
-                        hint="if the file is honest, raise limits.ingest.decompressed_ratio",
-                    )
-                )
+    stdin = source.codec == "stdin"
+    with os.fdopen(os.dup(sys.stdin.fileno()), "rb") if stdin else source.path.open("rb") as stream:
+        if source.codec in UNPACKERS:
+            yield from _unpacked(stream, UNPACKERS[source.codec])
+            return
+        while block := stream.read(BLOCK):
             yield block
 
 
-def _open(source: Input) -> IO[bytes]:
-    if source.codec == "stdin":
-        return os.fdopen(os.dup(sys.stdin.fileno()), "rb")
-    if source.codec == "zip":
-        return _Member(source)  # type: ignore[return-value]
-    openers: dict[str, Callable[[Path], Any]] = {"gzip": gzip.open, "bz2": bz2.open, "xz": lzma.open, "zstd": _zstd}
-    return openers.get(source.codec, lambda path: path.open("rb"))(source.path)  # type: ignore[no-any-return]
+def _unpacked(stream: IO[bytes], start: Callable[[], Any]) -> Iterator[bytes]:
+    """Decompress one member after the other, giving out all that can be decoded of one that is cut."""
+    unpacker, rest, members = start(), b"", 0
+    while True:
+        data = rest or stream.read(BLOCK // 4)
+        rest = b""
+        if not data:
+            if members == 0 or unpacker is not None:
+                raise EOFError("the compressed data ends early")
+            return
+        if unpacker is None:
+            if not data.strip(b"\x00"):  # padding
+                continue
+            unpacker = start()
+        while True:
+            block = unpacker.decompress(data, BLOCK)
+            if block:
+                yield block
+            data = getattr(unpacker, "unconsumed_tail", b"")
+            if unpacker.eof:
+                rest, unpacker, members = unpacker.unused_data, None, members + 1
+                break
+            if not data and (len(block) < BLOCK or getattr(unpacker, "needs_input", not block)):
+                break
 
 
-class _Member:
-    """A member of a zip that closes its zip with itself."""
-
-    __slots__ = ("_pack", "_stream")
-
-    def __init__(self, source: Input) -> None:
-        self._pack = zipfile.ZipFile(source.path)
-        self._stream = self._pack.open(source.member)
-
-    def read(self, size: int) -> bytes:
-        return self._stream.read(size)
-
-    def __enter__(self) -> _Member:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-        self._pack.close()
-
-
-def _zstd(path: Path) -> IO[bytes]:
+def _zstd() -> Any:
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:
         try:
             from backports import zstd
         except ImportError as error:
-            raise missing_extra("backports.zstd", "zstd", f"read {path.name}") from error
-    return zstd.open(path, "rb")
+            raise missing_extra("backports.zstd", "zstd", "read zstd files") from error
+    return _Zstd(zstd.ZstdDecompressor(), zstd.ZstdError)
+
+
+class _Zstd:
+    """A zstd decompressor whose error is a ValueError, whichever package it comes from."""
+
+    __slots__ = ("_error", "_inner")
+
+    def __init__(self, inner: Any, error: type[Exception]) -> None:
+        self._inner, self._error = inner, error
+
+    def decompress(self, data: bytes, size: int) -> bytes:
+        try:
+            return bytes(self._inner.decompress(data, size))
+        except self._error as error:
+            raise ValueError(str(error)) from error
+
+    @property
+    def eof(self) -> bool:
+        return bool(self._inner.eof)
+
+    @property
+    def unused_data(self) -> bytes:
+        return bytes(self._inner.unused_data)
+
+    @property
+    def needs_input(self) -> bool:
+        return bool(self._inner.needs_input)
+
+
+UNPACKERS: dict[str, Callable[[], Any]] = {
+    "gzip": lambda: zlib.decompressobj(31),
+    "bz2": bz2.BZ2Decompressor,
+    "xz": lzma.LZMADecompressor,
+    "zstd": _zstd,
+}
 
 
 def transcoded(source: Iterator[bytes], encoding: str, mark: int) -> Iterator[bytes]:
@@ -299,6 +337,11 @@ def _slice(path: Path, begin: int, end: int) -> bytes:
         raise InputError(sentence("readable bytes", error.strerror or str(error), at=str(path))) from error
     if begin < end:
         raise InputError(
-            sentence("the file as long as it was at the start", "a shorter one", at=str(path), hint="start again when it rests")
+            sentence(
+                "the file as long as it was at the start",
+                "a shorter one",
+                at=str(path),
+                hint="start again when it rests",
+            )
         )
     return out[0] if len(out) == 1 else b"".join(out)

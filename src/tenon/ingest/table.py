@@ -178,14 +178,21 @@ def _kinds(rows: Sequence[Row], width: int) -> list[str]:
                 counts[FAMILY.get(name, name)] += 1
         total = sum(counts.values())
         name, number = counts.most_common(1)[0] if counts else ("empty", 0)
-        out.append(name if total and (number >= 0.8 * total or (name in TYPED and number >= 0.6 * total)) else "text" if total else "empty")
+        out.append(
+            name
+            if total and (number >= 0.8 * total or (name in TYPED and number >= 0.6 * total))
+            else "text"
+            if total
+            else "empty"
+        )
     return out
 
 
 def _fits(values: Sequence[bytes], kinds: Sequence[str]) -> int:
     """Count the cells that look like their typed column."""
     return sum(
-        name in TYPED and FAMILY.get(kind(value), kind(value)) == name for value, name in zip(values, kinds, strict=False)
+        name in TYPED and FAMILY.get(kind(value), kind(value)) == name
+        for value, name in zip(values, kinds, strict=False)
     )
 
 
@@ -202,7 +209,12 @@ def _first(rows: Sequence[Row], numbers: list[int], width: int, kinds: list[str]
     start = numbers[0]
     # The header may have one name too many or too few, directly above the first full row.
     above = start - 1
-    if above >= 0 and not rows[above].blank and abs(len(rows[above].values) - width) <= max(1, width // 4) and width > 2:
+    if (
+        above >= 0
+        and not rows[above].blank
+        and abs(len(rows[above].values) - width) <= max(1, width // 4)
+        and width > 2
+    ):
         row = rows[above]
         if row.filled >= 0.6 * width and not _fits(row.values, kinds) and all(kind(v) not in TYPED for v in row.values):
             return above

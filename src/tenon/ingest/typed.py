@@ -27,7 +27,16 @@ from tenon.ingest.values import POLARS, Reading
 MANY = 0.2  # above this share of misfits in a chunk, ask for a vote before looking at every row
 FEW = 50
 KINDS = 2_000  # different misfits of a column whose look is counted
-KIND_DATES = ("%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ", "%Y/%m/%d", "%d %b %Y", "%d-%b-%Y", "%B %d, %Y")
+KIND_DATES = (
+    "%Y-%m-%d",
+    "%Y-%m-%d %H:%M:%S",
+    "%Y-%m-%dT%H:%M:%S",
+    "%Y-%m-%dT%H:%M:%SZ",
+    "%Y/%m/%d",
+    "%d %b %Y",
+    "%d-%b-%Y",
+    "%B %d, %Y",
+)
 
 Where = Callable[[], tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]
 
@@ -43,7 +52,16 @@ class Facts:
     quarantined: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     words: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
+
+    def add(self, other: Facts) -> None:
+        """Add what another piece of the range found out."""
+        self.rows += other.rows
+        self.null += other.null
+        self.misfits += other.misfits
+        self.repaired += other.repaired
+        self.quarantined += other.quarantined
+        self.kinds.update(other.kinds)
+        self.words.update(other.words)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as plain data."""
@@ -55,7 +73,6 @@ class Facts:
             "quarantined": self.quarantined,
             "kinds": dict(self.kinds),
             "words": dict(self.words.most_common(values.WORDS)),
-            "examples": self.examples[:3],
         }
 
 
@@ -145,7 +162,11 @@ def _frame(columns: dict[int, pl.Series], plan: Plan, height: int) -> pl.DataFra
     for number, output in enumerate(plan.outputs):
         type_ = pl.String if plan.text else POLARS[output.type]
         column = columns.get(number)
-        out.append(pl.Series(output.name, [None] * height, dtype=type_) if column is None else column.alias(output.name).cast(type_))
+        out.append(
+            pl.Series(output.name, [None] * height, dtype=type_)
+            if column is None
+            else column.alias(output.name).cast(type_)
+        )
     return pl.DataFrame(out)
 
 
@@ -156,7 +177,11 @@ def _too_many(misfits: dict[int, NDArray[np.bool_]], file: FilePlan, height: int
 
 
 def _count(
-    text: pl.DataFrame, misfits: dict[int, NDArray[np.bool_]], file: FilePlan, facts: Sequence[Facts], rows: NDArray[np.int64] | None = None
+    text: pl.DataFrame,
+    misfits: dict[int, NDArray[np.bool_]],
+    file: FilePlan,
+    facts: Sequence[Facts],
+    rows: NDArray[np.int64] | None = None,
 ) -> None:
     """Count misfits by what they look like, leaving out rows that turned out to be broken."""
     for number, mask in misfits.items():
@@ -233,15 +258,27 @@ def _kinder(reading: Reading) -> list[tuple[str, Reading]]:
     bare = Reading(type=reading.type, plain=False, decimal=reading.decimal, unit=reading.unit)
     if reading.type == "int":
         zeros = Reading(type="float")
-        return [("groups", replace(bare, group=mark)) for mark in (",", " ", "'") if mark != reading.group] + [("decimals", zeros)]
+        return [("groups", replace(bare, group=mark)) for mark in (",", " ", "'") if mark != reading.group] + [
+            ("decimals", zeros)
+        ]
     if reading.type == "float":
         marks = (",", " ", "'") if reading.decimal == "." else (".", " ", "'")
-        units = [("unit", replace(bare, unit=unit, group=marks[0])) for unit in ("$", "€", "£", "%") if not reading.unit and unit != "%"]
+        units = [
+            ("unit", replace(bare, unit=unit, group=marks[0]))
+            for unit in ("$", "€", "£", "%")
+            if not reading.unit and unit != "%"
+        ]
         return [("groups", replace(bare, group=mark)) for mark in marks if mark != reading.group] + units
     if reading.type in ("date", "timestamp"):
-        return [("format", replace(reading, formats=(pattern,), null=())) for pattern in KIND_DATES if pattern not in reading.formats]
+        return [
+            ("format", replace(reading, formats=(pattern,), null=()))
+            for pattern in KIND_DATES
+            if pattern not in reading.formats
+        ]
     if reading.type == "bool":
-        more = [("word", Reading(type="bool", true=(true,), false=(false,), plain=False)) for true, false in values.BOOLS]
+        more = [
+            ("word", Reading(type="bool", true=(true,), false=(false,), plain=False)) for true, false in values.BOOLS
+        ]
         return [*more, ("word", Reading(type="bool", true=("1",), false=("0",), plain=False))]
     return []
 
@@ -280,7 +317,12 @@ def _again(
 
 
 def _nulled(
-    text: pl.DataFrame, misfits: dict[int, NDArray[np.bool_]], kept: set[int], plan: Plan, file: FilePlan, facts: Sequence[Facts]
+    text: pl.DataFrame,
+    misfits: dict[int, NDArray[np.bool_]],
+    kept: set[int],
+    plan: Plan,
+    file: FilePlan,
+    facts: Sequence[Facts],
 ) -> list[Repaired]:
     """Record the cells that become null by policy."""
     out: list[Repaired] = []
@@ -295,14 +337,20 @@ def _nulled(
 
 
 def _reread(
-    again: dict[int, tuple[list[bytes], int, str, str]], plan: Plan, file: FilePlan, facts: Sequence[Facts], where: Where
+    again: dict[int, tuple[list[bytes], int, str, str]],
+    plan: Plan,
+    file: FilePlan,
+    facts: Sequence[Facts],
+    where: Where,
 ) -> tuple[pl.DataFrame, NDArray[np.int64], list[Repaired], list[Refused]]:
     """Cast the rows that were repaired; one that still does not fit is refused after all."""
     numbers = np.array(sorted(again), dtype=np.int64)
     width = len(file.targets)
     text = pl.DataFrame(
         {
-            str(column): pl.Series([again[n][0][column].decode("utf-8", "replace") for n in numbers.tolist()], dtype=pl.String)
+            str(column): pl.Series(
+                [again[n][0][column].decode("utf-8", "replace") for n in numbers.tolist()], dtype=pl.String
+            )
             for column in range(width)
         }
     )
@@ -313,7 +361,14 @@ def _reread(
         bad |= mask
     begins, ends, lines = where()
     refused = [
-        Refused(int(begins[n]), int(ends[n]), int(lines[n]), again[n][1], "type", f"a repair ({again[n][2]}) left cells that do not fit")
+        Refused(
+            int(begins[n]),
+            int(ends[n]),
+            int(lines[n]),
+            again[n][1],
+            "type",
+            f"a repair ({again[n][2]}) left cells that do not fit",
+        )
         for n in numbers[bad].tolist()
     ]
     good = ~bad

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,9 @@ def _line_after(view: View, place: int, end: int, file: FilePlan) -> int:
 
 def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, account: _Account) -> None:
     """Read one piece and add it to the account."""
+    if file.format == "csv" and not file.profiles:
+        _blanks(offset, data, file, account)
+        return
     if file.format == "jsonl":
         text = jsonl.text(data, file.header, file.charset, account.unknown)
     else:
@@ -183,17 +186,20 @@ def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, acc
     if blank is not None:
         gone = np.flatnonzero(blank)
         begins, ends, _ = places()
-        account.skip("blank", int((ends[gone] - begins[gone]).sum()))
-        text = places.keep(~blank)
-    done = typed(text.frame, plan, file, account.facts, lambda row: places.raw(row, file), places)
-    if done.bailed:
-        account.bailed = True
+        skipped = {**text.skipped, "blank": text.skipped.get("blank", 0) + int((ends[gone] - begins[gone]).sum())}
+        text = replace(places.keep(~blank), skipped=skipped)
+    facts = [Facts() for _ in plan.outputs]
+    done = typed(text.frame, plan, file, facts, lambda row: places.raw(row, file), places)
     stop = _table_break(offset, data, text, done, places, view, file)
     if stop >= 0:
         account.stop = offset + stop
-        return _piece(offset, data[:stop], view, plan, file, _fresh_facts(account)) if stop else None
+        if stop:
+            _piece(offset, data[:stop], view, plan, file, account)
+        return
+    account.bailed = account.bailed or done.bailed
+    for known, fact in zip(account.facts, facts, strict=True):
+        known.add(fact)
     _add(offset, data, text, done, places, plan, file, account)
-    return None
 
 
 def _giant(offset: int, data: bytes, file: FilePlan, plan: Plan, account: _Account) -> None:
@@ -204,11 +210,18 @@ def _giant(offset: int, data: bytes, file: FilePlan, plan: Plan, account: _Accou
     account.lines += _line_count(data, file)
 
 
-def _fresh_facts(account: _Account) -> _Account:
-    """Forget what was counted about columns in a piece that is read again up to a table's end."""
-    for number, _ in enumerate(account.facts):
-        account.facts[number] = Facts()
-    return account
+def _blanks(offset: int, data: bytes, file: FilePlan, account: _Account) -> None:
+    """Account for an input in whose beginning no table was found: blank lines are skipped, any other is refused."""
+    starts, _, ends = line_table(np.frombuffer(data, dtype=np.uint8), file.dialect)
+    for number, (begin, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        raw = data[begin:end]
+        if raw.strip(b" \t\r\n\x00" + file.dialect.delimiter + file.dialect.quote):
+            fix = "a table that begins in the first part of the file"
+            account.quarantine.append((file.label, offset + begin, account.lines + number, raw, "", "no-table", fix))
+            account.quarantine_bytes += len(raw)
+        else:
+            account.skip("blank", len(raw))
+    account.lines += len(starts)
 
 
 def _text(data: bytes, layout: Layout) -> Text:
@@ -242,7 +255,9 @@ class _Places:
         self._found = (begins[mask], ends[mask], lines[mask])
         number = np.cumsum(mask) - 1
         repaired = [
-            Repaired(int(number[one.row]), one.column, one.code, one.was) for one in self._text.repaired if mask[one.row]
+            Repaired(int(number[one.row]), one.column, one.code, one.was)
+            for one in self._text.repaired
+            if mask[one.row]
         ]
         text = self._text
         self._text = Text(
@@ -280,7 +295,15 @@ def _add(
     quarantine = sorted([*text.refused, *done.refused], key=lambda one: one.begin)
     for one in quarantine:
         name = columns[one.column] if 0 <= one.column < len(columns) else ""
-        row = (file.label, offset + one.begin, account.lines + one.line, data[one.begin : one.end], name, one.code, one.fix)
+        row = (
+            file.label,
+            offset + one.begin,
+            account.lines + one.line,
+            data[one.begin : one.end],
+            name,
+            one.code,
+            one.fix,
+        )
         account.quarantine.append(row)
         account.quarantine_bytes += one.end - one.begin
         if one.code == "type" and 0 <= one.column < len(columns) and file.targets[one.column] >= 0:
@@ -305,8 +328,6 @@ def _add(
         column = done.frame.to_series(number)
         fact.rows += len(column)
         fact.null += column.null_count()
-        if len(fact.examples) < 3:
-            fact.examples += [str(value) for value in column.head(50).drop_nulls().head(3).to_list()]
     account.frames.append(done.frame)
 
 
@@ -333,7 +354,9 @@ def _repairs(
         return
     number = np.full(int(rows.max()) + 1 if len(rows) else 0, -1, dtype=np.int64)
     number[rows] = np.arange(len(rows))
-    told = sorted((one for one in told if one.row < len(number) and number[one.row] >= 0), key=lambda one: (one.row, one.column))
+    told = sorted(
+        (one for one in told if one.row < len(number) and number[one.row] >= 0), key=lambda one: (one.row, one.column)
+    )
     for one in told:
         name = columns[one.column] if 0 <= one.column < len(columns) else ""
         place, line = offset + int(begins[one.row]), account.lines + int(lines[one.row])
@@ -349,11 +372,12 @@ def _columnar(job: dict[str, Any], plan: Plan, file: FilePlan, done: Path) -> di
     account.row_bytes = share - account.quarantine_bytes
     for number, row in enumerate(bad.to_dicts()):
         raw = json.dumps(row, default=str, ensure_ascii=False).encode()
-        account.quarantine.append((file.label, -1, job["begin"] + number, raw, why[number], "type", "a value of the declared type"))
+        account.quarantine.append(
+            (file.label, -1, job["begin"] + number, raw, why[number], "type", "a value of the declared type")
+        )
     for number, fact in enumerate(account.facts):
         column = frame.to_series(number)
         fact.rows, fact.null = len(column), column.null_count()
-        fact.examples += [str(value) for value in column.head(50).drop_nulls().head(3).to_list()]
     told = _told(account, 0, share)
     _write(job["out"], account, plan, done, told)
     return told
@@ -362,9 +386,7 @@ def _columnar(job: dict[str, Any], plan: Plan, file: FilePlan, done: Path) -> di
 # ── the end of the table ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _table_break(
-    offset: int, data: bytes, text: Text, done: Typed, places: _Places, view: View, file: FilePlan
-) -> int:
+def _table_break(offset: int, data: bytes, text: Text, done: Typed, places: _Places, view: View, file: FilePlan) -> int:
     """Return where another table begins in this piece, -1 when none does: a row that is a header, and rows like it after.
 
     A header spelt byte for byte like the first is the same export going on; one spelt otherwise is another table.
@@ -414,7 +436,9 @@ def _told(account: _Account, begin: int, end: int) -> dict[str, Any]:
     total = account.row_bytes + account.quarantine_bytes + sum(account.skipped.values())
     if total != end - begin and not account.bailed:
         hint = "please report this, with the range"
-        raise InputError(sentence(f"{end - begin:,} bytes accounted for", f"{total:,}", at=f"bytes {begin} to {end}", hint=hint))
+        raise InputError(
+            sentence(f"{end - begin:,} bytes accounted for", f"{total:,}", at=f"bytes {begin} to {end}", hint=hint)
+        )
     return {
         "begin": begin,
         "end": end,

@@ -40,11 +40,30 @@ DATES = (
     ("%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%d.%m.%y")
     + DAY_FIRST
     + MONTH_FIRST
-    + ("%d %b %Y", "%d-%b-%Y", "%d-%b-%y", "%d %b %y", "%d %B %Y", "%B %d, %Y", "%b %d, %Y", "%B %d %Y", "%d. %B %Y", "%Y-%b-%d", "%d/%b/%Y", "%a, %d %b %Y")
+    + (
+        "%d %b %Y",
+        "%d-%b-%Y",
+        "%d-%b-%y",
+        "%d %b %y",
+        "%d %B %Y",
+        "%B %d, %Y",
+        "%b %d, %Y",
+        "%B %d %Y",
+        "%d. %B %Y",
+        "%Y-%b-%d",
+        "%d/%b/%Y",
+        "%a, %d %b %Y",
+    )
 )
 TIMES = ("%H:%M:%S", "%H:%M", "%H:%M:%S%.f", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p")
 ZONES = ("", "Z", "%z", " %z", " UTC", " GMT")
-COMPACT = ("%Y%m%dT%H%M%S", "%Y%m%dT%H%M%SZ", "%d/%b/%Y:%H:%M:%S %z", "%a, %d %b %Y %H:%M:%S %z", "%a %b %d %H:%M:%S %Y")
+COMPACT = (
+    "%Y%m%dT%H%M%S",
+    "%Y%m%dT%H%M%SZ",
+    "%d/%b/%Y:%H:%M:%S %z",
+    "%a, %d %b %Y %H:%M:%S %z",
+    "%a %b %d %H:%M:%S %Y",
+)
 BOOLS = (
     ("true", "false"),
     ("yes", "no"),
@@ -62,6 +81,8 @@ BOOLS = (
     ("vrai", "faux"),
     ("истина", "ложь"),
 )
+FIRST_DAY, LAST_DAY = -354_285, 2_932_896  # days from 1970 to 1000-01-01 and 9999-12-31
+DAY_US = 86_400_000_000
 DISTINCT = 2_000  # different values of a column looked at when learning
 WORDS = 40  # different values that do not fit which are told apart
 
@@ -178,20 +199,21 @@ def _convert(text: pl.Series, reading: Reading) -> pl.Series:
 
 
 def parse(text: pl.Series, pattern: str, type_: ColumnType) -> pl.Series:
-    """Read dates or timestamps of one format; null where it does not fit. Years before 1000 are two digits misread."""
+    """Read dates or timestamps of one format; null where it does not fit, or where the year is not one of four digits."""
     if type_ == "date":
-        days = text.str.to_date(pattern, strict=False, cache=False)
-        first = days.min()
-        if first is not None and first.year < 1000:  # type: ignore[union-attr]
-            days = pl.select(pl.when(days.dt.year() >= 1000).then(days).alias(text.name)).to_series()
-        return days
-    stamps = text.str.to_datetime(pattern, strict=False, cache=False, time_unit="us")
-    if "%z" in pattern:
-        stamps = stamps.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-    first = stamps.min()
-    if first is not None and first.year < 1000:  # type: ignore[union-attr]
-        stamps = pl.select(pl.when(stamps.dt.year() >= 1000).then(stamps).alias(text.name)).to_series()
-    return stamps
+        found = text.str.to_date(pattern, strict=False, cache=False)
+        least, most = FIRST_DAY, LAST_DAY
+    else:
+        found = text.str.to_datetime(pattern, strict=False, cache=False, time_unit="us")
+        if "%z" in pattern:
+            found = found.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+        least, most = FIRST_DAY * DAY_US, (LAST_DAY + 1) * DAY_US - 1
+    raw = found.to_physical()
+    low, high = raw.min(), raw.max()
+    if low is None or (low >= least and high <= most):  # type: ignore[operator]
+        return found
+    # "13" read as the year 13 is two digits misread.
+    return pl.select(pl.when(raw.is_between(least, most)).then(found).alias(text.name)).to_series()
 
 
 def number_pattern(reading: Reading) -> str:
@@ -314,12 +336,18 @@ def _decimal(counts: Mapping[str, int], comma: str) -> Reading | None:
         return Reading(why="more digits than an integer holds")
     # 1.234 and 12.345 and nothing else: thousands in some countries, decimals in others.
     dotted = [cell for cell in counts if fit[cell] and "." in cell]
-    if comma == "decimal" and dotted and all(re.fullmatch(r"[+-]?[1-9]\d{0,2}(\.\d{3})+", cell.strip()) for cell in dotted):
+    if (
+        comma == "decimal"
+        and dotted
+        and all(re.fullmatch(r"[+-]?[1-9]\d{0,2}(\.\d{3})+", cell.strip()) for cell in dotted)
+    ):
         return Reading(type="int", group=".", decimal=",", plain=False)
     return Reading(type="float")
 
 
-NUMBER = re.compile(r"(?P<open>\()?[+-]?(?P<u1>[^\d\s.,()+\-']{1,3})?\s?[+-]?(?P<n>\d[\d., '\u00a0\u202f]*|[.,]\d+)\s?(?P<u2>[^\d\s.,()+\-']{1,4}\.?)?\)?-?")
+NUMBER = re.compile(
+    r"(?P<open>\()?[+-]?(?P<u1>[^\d\s.,()+\-']{1,3})?\s?[+-]?(?P<n>\d[\d., '\u00a0\u202f]*|[.,]\d+)\s?(?P<u2>[^\d\s.,()+\-']{1,4}\.?)?\)?-?"
+)
 
 
 def _marked(counts: Mapping[str, int], comma: str) -> Reading | None:
@@ -345,7 +373,9 @@ def _marked(counts: Mapping[str, int], comma: str) -> Reading | None:
         return Reading(why="a comma that may mean decimals or thousands", rivals=("decimal", "group"))
     group, decimal, whole = marks
     unit = signs[0] if signs else ""
-    reading = Reading(type="int" if whole and not unit else "float", group=group, decimal=decimal, unit=unit, plain=False)
+    reading = Reading(
+        type="int" if whole and not unit else "float", group=group, decimal=decimal, unit=unit, plain=False
+    )
     series = pl.Series("", list(counts), dtype=pl.String)
     fits = _convert(series, reading).is_not_null().to_list()
     return reading if _share(dict(zip(counts, fits, strict=True)), counts) >= MOST else None
@@ -412,11 +442,19 @@ def _stamps(cells: Sequence[str]) -> list[str]:
     """List the timestamp formats that cells of this look could have."""
     joined = " ".join(cells[:20])
     joints = [joint for joint, sign in (("T", r"\dT\d"), (" ", r"\d \d"), (", ", r"\d, \d")) if re.search(sign, joined)]
-    zones = [zone for zone in ZONES if not zone or (zone == "Z" and "Z" in joined) or (zone.strip() and re.search(r"[+-]\d{2}:?\d{2}|UTC|GMT", joined))]
+    zones = [
+        zone
+        for zone in ZONES
+        if not zone
+        or (zone == "Z" and "Z" in joined)
+        or (zone.strip() and re.search(r"[+-]\d{2}:?\d{2}|UTC|GMT", joined))
+    ]
     clock = [time for time in TIMES if ("%p" in time) == bool(re.search(r"[ap]m\b", joined, re.IGNORECASE))]
     named = bool(re.search(r"[A-Za-z]{3}", joined.replace("UTC", "").replace("GMT", "")))
     days = [date for date in DATES if named or not re.search(r"%[abB]", date)]
-    return [f"{date}{joint}{time}{zone}" for date in days for joint in joints for time in clock for zone in zones] + list(COMPACT)
+    return [
+        f"{date}{joint}{time}{zone}" for date in days for joint in joints for time in clock for zone in zones
+    ] + list(COMPACT)
 
 
 def _vote(reads: Mapping[str, pl.Series], weight: pl.Series, total: int, type_: ColumnType) -> Reading | None:

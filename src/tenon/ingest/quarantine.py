@@ -1,0 +1,182 @@
+"""What waits in quarantine: shown safely, summed up, and read again after a rule was mended.
+
+`replay` reads only the quarantined rows, under the plan they were refused by and whatever the job declares now: other types,
+more null words, the other policy. Rows that can be read become `NAME.replayed.parquet` with the columns of the result; the
+quarantine keeps the rest, each with the place it had in the source. The result itself is not touched, and nothing is read
+from the source, which may be gone.
+
+Bytes of strangers are shown only through `safe`: control characters, which a terminal would obey, are spelt out.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tenon.errors import MissingError, sentence
+from tenon.ingest import plan as planning
+from tenon.ingest import unit
+from tenon.ingest.charset import decode
+from tenon.ingest.job import Job, Progress, silent
+from tenon.ingest.plan import FilePlan, Plan
+from tenon.ingest.stream import View
+from tenon.ingest.unit import put
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """What came of a replay: rows that could be read now and where they are, and how many still wait."""
+
+    file: Path | None
+    rows: int
+    waiting: int
+    seconds: float
+
+
+def safe(raw: bytes, size: int = 200) -> str:
+    """Return bytes as one line of text that is harmless in a terminal; cut at `size` characters."""
+    text, _ = decode(raw, planning.Charset())
+    out = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text[: size + 1])
+    return out[:size] + "…" if len(out) > size else out
+
+
+def summary(path: Path) -> list[dict[str, Any]]:
+    """Count the records by file, reason and column, the most frequent first, each with one example shown safely."""
+    found = (
+        pl.scan_parquet(_known(path))
+        .group_by("file", "reason", "column")
+        .agg(pl.len().alias("rows"), pl.col("raw").first(), pl.col("line").first(), pl.col("fix").first())
+        .sort(["rows", "file", "reason", "column"], descending=[True, False, False, False])
+        .collect()
+    )
+    return [{**one, "raw": safe(one["raw"]), "fix": safe(one["fix"].encode(), 400)} for one in found.to_dicts()]
+
+
+def show(path: Path, limit: int = 20, reason: str = "") -> list[dict[str, Any]]:
+    """Return the first records, with their bytes shown safely."""
+    records = pl.scan_parquet(_known(path))
+    if reason:
+        records = records.filter(pl.col("reason") == reason)
+    found = records.head(limit).collect().to_dicts()
+    return [{**one, "raw": safe(one["raw"]), "fix": safe(one["fix"].encode(), 400)} for one in found]
+
+
+def _known(path: Path) -> Path:
+    if not path.is_file():
+        raise MissingError(sentence("a quarantine file", "none", at=str(path), hint="nothing waits when there is none"))
+    return path
+
+
+# ── replay ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def replay(job: Job, progress: Progress = silent) -> Replayed:
+    """Read the quarantined rows of an earlier ingest again; `job` names its `out` and `name`, and what is declared now."""
+    begun = time.perf_counter()
+    path = _known(job.out / f"{job.name}.quarantine.parquet")
+    kept = job.out / f"{job.name}.plan.json"
+    if not kept.is_file():
+        raise MissingError(sentence("the plan of the ingest", "none", at=str(kept), hint="ingest the source again"))
+    plan = _mended(Plan.load(kept), job)
+    work = job.out / f".{job.name}.replay"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        records = pl.read_parquet(path)
+        done: list[pl.DataFrame] = []
+        waiting: list[pl.DataFrame] = []
+        for number, file in enumerate(plan.files):
+            mine = records.filter((pl.col("file") == file.label) & (pl.col("offset") >= 0))
+            waiting.append(records.filter((pl.col("file") == file.label) & (pl.col("offset") < 0)))
+            if mine.height and file.format != "parquet":
+                good, bad = _again(mine, plan, number, work, job)
+                done.append(good)
+                waiting.append(bad)
+            progress(number + 1, len(plan.files), "reading quarantined rows")
+        good = pl.concat([one for one in done if one.height]) if any(one.height for one in done) else pl.DataFrame()
+        bad = pl.concat(waiting).sort("file", "offset")
+        target = _written(good, bad, path, job, work)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return Replayed(file=target, rows=good.height, waiting=bad.height, seconds=time.perf_counter() - begun)
+
+
+def _mended(plan: Plan, job: Job) -> Plan:
+    """Return the plan with what the job declares now: types, null words, policy."""
+    declared = {c.name: c for c in job.source.columns if not c.derive} if job.source else {}
+    extra = tuple(job.source.null) if job.source else ()
+    outputs = tuple(
+        replace(one, type=declared[one.name].type, declared=True) if one.name in declared else one for one in plan.outputs
+    )
+    files = []
+    for file in plan.files:
+        readings = tuple(
+            planning.reading_for(reading, outputs[target].type, declared=reading.declared or outputs[target].declared, extra=extra)
+            if target >= 0
+            else reading
+            for reading, target in zip(file.readings, file.targets, strict=True)
+        )
+        profiles = tuple(
+            replace(one, reading=replace(reading if reading.type != "text" else one.reading, null=reading.null))
+            for one, reading in zip(file.profiles, readings, strict=True)
+        )
+        files.append(replace(file, readings=readings, profiles=profiles))
+    return replace(plan, outputs=outputs, files=tuple(files), policy=job.policy, patient=True)
+
+
+def _again(mine: pl.DataFrame, plan: Plan, number: int, work: Path, job: Job) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Read the raw rows of one file as a file of their own; return rows, and records that still wait."""
+    raws: Sequence[bytes] = [raw if raw.endswith((b"\n", b"\r")) else raw + b"\n" for raw in mine["raw"].to_list()]
+    data = work / f"rows-{number}"
+    data.write_bytes(b"".join(raws))
+    file: FilePlan = replace(plan.files[number], begin=0, preamble=0, stop=-1, header_raw=b"")
+    alone = replace(plan, files=(file,))
+    saved = work / f"plan-{number}.json"
+    saved.write_text(_json(alone), "utf-8")
+    out = work / f"part-{number}"
+    view = View(path=data, size=data.stat().st_size)
+    job_ = {"plan": str(saved), "file": 0, "view": view.to_dict(), "begin": 0, "end": view.size, "out": str(out)}
+    told = unit.read({**job_, "chunk_bytes": job.limits.chunk_bytes})
+    good = pl.read_parquet(str(out) + ".parquet") if told["rows"] else pl.DataFrame()
+    if not told["quarantined"]:
+        return good, mine.head(0)
+    # Every raw row is a row by itself, so what is refused now is one of them, found by where it lies.
+    begins, place = {}, 0
+    for row, raw in enumerate(raws):
+        begins[place] = row
+        place += len(raw)
+    refused = pl.read_parquet(str(out) + ".quarantine.parquet")
+    rows = [begins[offset] for offset in refused["offset"].to_list() if offset in begins]
+    told_now = refused.filter(pl.col("offset").is_in(list(begins)))
+    bad = mine[rows].with_columns(told_now["reason"], told_now["fix"], told_now["column"])
+    return good, bad
+
+
+def _json(plan: Plan) -> str:
+    import json
+
+    return json.dumps(plan.to_dict())
+
+
+def _written(good: pl.DataFrame, bad: pl.DataFrame, path: Path, job: Job, work: Path) -> Path | None:
+    """Write what could be read beside the result, then what still waits in place of the old quarantine."""
+    target = job.out / f"{job.name}.replayed.parquet" if good.height else None
+    if target is not None:
+        before = [pl.read_parquet(target)] if target.exists() else []
+        put(pl.concat([*before, good]) if before and before[0].schema == good.schema else good, work / "replayed")
+    if bad.height:
+        put(bad, work / "quarantine")
+    if target is not None:
+        os.replace(work / "replayed", target)
+    if bad.height:
+        os.replace(work / "quarantine", path)
+    else:
+        path.unlink()
+    return target
