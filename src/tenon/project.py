@@ -16,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,7 +68,13 @@ class Model:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))
+        _check_name("model", self.name)
         place = f"model '{self.name}'"
+        if not self.features:
+            raise ConfigError(sentence("features to learn from", "none", at=place, hint="name at least one"))
+        if not isinstance(self.train, str) and not inspect.isfunction(self.train):
+            got, hint = type(self.train).__name__, "write def train(data, run): ... and name it"
+            raise ConfigError(sentence("a trainer's name or a function of your own", got, at=place, hint=hint))
         if isinstance(self.train, str) and self.train not in TRAINERS:
             raise ConfigError(sentence("a trainer", f"'{self.train}'", at=place, hint=nearest(self.train, TRAINERS)))
         if not self.of.time:
@@ -85,15 +91,18 @@ class Model:
 
     @staticmethod
     def _date(text: str, place: str) -> datetime:
+        """Read a date or moment; one with a zone becomes UTC, as every time here."""
         try:
-            return datetime.fromisoformat(text)
-        except ValueError:
+            found = datetime.fromisoformat(text)
+            return found.astimezone(UTC).replace(tzinfo=None) if found.tzinfo else found
+        except (TypeError, ValueError):
             raise ConfigError(sentence("a date such as 2013-09-01", f"'{text}'", at=f"{place}: split")) from None
 
     @property
     def split_at(self) -> tuple[datetime, datetime]:
         """Return the two moments that divide train, validation and test."""
-        return datetime.fromisoformat(self.split[0]), datetime.fromisoformat(self.split[1])
+        first, second = (self._date(text, f"model '{self.name}'") for text in self.split)
+        return first, second
 
     @property
     def trainer_name(self) -> str:
@@ -102,7 +111,10 @@ class Model:
 
     @property
     def trainer_digest(self) -> str:
-        """Name what trains, so that an edited function trains anew: the built-in's name or the hash of its source."""
+        """Name what trains, so that an edited function trains anew: the built-in's name or the hash of its source.
+
+        What the function calls is not followed: after editing that, train with `--again`.
+        """
         if isinstance(self.train, str):
             return self.train
         return hashlib.sha256(inspect.getsource(self.train).encode()).hexdigest()
@@ -121,6 +133,8 @@ class Project:
     def __post_init__(self) -> None:
         object.__setattr__(self, "models", tuple(self.models))
         object.__setattr__(self, "sources", tuple(self.sources))
+        for source in self.all_sources:
+            _check_name("source", source.name)
         for kind, names in (
             ("model", [model.name for model in self.models]),
             ("source", [source.name for source in self.all_sources]),
@@ -142,7 +156,7 @@ class Project:
                             "a source of this project",
                             f"'{feature.of}'",
                             at=place,
-                            hint=nearest(str(feature.of), known),
+                            hint=f"{nearest(str(feature.of), known)}; a new one goes into Project(sources=[...])",
                         )
                     )
         for source in self.all_sources:
@@ -150,7 +164,12 @@ class Project:
                 if column.of and column.of not in known:
                     place = f"source '{source.name}', column '{column.name}'"
                     raise ConfigError(
-                        sentence("a source of this project", f"'{column.of}'", at=place, hint=nearest(column.of, known))
+                        sentence(
+                            "a source of this project",
+                            f"'{column.of}'",
+                            at=place,
+                            hint=f"{nearest(column.of, known)}; a new one goes into Project(sources=[...])",
+                        )
                     )
 
     @property
@@ -214,33 +233,38 @@ class Project:
         }
 
 
+def _check_name(kind: str, name: str) -> None:
+    """Refuse a name that cannot be part of an address or of a file's name."""
+    if not name.strip() or name.startswith(".") or any(char in "/\\" or not char.isprintable() for char in name):
+        raise ConfigError(sentence(f"a {kind} name without slashes or control characters", repr(name)))
+
+
 def load(folder: Path) -> Project:
     """Run `folder`/project.py and return the Project it defines, with `root` set; faults name file and line.
 
     The file runs as Python with the user's rights: open only projects you trust, as with any script.
     """
-    file = folder / "project.py"
+    file = folder.resolve() / "project.py"
     if not file.is_file():
         raise MissingError(
             sentence(
                 "a project.py", "none", at=str(folder), hint="name a project's folder, or make one with `tenon init`"
             )
         )
-    name = f"tenon_project_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
+    name = f"tenon_project_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None, file
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # functions defined there are named by module when they are recorded
+    if str(file.parent) not in sys.path:
+        sys.path.insert(0, str(file.parent))  # as for any script: its own modules lie beside it
     try:
         spec.loader.exec_module(module)
     except ConfigError as error:
         raise ConfigError(f"{error} ({file}:{_line(error, file)})") from error
-    except (MissingError, SyntaxError):
-        raise
-    except Exception as error:  # the edge to the user's own code: say where it broke
-        raise ConfigError(
-            sentence("a project.py that runs", f"{type(error).__name__}: {error}", at=f"{file}:{_line(error, file)}")
-        ) from error
+    except (Exception, SystemExit) as error:  # the edge to the user's own code: say where it broke
+        got = f"{type(error).__name__}: {error}"
+        raise ConfigError(sentence("a project.py that runs", got, at=f"{file}:{_line(error, file)}")) from error
     found = [value for value in vars(module).values() if isinstance(value, Project)]
     if len(found) != 1:
         raise ConfigError(
@@ -257,6 +281,8 @@ def load(folder: Path) -> Project:
 
 
 def _line(error: BaseException, file: Path) -> int:
-    """Find the last line of the user's file on the way to the error."""
+    """Find the last line of the user's file on the way to the error; a file that does not parse says its own."""
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        return error.lineno or 0
     lines = [frame.lineno or 0 for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
     return lines[-1] if lines else 0

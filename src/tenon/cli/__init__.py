@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -85,19 +85,45 @@ def main() -> None:
 
     try:
         code = tenon.main(prog_name="tenon", standalone_mode=False)
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("tenon: interrupted; what was finished is kept, and the next run goes on from there", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except TenonError as error:
-        from tenon.cli.output import harmless
+        _end(str(error), error.exit_code)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            # The reader of our output went away (`tenon runs list | head`): that is not a failure of ours.
+            sys.stderr.close()
+            sys.exit(0)
+        from tenon.errors import sentence
 
-        click.echo(f"tenon: {harmless(str(error))}", err=True)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader of our output went away (`tenon runs list | head`): that is not a failure of ours.
-        sys.stderr.close()
-        sys.exit(0)
+        place = str(error.filename or "this machine")
+        said = sentence("to read and write here", error.strerror or str(error), at=place, hint="run `tenon doctor`")
+        _end(said, 1)
+    except Exception as error:  # noqa: BLE001 - the last edge: a fault of ours is told as one, its trace kept for us
+        _end(_fault(error), 1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end(said: str, code: int) -> NoReturn:
+    from tenon.cli.output import harmless
+
+    click.echo(f"tenon: {harmless(said)}", err=True)
+    sys.exit(code)
+
+
+def _fault(error: Exception) -> str:
+    """Say that the fault is tenon's, and where its trace was written for those who mend it."""
+    import tempfile
+    import traceback
+
+    said = f"{type(error).__name__}: {error}".splitlines()[0]
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="tenon-fault-", suffix=".txt", delete=False) as file:
+            traceback.print_exception(error, file=file)
+        return f"a fault of tenon itself, please report it with {file.name}: {said}"
+    except OSError:
+        return f"a fault of tenon itself, please report it: {said}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from tenon.cli.output import Output, seconds, table, usd
+from tenon.cli.output import Output, harmless, seconds, table, usd
 from tenon.cli.shared import json_flag, model_option, opened, project_argument
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def init(folder: Path, file: Path | None, label: str, time: str, as_json: bool) 
     made = begin.init(folder, file, label=label, time=time)
     text = "\n".join(f"wrote {path}" for path in made)
     output.emit({"folder": str(folder), "files": [str(path) for path in made]}, text)
-    output.say(f"next: tenon run {folder}")
+    output.say(f"next: tenon run {shlex.quote(str(folder))}")
 
 
 @click.command()
@@ -79,10 +80,14 @@ def told(outcome: Outcome, project: Path) -> str:
         f"all that is kept cost {usd(sum(stage.usd for stage in outcome.stages))} to make."
     )
     if outcome.reports:
-        parts.append("Reports:\n" + "\n".join(f"  {audience:<10} {path}" for audience, path in outcome.reports.items()))
-    if any(model.serving for model in outcome.models):
+        width = max(len(audience) for audience in outcome.reports)
+        lines = [f"  {audience:<{width}}  {path}" for audience, path in outcome.reports.items()]
+        parts.append("\n".join(["Reports:", *lines]))
+    serving = [model.name for model in outcome.models if model.serving]
+    if serving:
+        where = shlex.quote(str(project)) + (f" --model {shlex.quote(serving[0])}" if outcome.several else "")
         parts.append(
-            f"Serve it:\n  tenon serve {project}\n"
-            f"  tenon replay {project}    (in another terminal: its test period as live traffic)"
+            f"Serve it:\n  tenon serve {where}\n"
+            f"  tenon replay {where}    (in another terminal: its test period as live traffic)"
         )
-    return "\n".join(parts)
+    return harmless("\n".join(parts))

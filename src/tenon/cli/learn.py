@@ -50,9 +50,11 @@ def _estimate(estimate: Mapping[str, float] | None) -> str:
 @json_flag
 def runs_list(project: Path, model: str, limit: int, as_json: bool) -> None:
     """List runs, newest first."""
+    from tenon.flow import promote
+
     output = Output(as_json)
     with opened(project, output, read_only=True) as work:
-        found = work.store.find("run", limit=limit, model=model) if model else work.store.find("run", limit=limit)
+        found = promote.of_model(work, "run", model, limit=limit)
     rows = []
     for run in found:
         first = next(iter(run.get("metrics", {}).get("test", {}).items()), None)
@@ -171,14 +173,15 @@ def models_list(project: Path, model: str, as_json: bool) -> None:
 @models.command("show")
 @click.argument("version")
 @project_argument
+@model_option
 @json_flag
-def models_show(version: str, project: Path, as_json: bool) -> None:
+def models_show(version: str, project: Path, model: str, as_json: bool) -> None:
     """Show one VERSION (id, number or alias): its lineage and every check of its gate."""
     from tenon.flow import promote
 
     output = Output(as_json)
     with opened(project, output, read_only=True) as work:
-        record = promote.version(work, "", version)
+        record = promote.version(work, model, version)
     checks = [["✓" if check["passed"] else "✗", check["name"], check["said"]] for check in record["gate"]["checks"]]
     lines = [
         f"version {record['number']} ({record['id']}) of '{record['model']}', {when(record['at'])} UTC",

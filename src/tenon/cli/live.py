@@ -91,5 +91,5 @@ def labels(file: Path, project: Path, model: str, as_json: bool) -> None:
     output = Output(as_json)
     with opened(project, output) as work:
         done = live.labels(work, file, model)
-    rows = [[done["labels"], done["matched"], done["without"], done["kind"]]]
-    output.emit(done, table(["labels kept", "meet an observation", "meet none yet", "as"], rows))
+    rows = [[done["labels"], done["matched"], done["without"], done["refused"], done["kind"]]]
+    output.emit(done, table(["labels kept", "meet an observation", "meet none yet", "refused", "as"], rows))

@@ -35,6 +35,8 @@ def watch(project: Path, model: str, as_of: str, window: str, fail: bool, as_jso
 def _windows(watched: dict[str, object]) -> str:
     windows = watched["windows"]
     assert isinstance(windows, list)
+    if not windows:
+        return "no observations yet: start `tenon serve`, and ask it or `tenon replay` to it"
     metric = next((name for window in windows for name in window["metrics"]), "")
     rows = []
     for window in windows:

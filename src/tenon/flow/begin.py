@@ -130,7 +130,7 @@ def declaration(file: Path, name: str, *, label: str, time: str) -> str:
     from tenon import contract
     from tenon.flow import single
 
-    rows = single.table(file)
+    rows = single.table(file).rows
     inferred = contract.infer(rows, name)
     names = [column.name for column in inferred.columns]
     if time and time not in names:

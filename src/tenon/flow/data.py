@@ -8,6 +8,7 @@ in = rows good + rows quarantined, which is checked here before anything is comm
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -81,6 +82,13 @@ def frame(work: Work, record: Mapping[str, Any]) -> pl.DataFrame:
     return pl.concat([parquet(work, digest) for digest in record["files"]])
 
 
+def packed(rows: pl.DataFrame) -> bytes:
+    """Return a frame as Parquet; made in memory, so that a full disk is met by the store, which says so."""
+    buffer = io.BytesIO()
+    rows.write_parquet(buffer, compression="zstd", compression_level=1)
+    return buffer.getvalue()
+
+
 def parquet(work: Work, digest: str) -> pl.DataFrame:
     """Return the frame kept under a digest; CorruptError when the bytes are not the ones that were put there."""
     return pl.read_parquet(work.store.blobs.read(digest))
@@ -146,6 +154,8 @@ def dataset(work: Work, source: Source, read: Stage, lookups: Mapping[str, Stage
     }
 
     def make(_: str) -> dict[str, Any]:
+        if not read.body["rows"]:
+            raise _none(source, read.body, [])
         rows = frame(work, read.body)
         missing = [column.name for column in source.columns if not column.derive and column.name not in rows.columns]
         if missing:
@@ -163,28 +173,20 @@ def dataset(work: Work, source: Source, read: Stage, lookups: Mapping[str, Stage
         agreed = contract.Contract.of(source)
         verdict = contract.check(whole, agreed)
         assert verdict.good.height + verdict.bad.height == rows.height, (verdict.good.height, verdict.bad.height)
-        broken = [finding for finding in verdict.findings if finding.severity == "error"]
         if not verdict.good.height:
-            raise ContractError(
-                sentence(
-                    f"rows of '{source.name}' that keep its contract",
-                    f"none of {rows.height:,}",
-                    at=read.body["paths"][0],
-                    hint=broken[0].said if broken else "read the file and the contract side by side",
-                )
-            )
+            raise _none(source, read.body, [one.said for one in verdict.findings if one.severity == "error"])
         profile = sketch.profile(verdict.good)
         return {
             "source": source.name,
             "paths": read.body["paths"],
             "ingest": read.id,
             "lookups": made_of["lookups"],
-            "files": [_put(work, verdict.good)],
+            "files": [work.store.blobs.put(packed(verdict.good))],
             "rows": verdict.good.height,
             "bytes": read.body["bytes"],
             "quarantined": read.body["quarantined"] + verdict.bad.height,
             "quarantine": read.body["quarantine"],
-            "bad": _put(work, verdict.bad) if verdict.bad.height else "",
+            "bad": work.store.blobs.put(packed(verdict.bad)) if verdict.bad.height else "",
             "repaired": read.body["repaired"],
             "balance": read.body["balance"],
             "contract": work.store.blobs.put(agreed.to_odcs().encode()),
@@ -196,11 +198,14 @@ def dataset(work: Work, source: Source, read: Stage, lookups: Mapping[str, Stage
     return once(work, "dataset", source.name, made_of, make)
 
 
-def _put(work: Work, rows: pl.DataFrame) -> str:
-    with tempfile.TemporaryDirectory(prefix="tenon-") as folder:
-        file = Path(folder) / "rows.parquet"
-        rows.write_parquet(file, compression="zstd", compression_level=1)
-        return work.store.blobs.put(file)
+def _none(source: Source, read: Mapping[str, Any], why: list[str]) -> ContractError:
+    """Say that no row of a source is left, and what came in the way of most."""
+    total = read["rows"] + read["quarantined"]
+    said = [*why, *(finding["said"] for finding in read["findings"] if finding["severity"] != "info")]
+    got = f"none of {total:,}" if total else "none"
+    wanted = f"rows of '{source.name}' that keep its contract"
+    hint = said[0] if said else "read the file beside its contract"
+    return ContractError(sentence(wanted, got, at=read["paths"][0], hint=hint))
 
 
 def _columns(source: Source, rows: pl.DataFrame) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ before them. A version that its gate allows takes the alias `production`, unless
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
@@ -19,7 +18,7 @@ from tenon import model, sketch, training
 from tenon.contract.column import Column, Source
 from tenon.errors import InputError, MissingError, sentence
 from tenon.feature import Feature, FeatureSet, Label
-from tenon.flow.data import frame, parquet
+from tenon.flow.data import frame, packed, parquet
 from tenon.flow.work import Stage, Work, once
 from tenon.project import Model
 
@@ -126,7 +125,7 @@ def features(work: Work, declared: Model, datasets: Mapping[str, Stage]) -> Stag
             "names": list(chosen.names),
             "kinds": dict(chosen.kinds),
             "rows": matrix.height,
-            "matrix": work.store.blobs.put(_bytes(matrix)),
+            "matrix": work.store.blobs.put(packed(matrix)),
             "online": work.store.blobs.put(online.to_bytes()),
             "definition": chosen.definition,
             "label": asdict(chosen.label),
@@ -137,12 +136,6 @@ def features(work: Work, declared: Model, datasets: Mapping[str, Stage]) -> Stag
         }
 
     return once(work, "features", declared.name, made_of, make)
-
-
-def _bytes(rows: pl.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    rows.write_parquet(buffer, compression="zstd", compression_level=1)
-    return buffer.getvalue()
 
 
 def reach(times: pl.Series) -> str:
@@ -252,7 +245,12 @@ def run(work: Work, declared: Model, matrix: Stage) -> tuple[Stage, training.Out
 
 def _scores(part: training.Part, scores: Any) -> bytes:
     """Keep the test period's true labels and scores, for curves that a report may want to draw."""
-    return _bytes(pl.DataFrame({"time": part.time, "label": part.y, "score": scores}))
+    return packed(pl.DataFrame({"time": part.time, "label": part.y, "score": scores}))
+
+
+def test_scores(work: Work, record: Mapping[str, Any]) -> pl.DataFrame:
+    """Return the test period of a run as it was kept: time, label and score of each row."""
+    return parquet(work, record["artifacts"]["test_scores"])
 
 
 # ── the version ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -282,6 +282,8 @@ def predict(work: Work, asked: Prediction) -> Predicted:
             write(scored)
             rows, refused = rows + scored.height, refused + int(scored["fault"].is_not_null().sum())
             work.progress(rows, given.rows, "scoring")
+        if not rows:
+            write(score(live, pl.DataFrame(schema={column.name: pl.String for column in columns}), columns))
     return Predicted(
         model=live.record["model"],
         version=live.record["id"],
@@ -461,17 +463,11 @@ def labels(work: Work, file: Path, name: str) -> dict[str, Any]:
 
     declared = work.model(name)
     now = work.clock()
-    columns = single.columns(file)
+    columns = single.table(file).rows.columns
     if {"id", "label"} <= set(columns):
-        rows = single.table(file, text=("id",))
-        known = (
-            rows["known"]
-            if "known" in rows.columns
-            else pl.Series("known", [datetime.fromtimestamp(now, UTC).replace(tzinfo=None)] * rows.height)
-        )
-        kept = rows.select(pl.col("id").cast(pl.String), pl.col("label").cast(pl.Float64)).with_columns(
-            known.alias("known")
-        )
+        trained = work.store.find("run", limit=1, model=declared.name)
+        binary = bool(trained) and trained[0].get("task") == "binary"
+        kept, refused = _by_id(file, columns, now, binary=binary)
         _append(work, "labels", declared.name, kept, "known", now)
         ids = set(kept["id"].to_list())
         seen = _observed_ids(work, declared.name)
@@ -489,11 +485,42 @@ def labels(work: Work, file: Path, name: str) -> dict[str, Any]:
                     hint="see docs/watch.md for both forms",
                 )
             )
-        kept = single.table(file, source=read)
+        given = single.table(file, read)
+        kept, refused = given.rows, given.unread
         found = label_source(work, declared).labels_of(kept)
         _append(work, "facts", source.name, kept, "", now)
         matched, kind = _meet(work, declared.name, found), f"facts of '{source.name}'"
-    return {"labels": kept.height, "matched": matched, "without": kept.height - matched, "kind": kind}
+    return {
+        "labels": kept.height,
+        "matched": matched,
+        "without": kept.height - matched,
+        "refused": refused,
+        "kind": kind,
+    }
+
+
+def _by_id(file: Path, columns: Sequence[str], now: float, *, binary: bool) -> tuple[pl.DataFrame, int]:
+    """Return a file's usable rows of id, label and known, and how many lack an id or a label the model can have.
+
+    True and false are 1 and 0. Without `known`, an outcome is known now.
+    """
+    from tenon.flow import single
+
+    read = [contract.Column(name, "text", nullable=True) for name in ("id", "label")]
+    times = [contract.Column("known", "timestamp", nullable=True)] if "known" in columns else []
+    given = single.table(file, Source("labels", columns=[*read, *times], strict=False))
+    moment = pl.lit(datetime.fromtimestamp(now, UTC).replace(tzinfo=None)).cast(pl.Datetime("us"))
+    known = pl.col("known").fill_null(moment) if times else moment.alias("known")
+    words = pl.col("label").str.strip_chars().str.to_lowercase().replace({"true": "1", "false": "0"})
+    found = given.rows.select("id", words.cast(pl.Float64, strict=False).alias("label"), known)
+    usable = pl.col("label").is_in([0.0, 1.0]) if binary else pl.col("label").is_finite()
+    kept = found.filter(pl.col("id").is_not_null() & usable)
+    refused = found.height - kept.height + given.unread
+    if not kept.height:
+        got = f"{refused:,} rows that lack one"
+        hint = f"label is {'0 or 1' if binary else 'a number'}, or true or false; known, when given, a moment such as 2013-11-01T05:15"
+        raise InputError(sentence("rows with an id, a label and a moment", got, at=str(file), hint=hint))
+    return kept, refused
 
 
 def _append(work: Work, stream: str, subject: str, rows: pl.DataFrame, time_column: str, now: float) -> None:

@@ -1,7 +1,7 @@
 """The whole path in order: every source to a dataset, every model to a version before its gate, the reports.
 
 A version that its gate allows takes the alias `production` when nothing has it, or when it came from a run that is not
-worse, on the same test rows, than the run in production beyond noise. Otherwise the alias stays, and a finding says so.
+worse by the gate's metric, beyond noise, than the run in production. Otherwise the alias stays, and a finding says so.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tenon import metric
 from tenon.flow import data, learn, promote
 from tenon.flow.work import Stage, Work
+from tenon.model.gate import HIGHER_IS_BETTER
 from tenon.project import Model
 from tenon.training import track
 
@@ -55,6 +57,7 @@ class Outcome:
     models: Sequence[Verdict] = ()
     findings: Sequence[Mapping[str, Any]] = ()
     reports: Mapping[str, str] = field(default_factory=dict)
+    several: bool = False  # the project has more than one model, so commands must name theirs
 
     def to_dict(self) -> dict[str, Any]:
         """Return the outcome as plain data."""
@@ -92,18 +95,21 @@ def run(work: Work, *, model: str = "", upto: str = "report") -> Outcome:
         findings += _said(done)
         if verdict is not None:
             verdicts.append(verdict)
-    reports: dict[str, str] = {}
+    reports: Mapping[str, str] = {}
     if last >= ORDER.index("report"):
         from tenon.flow import tell
 
-        for declared in chosen:
-            told = tell.reports(work, tell.Telling(model=declared.name))
-            many = len(chosen) > 1
-            reports.update(
-                {f"{row['audience']} ({declared.name})" if many else row["audience"]: row["path"] for row in told}
-            )
+        told = tell.reports(work, tell.Telling(model=model))
+        reports = {
+            f"{row['audience']} ({row['model']})" if len(chosen) > 1 else row["audience"]: row["path"] for row in told
+        }
     return Outcome(
-        stages=stages, seconds=time.perf_counter() - started, models=verdicts, findings=findings, reports=reports
+        stages=stages,
+        seconds=time.perf_counter() - started,
+        models=verdicts,
+        findings=findings,
+        reports=reports,
+        several=len(work.project.models) > 1,
     )
 
 
@@ -128,28 +134,35 @@ def settle(work: Work, declared: Model, version: Stage) -> tuple[bool, str]:
     if now is not None and now["id"] == version.id:
         return True, "it passes its gate and is in production"
     if now is not None:
-        ours, theirs = _primary(work, version.body["run"]), _primary(work, now["run"])
-        if ours and theirs and ours[0] == theirs[0]:
-            name, mine, other = ours[0], ours[1], theirs[1]
-            worse = mine["high"] < other["low"] if ours[2] else mine["low"] > other["high"]
-            if worse:
-                return False, (
-                    f"it passes its gate, but its {name} of {mine['value']:.4f} is worse beyond noise than the "
-                    f"{other['value']:.4f} of version {now['number']}, which stays in production"
-                )
+        worse = _worse(work, declared, version.body["run"], now["run"])
+        if worse:
+            return False, f"it passes its gate, but {worse} of version {now['number']}, which stays in production"
     move = promote.Move(model=declared.name, version=version.id, reason="its gate allowed it")
     promote.promote(work, move)
     return True, "it passes its gate and is now in production"
 
 
-def _primary(work: Work, run_id: str) -> tuple[str, Mapping[str, float], bool] | None:
-    """Return the run's first test metric with its interval, and whether more of it is better."""
-    from tenon.model.gate import HIGHER_IS_BETTER
+def _worse(work: Work, declared: Model, ours: str, theirs: str) -> str:
+    """Say in words that the run `ours` is worse than `theirs` beyond noise; "" when it is not, or cannot be told.
 
-    record = work.store.get("run", run_id)
-    test = (record or {}).get("metrics", {}).get("test", {})
-    name = next(iter(test), "")
-    return (name, test[name], HIGHER_IS_BETTER.get(name, True)) if name else None
+    Where both were tested on the same rows they are compared on the same resamples of them, which tells small
+    differences; otherwise their intervals must lie apart.
+    """
+    mine, other = (work.store.get("run", id) or {} for id in (ours, theirs))
+    tests = [run.get("metrics", {}).get("test", {}) for run in (mine, other)]
+    name = declared.gate.metric or next(iter(tests[0]), "")
+    if not all(name in test for test in tests) or mine["task"] != other["task"]:
+        return ""
+    left, right = (learn.test_scores(work, run) for run in (mine, other))
+    if left.select("time", "label").equals(right.select("time", "label")):
+        scores = [rows["score"].to_numpy() for rows in (left, right)]
+        lift = metric.compare(mine["task"], left["label"].to_numpy(), *scores, seed=declared.seed)[name]
+        worse = lift.high < 0
+    else:
+        less, more = (tests[0][name], tests[1][name]) if HIGHER_IS_BETTER[name] else (tests[1][name], tests[0][name])
+        worse = less["high"] < more["low"]
+    values = [test[name]["value"] for test in tests]
+    return f"its {name} of {values[0]:.4f} is worse beyond noise than the {values[1]:.4f}" if worse else ""
 
 
 def _verdict(declared: Model, trained: Stage, version: Stage, serving: bool, why: str) -> Verdict:

@@ -48,9 +48,14 @@ def version(work: Work, model: str, name: str) -> dict[str, Any]:
     raise MissingError(sentence("a version of this project", f"'{name}'", hint=hint))
 
 
-def of_model(work: Work, kind: str, model: str) -> list[dict[str, Any]]:
-    """List records of a kind, newest first; of one model when it is named."""
-    return work.store.find(kind, model=model) if model else work.store.find(kind)
+def of_model(work: Work, kind: str, model: str, *, limit: int | None = None) -> list[dict[str, Any]]:
+    """List records of a kind, newest first; of one model when it is named: one that is, or was, in the project."""
+    if not model:
+        return work.store.find(kind, limit=limit)
+    found = work.store.find(kind, limit=limit, model=model)
+    if not found and not work.store.find("run", limit=1, model=model):
+        work.model(model)  # says which there are when nobody ever had this name
+    return found
 
 
 def current(work: Work, model: str, alias: str = "production") -> dict[str, Any] | None:
@@ -149,6 +154,7 @@ def _who() -> str:
 
 def audit(work: Work, model: str = "") -> list[dict[str, Any]]:
     """Tell, oldest first, every move of an alias and every start, swap and stop of a service."""
+    of_model(work, "version", model)
     trail = []
     for row in work.store.events("alias", model or None):
         what = f"{row['alias']} {'rolled back' if row.get('rollback') else 'moved'} from {row['previous'] or 'nothing'}"

@@ -121,18 +121,20 @@ def batches(path: Path, source: Source | None, progress: Progress) -> Iterator[B
         yield Batches(frames=frames(), rows=done.rows, findings=done.findings)
 
 
-def table(path: Path, *, source: Source | None = None, text: Sequence[str] = ()) -> pl.DataFrame:
-    """Read any file ingest reads as one frame; `text` names columns to keep as they are spelt."""
-    if source is None and text:
-        source = Source("rows", columns=[contract.Column(name, "text", nullable=True) for name in text])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A file's rows as one frame, and how many could not be read as what they should be."""
+
+    rows: pl.DataFrame
+    unread: int
+
+
+def table(path: Path, source: Source | None = None) -> Table:
+    """Read any file ingest reads as one frame, as the source's columns when one is given."""
     with tempfile.TemporaryDirectory(prefix="tenon-") as folder:
         done = ingest.ingest(ingest.Job(paths=(path,), out=Path(folder), name="rows", source=source))
-        return pl.concat([pl.read_parquet(file) for file in done.files]) if done.files else pl.DataFrame()
-
-
-def columns(path: Path) -> list[str]:
-    """Name the columns of any file ingest reads."""
-    return table(path).columns
+        rows = pl.concat([pl.read_parquet(file) for file in done.files]) if done.files else pl.DataFrame()
+        return Table(rows=rows, unread=done.quarantined)
 
 
 @contextmanager
@@ -240,7 +242,7 @@ def check(asked: Ask, progress: Progress = quiet) -> Checked:
         written = []
         for source, target in ((verdict.good, asked.good), (verdict.bad, asked.bad)):
             if target is not None and source is not None:
-                _place(source, target)
+                place(source, target)
                 written.append(target)
         if asked.junit is not None:
             replace_text(asked.junit, verdict.to_junit())
@@ -265,7 +267,8 @@ def _one(files: Sequence[Path], target: Path) -> Path:
     return target
 
 
-def _place(source: Path, target: Path) -> None:
+def place(source: Path, target: Path) -> None:
+    """Copy a file beside its place and rename it there, so that nobody opens half of it."""
     beside = target.with_name(f".{target.name}.new")
     try:
         shutil.copyfile(source, beside)

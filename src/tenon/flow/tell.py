@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ import polars as pl
 from tenon import ledger, report, sketch
 from tenon import watch as watching
 from tenon.errors import InputError, sentence
-from tenon.flow import live, promote
+from tenon.flow import live, promote, single
 from tenon.flow.data import parquet
 from tenon.flow.work import Work, digest, newest
 
@@ -118,49 +117,40 @@ class Telling:
 
 
 def reports(work: Work, asked: Telling) -> list[dict[str, Any]]:
-    """Write a report for each audience from one set of facts; the same facts give the same bytes.
+    """Write a report for each audience from one set of facts, of one model or of all of them.
 
-    Each is kept in the store under its digest, and copied to `reports/` in the project folder (or `out`).
+    The same facts give the same bytes. Each report is kept in the store under its digest, and copied to `reports/` in
+    the project folder (or `out`).
     """
-    declared = work.model(asked.model)
+    chosen = [work.model(asked.model)] if asked.model else work.project.models
     folder = asked.out or work.project.root / "reports"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(sentence("a folder to write reports to", str(error.strerror), at=str(folder))) from error
-    facts = report.facts(work.store, declared.name)
-    many = len(work.project.models) > 1
+    told = []
+    for number, declared in enumerate(chosen):
+        work.progress(number, len(chosen), "writing reports")
+        told += _reports_of(work, asked, declared.name, folder)
+    return told
+
+
+def _reports_of(work: Work, asked: Telling, name: str, folder: Path) -> list[dict[str, Any]]:
+    """Write one model's reports; their files are named by the model where the project has several."""
+    facts = report.facts(work.store, name)
+    prefix = f"{name}-" if len(work.project.models) > 1 else ""
     told = []
     for audience in asked.audiences:
         text = report.draw(facts, audience, asked.form)
         blob = work.store.blobs.put(text.encode())
-        name = f"{declared.name}-{audience}" if many else audience
-        path = folder / f"{name}.{EXTENSIONS[asked.form]}"
-        _place(work.store.blobs.path(blob), path)
-        id = digest(["report", declared.name, audience, asked.form, blob])[:12]
-        body = {
-            "id": id,
-            "model": declared.name,
-            "audience": audience,
-            "format": asked.form,
-            "file": blob,
-            "path": str(path),
-        }
+        path = folder / f"{prefix}{audience}.{EXTENSIONS[asked.form]}"
+        single.place(work.store.blobs.path(blob), path)
+        id = digest(["report", name, audience, asked.form, blob])[:12]
+        body = {"id": id, "model": name, "audience": audience, "format": asked.form, "file": blob, "path": str(path)}
         if work.store.get("report", id) is None:
             work.store.put("report", id, {**body, "at": work.clock()})
         told.append({**body, "text": text})
     return told
-
-
-def _place(source: Path, target: Path) -> None:
-    """Copy beside the target and rename, so that nobody opens half a report."""
-    beside = target.with_name(f".{target.name}.new")
-    try:
-        shutil.copyfile(source, beside)
-        beside.replace(target)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise InputError(sentence("room to write a report", str(error.strerror), at=str(target))) from error
 
 
 # ── the page ─────────────────────────────────────────────────────────────────────────────────────────────────────────
