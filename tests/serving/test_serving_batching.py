@@ -81,7 +81,17 @@ def test_requests_that_arrive_together_are_one_batch() -> None:
     assert predictor.batches == [40]
 
 
-def test_one_request_alone_is_scored_at_once() -> None:
+def test_one_request_alone_is_scored_before_it_even_gives_way() -> None:
+    predictor = Doubling()
+
+    async def alone() -> list[float]:
+        of = lane(predictor)
+        return of.submit(of.service, rows(3.0), time.perf_counter(), time.time()).result()
+
+    assert asyncio.run(alone()) == [6.0]
+
+
+def test_requests_one_after_another_wait_for_nobody() -> None:
     predictor = Doubling()
 
     async def alone() -> float:
@@ -178,13 +188,15 @@ def test_a_request_whose_caller_left_is_not_scored() -> None:
 
     async def leaving() -> int:
         of = lane(predictor)
+        other = asyncio.create_task(submit(of, 5.0))  # somebody else is coming, so the first one is not scored at once
         gone = of.submit(of.service, rows(1.0, 2.0, 3.0), time.perf_counter(), time.time())
         gone.cancel()
         await submit(of, 4.0)
+        await other
         return of.waiting_rows
 
     assert asyncio.run(leaving()) == 0
-    assert predictor.batches == [1]
+    assert predictor.batches == [2]
 
 
 def test_each_request_is_scored_by_the_version_that_checked_it() -> None:

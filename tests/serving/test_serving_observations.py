@@ -134,6 +134,19 @@ def test_the_event_time_may_be_derived(start: Any, flights: Any) -> None:
     assert tap.rows(1)[0]["time"] == datetime(2020, 1, 1)
 
 
+def test_a_time_that_cannot_be_told_costs_no_other_row_its_own(start: Any, flights: Any) -> None:
+    def moments(rows: Sequence[Mapping[str, Any]]) -> list[datetime | None]:
+        if any(row["flight"] == 13 for row in rows):
+            raise ValueError("flight 13 has no time")
+        return [datetime(2020, 1, 1)] * len(rows)
+
+    tap = Kept()
+    ask = start(flights.make_service(time="", moments=moments), seams=Seams(tap=tap), settings=QUICK)
+    ask.predict({"rows": [{**flights.ASK, "flight": number} for number in (12, 13, 14)]})
+    found = [row["time"] == datetime(2020, 1, 1) for row in tap.rows(3)]
+    assert found == [True, False, True]
+
+
 def test_another_version_begins_another_batch(start: Any, flights: Any) -> None:
     tap = Kept()
     two = (flights.make_service(), flights.make_service(name="other", version="w1"))

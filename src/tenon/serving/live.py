@@ -78,7 +78,8 @@ class Live:
             if own is None:
                 ids[number] = next(self._ids)
         try:
-            return await self.lane.submit(service, checked, asked.arrived, asked.at)
+            answer = self.lane.submit(service, checked, asked.arrived, asked.at)
+            return answer.result() if answer.done() else await answer
         except Late:
             wait_s = max(1.0, self.lane.wait_s())
             said = f"expected an answer within {self.limits.request_s:g} s, got a longer queue; come back"

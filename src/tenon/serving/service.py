@@ -135,5 +135,5 @@ class Settings:
     limits: ServingLimits = ServingLimits()
     poll_s: float = 1.0
     tap_s: float = 0.25
-    tap_batch_rows: int = 1_000
+    tap_batch_rows: int = 500
     inline_ms: float = 2.0
