@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,3 +39,14 @@ def work(shop: Path) -> Iterator[Work]:
     opened = Work.open(shop, {})
     yield opened
     opened.store.close()
+
+
+# ── servers of a team ────────────────────────────────────────────────────────────────────────────────────────────────
+
+_spec = importlib.util.spec_from_file_location(
+    "tenon_tests_servers", Path(__file__).parents[1] / "store" / "conftest.py"
+)
+assert _spec is not None and _spec.loader is not None
+_servers = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_servers)
+postgres, s3 = _servers.postgres, _servers.s3  # the same servers as the store's own tests start

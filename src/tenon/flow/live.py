@@ -518,7 +518,8 @@ def _by_id(file: Path, columns: Sequence[str], now: float, *, binary: bool) -> t
     refused = found.height - kept.height + given.unread
     if not kept.height:
         got = f"{refused:,} rows that lack one"
-        hint = f"label is {'0 or 1' if binary else 'a number'}, or true or false; known, when given, a moment such as 2013-11-01T05:15"
+        values = "0 or 1" if binary else "a number"
+        hint = f"label is {values}, or true or false; known, when given, a moment such as 2013-11-01T05:15"
         raise InputError(sentence("rows with an id, a label and a moment", got, at=str(file), hint=hint))
     return kept, refused
 

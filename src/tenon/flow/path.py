@@ -1,7 +1,8 @@
 """The whole path in order: every source to a dataset, every model to a version before its gate, the reports.
 
 A version that its gate allows takes the alias `production` when nothing has it, or when it came from a run that is not
-worse by the gate's metric, beyond noise, than the run in production. Otherwise the alias stays, and a finding says so.
+worse by the gate's metric, beyond noise, than the run in production. Otherwise the alias stays, and the verdict
+says why. What a person has taken out of production, `tenon run` does not put back.
 """
 
 from __future__ import annotations
@@ -137,7 +138,10 @@ def settle(work: Work, declared: Model, version: Stage) -> tuple[bool, str]:
         worse = _worse(work, declared, version.body["run"], now["run"])
         if worse:
             return False, f"it passes its gate, but {worse} of version {now['number']}, which stays in production"
-    move = promote.Move(model=declared.name, version=version.id, reason="its gate allowed it")
+        by = promote.put_aside(work, declared.name, version.id)
+        if by:
+            return False, f"it passes its gate, but {by} took it out of production for version {now['number']}"
+    move = promote.Move(model=declared.name, version=version.id, reason=promote.BY_GATE)
     promote.promote(work, move)
     return True, "it passes its gate and is now in production"
 

@@ -14,6 +14,8 @@ from typing import Any
 from tenon.errors import GateError, MissingError, UsageError, nearest, sentence
 from tenon.flow.work import Work
 
+BY_GATE = "its gate allowed it"  # the reason of a promotion that nobody made by hand
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
@@ -150,6 +152,12 @@ def _who() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return "unknown"  # a container without a user of that number
+
+
+def put_aside(work: Work, model: str, version: str, alias: str = "production") -> str:
+    """Name the person who last moved the alias away from this version; "" when nobody did, or a better one came."""
+    away = [row for row in work.store.events("alias", model) if row["alias"] == alias and row["previous"] == version]
+    return str(away[-1]["by"]) if away and away[-1]["reason"] != BY_GATE else ""
 
 
 def audit(work: Work, model: str = "") -> list[dict[str, Any]]:
