@@ -1,4 +1,4 @@
-"""Messy files in, typed columns out, every byte accounted for. See `job` for the words and `ingest` for the way through."""
+"""Messy files in, typed columns out, every byte accounted for; `job` has the words, `read` the way through."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tenon.ingest.read import ingest
     from tenon.ingest.job import Balance, ColumnFacts, Ingested, Job
+    from tenon.ingest.read import ingest
 
 _HOME = {
     "Balance": "tenon.ingest.job",

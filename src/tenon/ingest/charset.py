@@ -1,10 +1,10 @@
-"""Which characters the bytes stand for: byte order marks, UTF-16/32 without one, UTF-8, and single-byte text, line by line.
+"""Which characters the bytes stand for: byte order marks, UTF-16/32 without one, UTF-8, other text line by line.
 
-UTF-16 and UTF-32 are turned into UTF-8 while the file is opened (`stream`), because their rows cannot be cut on single bytes.
-Everything else is cut as it is: in UTF-8 and in every 8-bit encoding the delimiter, the quote and the line ending are
-ASCII bytes. Only then is text decoded: a line that is valid UTF-8 is UTF-8 (other text is so by accident about once in a
-million lines), any other is single-byte text, read in the alphabet its own words look like. So a file that mixes
-encodings, as files concatenated over years do, comes out right line by line.
+UTF-16 and UTF-32 are turned into UTF-8 while the file is opened (`stream`), because their rows cannot be cut on single
+bytes. Everything else is cut as it is: in UTF-8 and in every 8-bit encoding the delimiter, the quote and the line
+ending are ASCII bytes. Only then is text decoded: a line that is valid UTF-8 is UTF-8 (other text is so by accident
+about once in a million lines), any other is single-byte text, read in the alphabet its own words look like. So a file
+that mixes encodings, as files concatenated over years do, comes out right line by line.
 
 Latin or Cyrillic is decided by words: in a Cyrillic word nearly all letters are above 0x7F, in a Latin one few are.
 Among Cyrillic tables the one wins in which words are written in lower case or with one capital, as people write.
@@ -35,8 +35,8 @@ WORD = re.compile(rb"[A-Za-z\x80-\xff]+")
 class Charset:
     """How a file's bytes are text: `name` of the whole, bytes of its mark, and what other lines are read as.
 
-    `latin` and `cyrillic` name the single-byte tables for lines that are not UTF-8; `rather` is the one for lines without
-    words to judge by. `odd` counts lines of the sample that are not UTF-8.
+    `latin` and `cyrillic` name the single-byte tables for lines that are not UTF-8; `rather` is the one for lines
+    without words to judge by. `odd` counts lines of the sample that are not UTF-8.
     """
 
     name: str = "utf-8"
@@ -160,7 +160,8 @@ def decode(line: bytes, charset: Charset) -> tuple[str, str]:
 
 def to_utf8(lines: Iterable[bytes], charset: Charset) -> tuple[list[bytes], dict[str, int]]:
     """Return the lines as UTF-8, and how many were read in each other encoding."""
-    out, counts = [], {}
+    out: list[bytes] = []
+    counts: dict[str, int] = {}
     for line in lines:
         if line.isascii():
             out.append(line)

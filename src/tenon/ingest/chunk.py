@@ -1,9 +1,9 @@
 """One chunk of rows becomes a frame of text: good lines as they stand, the others repaired, refused or skipped by name.
 
-Polars reads the text; this module only decides what it is given. `express` hands over a whole chunk and then proves that
-nothing was lost: as many rows as lines, and as many delimiters and quotes as bytes are missing. When the proof fails,
-`careful` scans the lines, gives Polars the good ones, reads, repairs or refuses the others one by one, and merges both in
-their old order. Both ways give the same rows for the same bytes.
+Polars reads the text; this module only decides what it is given. `express` hands over a whole chunk and then proves
+that nothing was lost: as many rows as lines, and as many delimiters and quotes as bytes are missing. When the proof
+fails, `careful` scans the lines, gives Polars the good ones, reads, repairs or refuses the others one by one, and
+merges both in their old order. Both ways give the same rows for the same bytes.
 
 Where rows lie (offset and line) is computed only when somebody asks: most chunks have nothing to report.
 """
@@ -136,7 +136,7 @@ def express(data: bytes, layout: Layout) -> Text | None:
 
 
 def _missing(data: bytes, frame: pl.DataFrame, dialect: Dialect) -> int:
-    """Return how many bytes the values, delimiters and line endings are more than the chunk (minus its quotes, if any)."""
+    """Return how many bytes values, delimiters and line endings are more than the chunk: minus the quotes dropped."""
     width, lines = frame.width, frame.height
     kept = int(frame.select(pl.sum_horizontal(pl.all().str.len_bytes().sum())).item() or 0)
     ends = lines if data.endswith(dialect.newline) else lines - 1

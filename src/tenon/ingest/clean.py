@@ -1,8 +1,8 @@
 """The table as clean CSV, every value spelt as in the source: `clean(job, target)`.
 
-Comma-separated UTF-8, quotes doubled inside quotes, the names first where the input has a header and no line of names where
-it has none, an empty cell for nothing. It is ingest with every column kept as text; the Parquet it makes is in `job.out` as well.
-Rows in quarantine are not in it.
+Comma-separated UTF-8, quotes doubled inside quotes, the names first where the input has a header and no line of names
+where it has none, an empty cell for nothing. It is ingest with every column kept as text; the Parquet it makes is in
+`job.out` as well. Rows in quarantine are not in it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def clean(job: Job, target: Path, progress: Progress = silent) -> Ingested:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.new")
     try:
         with temporary.open("wb") as out:
-            header = next((about["header"] for about in done.dialects.values() if about["header"]), [])
+            header: list[str] = next((about["header"] for about in done.dialects.values() if about["header"]), [])
             if header:
                 # csv writes names as bytes later: an only name that is empty must still be a line.
                 out.write(_line(header + [c.name for c in done.columns[len(header) :]]))
             for file in done.files:
                 for frame in _slices(file):
                     frame.write_csv(out, include_header=False, quote_style="necessary")
-        os.replace(temporary, target)
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
     return done

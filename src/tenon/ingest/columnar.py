@@ -1,8 +1,8 @@
 """Parquet inputs through the same door: types are known, so columns are only brought to the plan's types.
 
 Ranges are row ranges. Nested columns become JSON text, other numbers the widest of their kind, times UTC microseconds.
-A value that does not fit a declared type is a misfit as in text: its row goes to quarantine as JSON, or the cell becomes null.
-The account counts bytes of the file, shared out evenly over its rows.
+A value that does not fit a declared type is a misfit as in text: its row goes to quarantine as JSON, or the cell
+becomes null. The account counts bytes of the file, shared out evenly over its rows.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def jobs(
 
 
 def read(job: dict[str, Any], plan: Plan, file: FilePlan) -> tuple[pl.DataFrame, pl.DataFrame, list[str], int]:
-    """Return the rows of a range as output columns, those that do not fit, the column each misses, and the range's bytes."""
+    """Return a range's rows as output columns, those that do not fit, the column each misses, and the range's bytes."""
     path = Path(job["view"]["path"])
     frame = pl.scan_parquet(path).slice(job["begin"], job["end"] - job["begin"]).collect()
     size, height = job["view"]["size"], max(job["height"], 1)

@@ -25,32 +25,23 @@ LINES = 400
 USUAL = {b",": 1.0, b"\t": 1.0, b";": 1.0, b"|": 1.0, b"\x1f": 1.0, b"\x01": 1.0, b" ": 0.8, b":": 0.75}
 UNUSUAL = 0.85
 NEVER = set(b"\"'\r\n\\")  # quotes, line endings and the usual escape delimit nothing
-RARELY = {
-    b"-": 0.5,
-    b"/": 0.5,
-    b".": 0.4,
-    b"_": 0.5,
-    b"(": 0.1,
-    b")": 0.1,
-    b"$": 0.5,
-    b"%": 0.5,
-    b"@": 0.5,
-    b"=": 0.5,
-    b"+": 0.5,
-}
+RARELY = dict.fromkeys((b"-", b"/", b"_", b"$", b"%", b"@", b"=", b"+"), 0.5) | {b".": 0.4, b"(": 0.1, b")": 0.1}
 MONTH = rb"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
-DATE = rb"(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.](?:\d{4}|\d{2})|\d{1,2}[- ]%b[- ,]+\d{2,4}|%b \d{1,2},? \d{4})"
+DATE = (
+    rb"(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.](?:\d{4}|\d{2})"
+    rb"|\d{1,2}[- ]%b[- ,]+\d{2,4}|%b \d{1,2},? \d{4})"
+)
 DATE = DATE.replace(b"%b", MONTH)
 TIME = rb"\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?(?: ?[ap]m)?"
 ZONE = rb"(?:z| ?[+-]\d{2}:?\d{2}| utc| gmt)?"
+SIGN = rb"(?:[$\x80]|\xe2\x82\xac|\xc2?[\xa3\xa5]|usd|eur|gbp|chf)"
+AMOUNT = rb"[\d., ']*\d"
+MONEY = rb"\(?[+-]?%s ?[+-]?%s\)?|\(?%s ?%s\)?|\(%s\)" % (SIGN, AMOUNT, AMOUNT, SIGN, AMOUNT)
 KINDS = (
     ("int", rb"[+-]?\d+"),
     ("float", rb"[+-]?(?:\d+[.,]\d*|[.,]\d+)(?:e[+-]?\d+)?|[+-]?\d+e[+-]?\d+|nan|inf"),
     ("number", rb"[+-]?\d{1,3}(?:[ ,.'\xa0]\d{3})+(?:[.,]\d+)?"),
-    (
-        "money",
-        rb"\(?[+-]?(?:[$\x80]|\xe2\x82\xac|\xc2?[\xa3\xa5]|usd|eur|gbp|chf) ?[+-]?[\d., ']*\d\)?|\(?[\d., ']*\d ?(?:[$\x80]|\xe2\x82\xac|usd|eur|gbp|chf|\xc2?[\xa3\xa5])\)?|\([\d., ']*\d\)",
-    ),
+    ("money", MONEY),
     ("percent", rb"[+-]?\d+(?:[.,]\d+)? ?%"),
     ("date", DATE),
     ("time", TIME),
@@ -173,10 +164,8 @@ def _delimiters(lines: list[bytes]) -> list[bytes]:
         together = sum(line.count(run) for line in text) * run.count(core[:1])
         if together >= 0.9 * alone or (run in (b", ", b"; ", b"| ") and together >= 0.5 * alone):
             found.append(run)
-    for two in (b"\xc2\xa6", b"\xc2\xa7"):
-        if sum(two in line for line in text) >= 0.4 * len(lines):
-            found.append(two)
-    return found
+    twos = (b"\xc2\xa6", b"\xc2\xa7")
+    return found + [two for two in twos if sum(two in line for line in text) >= 0.4 * len(lines)]
 
 
 def _complete(lines: list[bytes], dialect: Dialect) -> Dialect:
@@ -210,9 +199,11 @@ def _quote(lines: list[bytes], dialect: Dialect) -> bytes:
         usual = mark in (b'"', b"'")
         if mark == b'"' and pairs:
             pairs *= 3
-        elif not usual and pairs < max(3, 0.5 * len(lines)):
-            continue
-        elif pairs * 2 < max(opened, shut) or (mark == b"'" and pairs < 2):
+        elif (
+            (not usual and pairs < max(3, 0.5 * len(lines)))
+            or pairs * 2 < max(opened, shut)
+            or (mark == b"'" and pairs < 2)
+        ):
             continue
         if pairs > most:
             best, most = mark, pairs

@@ -1,12 +1,13 @@
 """How one file is laid out: Dialect, and the reference reading of a row under it.
 
-A dialect is a delimiter (one byte or several), a quote, an escape and a line ending; all are ASCII, so rows can be cut on
-raw bytes whatever 8-bit encoding the text has. `split` is the one definition of how a row is read; the vectorised scan
-(`scan.py`) only decides which lines need no second look, and hands all others here.
+A dialect is a delimiter (one byte or several), a quote, an escape and a line ending; all are ASCII, so rows can be cut
+on raw bytes whatever 8-bit encoding the text has. `split` is the one definition of how a row is read; the vectorised
+scan (`scan.py`) only decides which lines need no second look, and hands all others here.
 
 A quote opens a field only at its start and closes it only before a delimiter or the end of the row; elsewhere it is
-text. A doubled quote inside a quoted field is one quote. `split` never fails: it says how many faults it had to tolerate
-(a quote inside a quoted field, text after the closing quote, no closing quote), and `repair` weighs the alternatives.
+text. A doubled quote inside a quoted field is one quote. `split` never fails: it says how many faults it had to
+tolerate (a quote inside a quoted field, text after the closing quote, no closing quote), and `repair` weighs the
+alternatives.
 
 Rejected: Python's csv module (it drops a stray quote without saying so, and knows no multi-character delimiter).
 """
@@ -27,9 +28,10 @@ NAMES = ("delimiter", "quote", "escape", "doubled", "newline", "row")
 class Dialect:
     """The layout of one file. `quote` and `escape` are empty where there is none.
 
-    `spaced` says that delimiters are followed by a space that belongs to no value. `doubled` lists other characters that are
-    always written twice inside quoted fields. `newline` is ``\\n`` (also for CRLF) or ``\\r``; with `mixed`, both end a line.
-    `row` is a pattern that a line without quotes matches only when it is a row by itself (see `plan`); empty: none is known.
+    `spaced` says that delimiters are followed by a space that belongs to no value. `doubled` lists other characters
+    that are always written twice inside quoted fields. `newline` is ``\\n`` (also for CRLF) or ``\\r``; with `mixed`,
+    both end a line. `row` is a pattern that a line without quotes matches only when it is a row by itself (see
+    `plan`); empty: none is known.
     """
 
     delimiter: bytes = b","
@@ -70,7 +72,7 @@ class Dialect:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A row read under a dialect: the values, which of them were quoted, the faults tolerated, and whether quotes closed."""
+    """A row read under a dialect: values, which of them were quoted, faults tolerated, whether quotes closed."""
 
     values: list[bytes]
     quoted: list[bool]
@@ -105,7 +107,7 @@ def split(row: bytes, dialect: Dialect) -> Split:
 
 @lru_cache(maxsize=256)
 def tidy(dialect: Dialect, width: int) -> re.Pattern[bytes]:
-    """Return the pattern of rows in which every quote is in order: of `width` fields, or (0) of any number; runs once."""
+    """Return the pattern of rows in which every quote is in order: of `width` fields, or (0) of any number."""
     quote, mark = re.escape(dialect.quote), re.escape(dialect.delimiter)
     space = rb"\x20?+" if dialect.spaced else b""
     stop = dialect.delimiter if len(dialect.delimiter) == 1 else b""
@@ -206,7 +208,7 @@ def _escaped(row: bytes, place: int, begin: int, escape: bytes) -> bool:
 
 
 def _quoted(row: bytes, at: int, dialect: Dialect) -> tuple[bytes, int, int, bool]:
-    """Read the quoted field that opens at `at`; return its value, where it ends, the faults in it, whether it closed."""
+    """Read the quoted field that opens at `at`; return its value, its end, the faults in it, whether it closed."""
     quote, delimiter, escape = dialect.quote, dialect.delimiter, dialect.escape
     faults, find = 0, at + 1
     while True:

@@ -1,14 +1,13 @@
-"""From the parts of all ranges to the result: footnotes told apart, numbers made global, parts joined, the account closed.
+"""From the parts of all ranges to the result: footnotes found, numbers made global, parts joined, the account closed.
 
-Ranges count lines and rows from their own beginning; here they get their place in the whole. Rows refused after the last
-row of a file, with next to nothing in them, are a footnote; one that ends without a line ending where the file breaks off
-is a cut row. Then the account of every input is added up, and must close.
+Ranges count lines and rows from their own beginning; here they get their place in the whole. Rows refused after the
+last row of a file, with next to nothing in them, are a footnote; one that ends without a line ending where the file
+breaks off is a cut row. Then the account of every input is added up, and must close.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any
 import polars as pl
 
 from tenon.errors import InputError, sentence
-from tenon.finding import Finding
+from tenon.finding import Finding, Severity
 from tenon.ingest import parquet
 from tenon.ingest.charset import to_utf8
 from tenon.ingest.detect import TYPED, kind
@@ -96,10 +95,10 @@ def finish(
     body = {key: value for key, value in done.to_dict().items() if key != "seconds"}
     temporary = work / "plan.json"
     temporary.write_text(json.dumps(plan.to_dict(), ensure_ascii=False), "utf-8")
-    os.replace(temporary, job.out / f"{name}.plan.json")
+    temporary.replace(job.out / f"{name}.plan.json")
     temporary = work / "summary.json"
     temporary.write_text(json.dumps(body, indent=1, ensure_ascii=False), "utf-8")
-    os.replace(temporary, done.summary)
+    temporary.replace(done.summary)
     return done
 
 
@@ -205,7 +204,7 @@ def _joined(job: Job, name: str, what: str, ranges: Sequence[Range], feet: Seque
 def _replace(parts: Sequence[Path], target: Path, work: Path) -> None:
     temporary = work / (target.name + ".new")
     parquet.join(parts, temporary)
-    os.replace(temporary, target)
+    temporary.replace(target)
 
 
 def _files(job: Job, name: str, plan: Plan, ranges: Sequence[Range], work: Path) -> tuple[Path, ...]:
@@ -367,7 +366,7 @@ def _file_findings(
         place = f"{place}:{ranges[-1].told['stop']}"
     if skipped:
         told = ", ".join(f"{name} {size:,} bytes" for name, size in skipped.items())
-        severity = "warning" if "other-table" in skipped else "info"
+        severity: Severity = "warning" if "other-table" in skipped else "info"
         hint = "cut the other table out to ingest it by itself" if "other-table" in skipped else ""
         numbers = {f"{name.replace('-', '_')}_bytes": float(size) for name, size in skipped.items()}
         yield Finding(

@@ -1,8 +1,9 @@
 """The words of ingest: what is asked (Job), what is found (Ingested), and the account of every byte (Balance).
 
 All are plain frozen values. `Balance` is arithmetic over the decoded input (decompressed, and UTF-16/32 turned into
-UTF-8): bytes that became rows, bytes in quarantine, bytes skipped under a name (preamble, blank, header, repeated header,
-footnote, another table). It closes when the three add up to what was read; `ingest` refuses to finish when it does not.
+UTF-8): bytes that became rows, bytes in quarantine, bytes skipped under a name (preamble, blank, header, repeated
+header, footnote, another table). It closes when the three add up to what was read; `ingest` refuses to finish when it
+does not.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ def silent(done: float, total: float, said: str) -> None:
 class Job:
     """What to ingest and where to.
 
-    `paths` are files, folders or globs; `out` is a folder. A `source` declares column names, types and null words; without
-    one they are found. `policy` says what a cell that does not fit its column costs: its whole row goes to quarantine
-    ("row"), or the cell becomes null and is flagged ("cell"). `text` keeps every column as text, spelt as in the source. `engine` is where ranges are read (None: on threads of
-    this process), `ranges` into how many each input is cut (0: by size); neither changes the result.
+    `paths` are files, folders or globs; `out` is a folder. A `source` declares column names, types and null words;
+    without one they are found. `policy` says what a cell that does not fit its column costs: its whole row goes to
+    quarantine ("row"), or the cell becomes null and is flagged ("cell"). `text` keeps every column as text, spelt as
+    in the source. `engine` is where ranges are read (None: on threads of this process), `ranges` into how many each
+    input is cut (0: by size); neither changes the result.
     """
 
     paths: tuple[Path, ...]
@@ -87,7 +89,7 @@ class Balance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnFacts:
-    """What was found in one column: its type and how values were read, missing values, and the words read as missing."""
+    """What was found in one column: its type and how it was read, missing values, and the words read as missing."""
 
     name: str
     type: ColumnType
@@ -114,8 +116,8 @@ class ColumnFacts:
 class Ingested:
     """What came of a job: the Parquet files, the account of every byte, and what a person should know.
 
-    `quarantine` and `repairs` are Parquet files, None when there was nothing to put in them. `dialects` says for each input
-    how it was read. `bytes` are those of the decoded input.
+    `quarantine` and `repairs` are Parquet files, None when there was nothing to put in them. `dialects` says for each
+    input how it was read. `bytes` are those of the decoded input.
     """
 
     files: tuple[Path, ...]

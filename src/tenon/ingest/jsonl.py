@@ -1,7 +1,8 @@
 """JSON Lines as a frame of text: nested objects become dotted names, lists stay JSON, and every line is accounted for.
 
-Values are written as text so that the same readings apply as for CSV. A line that is no object goes to quarantine. Names
-that the plan does not know are counted and voted in, so a schema that changes midway costs a second pass, not data.
+Values are written as text so that the same readings apply as for CSV. A line that is no object goes to quarantine.
+Names that the plan does not know are counted and voted in, so a schema that changes midway costs a second pass, not
+data.
 """
 
 from __future__ import annotations
@@ -86,5 +87,5 @@ def text(data: bytes, names: Sequence[str], charset: Charset, unknown: dict[str,
         ends.append(end)
         lines.append(number)
     frame = pl.DataFrame({str(n): pl.Series(column, dtype=pl.String) for n, column in enumerate(columns)})
-    where = [np.array(one, dtype=np.int64) for one in (begins, ends, lines)]
-    return Text(frame, *where, [], refused, skipped, {})
+    first, last, line = (np.array(one, dtype=np.int64) for one in (begins, ends, lines))
+    return Text(frame, first, last, line, refused=refused, skipped=skipped)

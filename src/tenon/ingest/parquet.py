@@ -1,9 +1,9 @@
 """Parquet files of one schema joined into one, by copying their row groups and writing one footer; no value is read.
 
-Each range of the input becomes a small Parquet file by itself, which is what makes ingest parallel and resumable. Joining
-them costs a copy of the bytes: the row groups are copied as they are, and the offsets in the footer moved. The footer
-is Thrift in its compact form; this module reads and writes just enough of it (structs, lists, numbers, bytes) as a tree,
-so fields it does not know survive.
+Each range of the input becomes a small Parquet file by itself, which is what makes ingest parallel and resumable.
+Joining them costs a copy of the bytes: the row groups are copied as they are, and the offsets in the footer moved. The
+footer is Thrift in its compact form; this module reads and writes just enough of it (structs, lists, numbers, bytes)
+as a tree, so fields it does not know survive.
 
 Source: the Apache Parquet format (parquet.thrift: FileMetaData, RowGroup, ColumnChunk, ColumnMetaData) and the Thrift
 compact protocol. Page indexes hold offsets outside the footer and are left out; readers go without.
@@ -156,7 +156,7 @@ def footer(path: Path) -> tuple[Struct, int]:
 
 
 def join(parts: Sequence[Path], target: Path) -> int:
-    """Write the parts, in order, as one Parquet file, durable when this returns; returns its rows. Parts share a schema."""
+    """Write parts of one schema, in order, as one Parquet file, durable when this returns; returns its rows."""
     whole: Struct = {}
     groups: list[Struct] = []
     rows = 0

@@ -1,13 +1,14 @@
 """What is decided before the work begins, and voted on after it: the Plan, which every range of the input is read by.
 
-A plan is plain data on disk (workers load it by path). It holds the columns of the result with their types, and for each
-input how it is read: characters, dialect, table, profile and reading of every column. It is learnt from the beginning
-of each input and from a few places spread over it; nothing in it depends on how the input will be cut into ranges.
+A plan is plain data on disk (workers load it by path). It holds the columns of the result with their types, and for
+each input how it is read: characters, dialect, table, profile and reading of every column. It is learnt from the
+beginning of each input and from a few places spread over it; nothing in it depends on how the input will be cut into
+ranges.
 
 A sample can be wrong about the rest. So every range counts what did not fit, and `vote` decides with the counts of the
 whole input: a column of whole numbers that turns out to hold decimals becomes decimal, one whose values mostly do not
-fit becomes text. When the vote changes the plan, the ranges are read again under the new one; the vote only ever widens,
-so that ends.
+fit becomes text. When the vote changes the plan, the ranges are read again under the new one; the vote only ever
+widens, so that ends.
 """
 
 from __future__ import annotations
@@ -56,10 +57,11 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilePlan:
-    """How one input is read. `targets` says which output each of its columns fills (-1: none, dropped by a strict source).
+    """How one input is read. `targets` says which output each of its columns fills (-1: dropped by a strict source).
 
-    `begin` is where rows begin, `stop` where the first table ends (-1: at the end). `header_raw` is the header line as bytes.
-    `readings` are how columns become values, `profiles` what they look like. `close` is said when the dialect had a rival.
+    `begin` is where rows begin, `stop` where the first table ends (-1: at the end). `header_raw` is the header line as
+    bytes. `readings` are how columns become values, `profiles` what they look like. `close` is said when the dialect
+    had a rival.
     """
 
     label: str
@@ -204,7 +206,7 @@ def learn(label: str, head: bytes, whole: bool, view: View | None, charset: Char
 
 
 def _row_pattern(dialect: Dialect, profiles: Sequence[Profile]) -> bytes:
-    """Return the pattern of a line without quotes that is surely a row; empty when the columns are not telling enough."""
+    """Return the pattern of a line without quotes that is surely a row; empty when the columns tell too little."""
     stop = re.escape(dialect.delimiter[:1] + dialect.quote) + rb"\r\n"
     telling = sum(one.typed and one.missing < 0.5 for one in profiles)
     if not dialect.delimiter or telling < (1 if len(profiles) > 5 else 2):
@@ -331,7 +333,7 @@ def settle(files: Sequence[FilePlan], job: Job) -> Plan:
         raise InputError(sentence(f"column '{missing[0]}'", got, at=files[0].label, hint=hint))
     if job.source and job.source.strict and declared:
         names = [name for name in names if name in declared]
-    types: dict[str, ColumnType] = {name: "text" for name in names}
+    types: dict[str, ColumnType] = dict.fromkeys(names, "text")
     for name in names:
         found = [
             file.profiles[mine.index(name)].reading.type

@@ -1,9 +1,9 @@
 """What the cells of a column look like, learnt from rows that read without trouble; how well another cell would fit in.
 
-A repaired row is accepted because its fields fit these profiles, so a profile must say "no" to the neighbour's values and
-"yes" to values it has not seen. Cost 0 means that nothing speaks against a cell; MISFIT that it cannot be read as the
-column's type. In between, for text: a closed vocabulary, a few shapes (`AB-1234`), a common beginning, the lengths seen,
-how cells begin. An empty cell costs by how rare missing values are.
+A repaired row is accepted because its fields fit these profiles, so a profile must say "no" to the neighbour's values
+and "yes" to values it has not seen. Cost 0 means that nothing speaks against a cell; MISFIT that it cannot be read as
+the column's type. In between, for text: a closed vocabulary, a few shapes (`AB-1234`), a common beginning, the lengths
+seen, how cells begin. An empty cell costs by how rare missing values are.
 
 Costs are added up over a row and compared between readings of it, so they are rough logarithms of odds, base 10.
 """
@@ -11,7 +11,6 @@ Costs are added up over a row and compared between readings of it, so they are r
 from __future__ import annotations
 
 import math
-import os.path
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -58,8 +57,11 @@ class Profile:
     @staticmethod
     def from_dict(body: Mapping[str, Any]) -> Profile:
         """Rebuild the profile from plain data."""
-        plain = {name: tuple(value) if isinstance(value, list) else value for name, value in body.items()}
-        return Profile(**{**plain, "reading": Reading.from_dict(body["reading"])})
+        plain: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in body.items()
+        }
+        plain["reading"] = Reading.from_dict(body["reading"])
+        return Profile(**plain)
 
     @property
     def typed(self) -> bool:
@@ -92,7 +94,8 @@ class Profile:
             cost = np.full(len(text), 3.0)
         else:
             cost = self._text_costs(text)
-        return np.where(missing.to_numpy(), self.empty_cost, cost)
+        out: Costs = np.where(missing.to_numpy(), self.empty_cost, cost)
+        return out
 
     def _number_costs(self, text: pl.Series) -> Costs:
         """Hold plain numbers against the digits seen: more or fewer before the point, more after it, zeros in front."""
@@ -105,22 +108,20 @@ class Profile:
         cost = 1.5 * np.maximum(0.0, whole - self.longest) + 1.0 * np.maximum(0.0, self.shortest - whole)
         cost += 1.5 * np.maximum(0.0, after - self.decimals)
         zeros = bare.str.contains(r"^0\d").to_numpy()
-        return (
-            np.minimum(4.0, cost) + np.where(zeros, 3.0, 0.0) + np.where(bare.str.ends_with(".").to_numpy(), 1.0, 0.0)
-        )
+        out: Costs = np.minimum(4.0, cost) + 3.0 * zeros + 1.0 * bare.str.ends_with(".").to_numpy()
+        return out
 
     def _text_costs(self, text: pl.Series) -> Costs:
         if self.words:
             seen = text.is_in(list(self.words)).to_numpy()
-            size = math.log10(self.cells + 1)
-            return np.where(seen, 0.0, min(4.0, 1.0 + size))
-        cost = np.zeros(len(text))
+            known: Costs = np.where(seen, 0.0, min(4.0, 1.0 + math.log10(self.cells + 1)))
+            return known
+        cost: Costs = np.zeros(len(text))
         if self.shapes:
             cost += np.where(text.str.contains(self.pattern).to_numpy(), 0.0, 4.0)
         elif self.begins:
-            cost += np.where(
-                text.str.contains(f"^[{self.begins}]").to_numpy(), 0.0, min(3.0, 0.5 * math.log10(self.cells + 1) + 0.5)
-            )
+            rare = min(3.0, 0.5 * math.log10(self.cells + 1) + 0.5)
+            cost += np.where(text.str.contains(f"^[{self.begins}]").to_numpy(), 0.0, rare)
         if self.prefix:
             cost += np.where(text.str.starts_with(self.prefix).to_numpy(), 0.0, 4.0)
         if not self.longest:
@@ -128,7 +129,8 @@ class Profile:
         size = text.str.len_chars().to_numpy().astype(float)
         short = np.maximum(0.0, np.log2((self.shortest + 1) / (size + 1)) - 0.5)
         long = np.maximum(0.0, np.log2((size + 1) / (self.longest + 1)) - 0.5)
-        return cost + np.minimum(3.0, 1.5 * (short + long))
+        cost += np.minimum(3.0, 1.5 * (short + long))
+        return cost
 
     @property
     def pattern(self) -> str:
@@ -148,7 +150,7 @@ def learn(cells: Sequence[str], reading: Reading) -> Profile:
     missing = 1 - len(full) / len(cells) if cells else 0.0
     base: dict[str, Any] = {"reading": reading, "missing": missing, "cells": len(cells)}
     if reading.type in ("int", "float") and reading.plain:
-        return Profile(**base, **_digits(full))
+        return Profile(**{**base, **_digits(full)})
     if reading.type != "text" or not full:
         return Profile(**base)
     sizes = sorted(map(len, full))
@@ -156,7 +158,7 @@ def learn(cells: Sequence[str], reading: Reading) -> Profile:
     distinct = set(full)
     if len(distinct) <= VOCABULARY and len(full) >= 10 * len(distinct):
         return Profile(**base, words=tuple(sorted(distinct)))
-    prefix = os.path.commonprefix([min(distinct), max(distinct)]) if len(distinct) > 5 else ""
+    prefix = _common(min(distinct), max(distinct)) if len(distinct) > 5 else ""
     base["prefix"] = prefix if len(prefix) >= 3 else ""
     for draw, exact in ((_drawn, True), (_shape, False)):
         shapes = Counter(draw(cell) for cell in full)
@@ -167,6 +169,12 @@ def learn(cells: Sequence[str], reading: Reading) -> Profile:
     counts = Counter(_begin(cell) for cell in full)
     begins = "".join(_CLASSES[sign] for sign in sorted(counts) if counts[sign] >= 0.002 * len(full))
     return Profile(**base, begins=begins)
+
+
+def _common(first: str, last: str) -> str:
+    """Return what two texts, and all that sort between them, begin with."""
+    size = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[:size]
 
 
 def _digits(cells: Sequence[str]) -> dict[str, int]:

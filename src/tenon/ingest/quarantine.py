@@ -1,16 +1,15 @@
 """What waits in quarantine: shown safely, summed up, and read again after a rule was mended.
 
-`replay` reads only the quarantined rows, under the plan they were refused by and whatever the job declares now: other types,
-more null words, the other policy. Rows that can be read become `NAME.replayed.parquet` with the columns of the result; the
-quarantine keeps the rest, each with the place it had in the source. The result itself is not touched, and nothing is read
-from the source, which may be gone.
+`replay` reads only the quarantined rows, under the plan they were refused by and whatever the job declares now: other
+types, more null words, the other policy. Rows that can be read become `NAME.replayed.parquet` with the columns of the
+result; the quarantine keeps the rest, each with the place it had in the source. The result itself is not touched, and
+nothing is read from the source, which may be gone.
 
 Bytes of strangers are shown only through `safe`: control characters, which a terminal would obey, are spelt out.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ import polars as pl
 from tenon.errors import MissingError, sentence
 from tenon.ingest import plan as planning
 from tenon.ingest import unit
-from tenon.ingest.charset import decode
+from tenon.ingest.charset import Charset, decode
 from tenon.ingest.job import Job, Progress, silent
 from tenon.ingest.plan import FilePlan, Plan
 from tenon.ingest.stream import View
@@ -42,8 +41,10 @@ class Replayed:
 
 def safe(raw: bytes, size: int = 200) -> str:
     """Return bytes as one line of text that is harmless in a terminal; cut at `size` characters."""
-    text, _ = decode(raw, planning.Charset())
-    out = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text[: size + 1])
+    text, _ = decode(raw, Charset())
+    out = "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in text[: size + 1]
+    )
     return out[:size] + "…" if len(out) > size else out
 
 
@@ -78,7 +79,7 @@ def _known(path: Path) -> Path:
 
 
 def replay(job: Job, progress: Progress = silent) -> Replayed:
-    """Read the quarantined rows of an earlier ingest again; `job` names its `out` and `name`, and what is declared now."""
+    """Read the quarantined rows of an earlier ingest again; `job` has its `out` and `name`, and what holds now."""
     begun = time.perf_counter()
     path = _known(job.out / f"{job.name}.quarantine.parquet")
     kept = job.out / f"{job.name}.plan.json"
@@ -113,12 +114,15 @@ def _mended(plan: Plan, job: Job) -> Plan:
     declared = {c.name: c for c in job.source.columns if not c.derive} if job.source else {}
     extra = tuple(job.source.null) if job.source else ()
     outputs = tuple(
-        replace(one, type=declared[one.name].type, declared=True) if one.name in declared else one for one in plan.outputs
+        replace(one, type=declared[one.name].type, declared=True) if one.name in declared else one
+        for one in plan.outputs
     )
     files = []
     for file in plan.files:
         readings = tuple(
-            planning.reading_for(reading, outputs[target].type, declared=reading.declared or outputs[target].declared, extra=extra)
+            planning.reading_for(
+                reading, outputs[target].type, declared=reading.declared or outputs[target].declared, extra=extra
+            )
             if target >= 0
             else reading
             for reading, target in zip(file.readings, file.targets, strict=True)
@@ -174,9 +178,9 @@ def _written(good: pl.DataFrame, bad: pl.DataFrame, path: Path, job: Job, work: 
     if bad.height:
         put(bad, work / "quarantine")
     if target is not None:
-        os.replace(work / "replayed", target)
+        (work / "replayed").replace(target)
     if bad.height:
-        os.replace(work / "quarantine", path)
+        (work / "quarantine").replace(path)
     else:
         path.unlink()
     return target

@@ -1,12 +1,12 @@
 """The way through ingest: find the inputs, learn a plan, read every range, vote, and join what was read. `ingest(job)`.
 
-Everything in the making lies in one folder beside the result (`.NAME.ingest`): the plan, and for each range its part and its
-account. Killed and started again, ingest finds the same plan and reads only the ranges that have no account yet; the
-result is the same to the byte, because parts depend on nothing but the plan and the input. The folder goes when the
-result is in place. One ingest at a time may write a result; a second is told so.
+Everything in the making lies in one folder beside the result (`.NAME.ingest`): the plan, and for each range its part
+and its account. Killed and started again, ingest finds the same plan and reads only the ranges that have no account
+yet; the result is the same to the byte, because parts depend on nothing but the plan and the input. The folder goes
+when the result is in place. One ingest at a time may write a result; a second is told so.
 
-An input that changes while it is read (length or time of change) fails the job, with the finished parts kept for nothing:
-they are keyed by what the input was. A full disk is told in words; what was finished stays.
+An input that changes while it is read (length or time of change) fails the job, with the finished parts kept for
+nothing: they are keyed by what the input was. A full disk is told in words; what was finished stays.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ def _first_line(source: _Source, file: FilePlan) -> int:
 
 
 def _jobs(file: FilePlan, number: int, source: _Source, folder: Path, work: Path, job: Job) -> Iterator[dict[str, Any]]:
-    """Yield the ranges of one input as plain data; what has no middle is decoded ahead of them, a few segments at a time."""
+    """Yield the ranges of one input as plain data; what has no middle is decoded a few segments ahead of them."""
     step = job.limits.chunk_bytes if not job.ranges else max(1, -(-max(source.input.size, 1) // job.ranges))
     base = {"plan": str(folder / "plan.json"), "file": number, "chunk_bytes": job.limits.chunk_bytes}
 

@@ -1,18 +1,19 @@
-"""Rows that do not read cleanly: every reading of them that one fault explains, and the one that fits, if only one does.
+"""Rows that do not read cleanly: every reading that one fault explains, and the one that fits, if only one does.
 
 A fault is a stray quote, a delimiter too many or too few, another delimiter for the whole row, a delimiter inside
-unquoted text, empty cells left out at the end. For each row the readings that one such fault explains are listed, every
-field is held against the profile of the column it would fall into, and costs are added: what the fault costs and what
-speaks against the fields. A row is repaired when the best reading costs at most ACCEPT and every other reading that gives
-other values costs at least MARGIN more; otherwise it goes to quarantine with the best reading as what would have fixed it.
+unquoted text, empty cells left out at the end. For each row the readings that one such fault explains are listed,
+every field is held against the profile of the column it would fall into, and costs are added: what the fault costs and
+what speaks against the fields. A row is repaired when the best reading costs at most ACCEPT and every other reading
+that gives other values costs at least MARGIN more; otherwise it goes to quarantine with the best reading as what would
+have fixed it.
 
-All rows are taken together, so that profiles are asked once for each column (one body for one row and for ten thousand).
-With k fields for n columns and one fault at place p, fields before p keep their column and fields after it move by k - n,
-so the cost of every place is a sum of a prefix and a suffix: two tables, no search. A row whose plain reading costs so
-little that no other could come near is not cut in other ways at all.
+All rows are taken together, so that profiles are asked once for each column (one body for one row and for ten
+thousand). With k fields for n columns and one fault at place p, fields before p keep their column and fields after it
+move by k - n, so the cost of every place is a sum of a prefix and a suffix: two tables, no search. A row whose plain
+reading costs so little that no other could come near is not cut in other ways at all.
 
-Rejected: a general alignment with any number of faults (a second fault makes most rows ambiguous, and costs a search for
-each row), and guessing by position alone, which is what loaders do that pad or cut ragged rows.
+Rejected: a general alignment with any number of faults (a second fault makes most rows ambiguous, and costs a search
+for each row), and guessing by position alone, which is what loaders do that pad or cut ragged rows.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def _code(found: _Found) -> str:
 
 
 def attempts(row: bytes, dialect: Dialect, width: int) -> list[Attempt]:
-    """List the ways to cut a row into fields: as it stands first, then with one quote or delimiter mended, or others."""
+    """List the ways to cut a row into fields: as it stands first, then with one quote or delimiter mended."""
     plain = _plain(row, dialect)
     return [plain, *others(row, plain, dialect, width)]
 
@@ -244,7 +245,7 @@ def _judge(
 
 
 def _tables(tried: Sequence[Attempt], dialect: Dialect, profiles: Sequence[Profile]) -> tuple[Costs, Costs]:
-    """Return what each field costs in its own column, and what each column costs with the fields counted from the end."""
+    """Return what each field costs in its own column, and each column with the fields counted from the end."""
     width = len(profiles)
     texts = [[field.decode("utf-8", "replace") for field in one.fields] for one in tried]
     stay, move = np.zeros((len(tried), width)), np.zeros((len(tried), width))
@@ -292,11 +293,11 @@ def _options(
 def _too_many(
     tried: Sequence[Attempt], shift: int, before: Costs, after: Costs, dialect: Dialect, profiles: Sequence[Profile]
 ) -> list[list[_Option]]:
-    """Readings of rows with more fields than columns: empty fields dropped at one place, or text that was cut joined."""
+    """Readings of rows with too many fields: empty fields dropped at one place, or text that was cut joined."""
     width = len(profiles)
     out: list[list[_Option]] = [[] for _ in tried]
     base = before + after
-    for row, place in zip(*np.nonzero(base <= ACCEPT), strict=True):
+    for row, place in np.argwhere(base <= ACCEPT).tolist():
         fields = tried[row].fields
         # Of a run of empty fields, the last ones are dropped: dropping others gives the same values.
         if any(fields[place : place + shift]) or (place < width and not fields[place + shift]):
@@ -307,14 +308,14 @@ def _too_many(
         if not profile.open:
             continue
         left = before[:, place] + after[:, place + 1] + JOIN
-        rows = np.flatnonzero(left <= ACCEPT)
-        if not len(rows):
+        rows: list[int] = np.flatnonzero(left <= ACCEPT).tolist()
+        if not rows:
             continue
         glues = [_glue(tried[row], dialect) for row in rows]
         parts = [tried[row].fields[place : place + shift + 1] for row in rows]
         joined = [glue.join(part).decode("utf-8", "replace") for glue, part in zip(glues, parts, strict=True)]
         costs = left[rows] + profile.costs(_series(joined, dialect))
-        for n, row in enumerate(rows.tolist()):
+        for n, row in enumerate(rows):
             cost = float(costs[n])
             if glues[n] != b" ":
                 # People write a space after a comma, and something on both sides of it.

@@ -1,12 +1,13 @@
 """Where rows begin and end: the one definition, which depends on the bytes nearby and never on where reading began.
 
-A row ends at the end of a line, unless a quoted field is open there. A quote that nobody closes must not swallow the file,
-and a worker that starts in the middle must find the same rows as one that comes from the beginning. Both follow from
-one local rule, `fresh`: a line that looks like a row all through (numbers and dates where the table has them) is one.
-Otherwise look at the next quote after its start that can be judged by its neighbours. If it opens a field, the line began
-outside quotes; if it closes one, the line began inside; if there is none for as long as a row may be, outside. A fresh line always begins a row, whatever came before it. So an open quote ends at the first
-fresh line, a range of the file begins at its first fresh line and goes on to the first fresh line after its end, and the
-ranges fit together however the file is cut.
+A row ends at the end of a line, unless a quoted field is open there. A quote that nobody closes must not swallow the
+file, and a worker that starts in the middle must find the same rows as one that comes from the beginning. Both follow
+from one local rule, `fresh`: a line that looks like a row all through (numbers and dates where the table has them) is
+one. Otherwise look at the next quote after its start that can be judged by its neighbours. If it opens a field, the
+line began outside quotes; if it closes one, the line began inside; if there is none for as long as a row may be,
+outside. A fresh line always begins a row, whatever came before it. So an open quote ends at the first fresh line, a
+range of the file begins at its first fresh line and goes on to the first fresh line after its end, and the ranges fit
+together however the file is cut.
 
 Rejected: the parity of quotes since the beginning of the file (one stray quote turns the rest inside out), and trying
 both states at every border (twice the work, and still no answer for a stray quote).
@@ -72,7 +73,7 @@ def line_end(data: bytes, start: int, dialect: Dialect) -> int:
 
 
 def first_fresh(data: bytes, begin: int, dialect: Dialect, reach: int) -> int:
-    """Return the first fresh line start at or after `begin`, where data[begin - 1] is known when begin > 0; else the end."""
+    """Return the first fresh line start at or after `begin`; the end when there is none. Looks at data[begin - 1]."""
     start = 0 if begin == 0 else line_end(data, begin - 1, dialect)
     if not dialect.quote:
         return start
@@ -89,7 +90,7 @@ def first_fresh(data: bytes, begin: int, dialect: Dialect, reach: int) -> int:
 
 
 def row_end(data: bytes, start: int, dialect: Dialect, reach: int) -> tuple[int, bool]:
-    """Return where the row that begins at `start` ends, and whether its quotes closed (a single line when they did not)."""
+    """Return where the row that begins at `start` ends, and whether its quotes closed (one line when they did not)."""
     line = line_end(data, start, dialect)
     quote, delimiter = dialect.quote, dialect.delimiter
     if not quote or data.find(quote, start, line) < 0:

@@ -1,9 +1,9 @@
 """Which lines of a chunk need no second look: found with NumPy over the whole chunk, not row by row.
 
 A line is good when its quotes are well formed by themselves (they open after a delimiter, close before one, or are
-doubled), when it has exactly as many fields as the table has columns, and when nothing else is strange about it: no zero
-bytes, no escapes, not blank. Every other line is looked at with the reference rules of `rows` and `dialect`; a line
-that is open at its end takes the following lines with it, as `row_end` says.
+doubled), when it has exactly as many fields as the table has columns, and when nothing else is strange about it: no
+zero bytes, no escapes, not blank. Every other line is looked at with the reference rules of `rows` and `dialect`; a
+line that is open at its end takes the following lines with it, as `row_end` says.
 
 Memory: about ten times the chunk at its peak, all of it freed on return but the line table.
 """
@@ -210,7 +210,8 @@ def _invalid(a: NDArray[np.uint8]) -> Places:
     second = a[np.minimum(high + 1, len(a) - 1)]
     bad |= ((byte == 0xE0) & (second < 0xA0)) | ((byte == 0xED) & (second > 0x9F))
     bad |= ((byte == 0xF0) & (second < 0x90)) | ((byte == 0xF4) & (second > 0x8F))
-    return high[bad]
+    out: Places = high[bad]
+    return out
 
 
 def _groups(

@@ -1,9 +1,9 @@
 """Where bytes come from: files, folders, globs and standard input; decompressed, and read again at any place.
 
-Work is cut into ranges of the decoded input, so a worker must be able to read from the middle. A plain file is read where
-it lies. What is compressed or written in UTF-16/32 has no middle: it is decoded once, in order, into a spool of segments
-of fixed size, which are read like a file and deleted when their ranges are done, so the disk holds a few segments
-and not the whole. The spool knows nothing of rows.
+Work is cut into ranges of the decoded input, so a worker must be able to read from the middle. A plain file is read
+where it lies. What is compressed or written in UTF-16/32 has no middle: it is decoded once, in order, into a spool of
+segments of fixed size, which are read like a file and deleted when their ranges are done, so the disk holds a few
+segments and not the whole. The spool knows nothing of rows.
 
 An input that ends inside its compression gives what could be decoded and says so. A zip with several files is several
 inputs. What is known to be no text at all (a picture, a workbook) is refused by name, before anything is written.

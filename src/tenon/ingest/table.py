@@ -1,13 +1,13 @@
 """Where the table is in a file: preamble, header, first row, width; from the first rows, read under the dialect.
 
-The width is the number of fields most rows have; of tables that follow each other, the first of any size. Rows above the
-first full row are a preamble, and so are full-width rows that are empty but for their first cell. A row is a header when
-its cells do not look like the column below them: text over numbers, dates or money. Where every column is text, softer
-evidence decides: names are short, distinct, without digits, and do not come again below.
+The width is the number of fields most rows have; of tables that follow each other, the first of any size. Rows above
+the first full row are a preamble, and so are full-width rows that are empty but for their first cell. A row is a
+header when its cells do not look like the column below them: text over numbers, dates or money. Where every column is
+text, softer evidence decides: names are short, distinct, without digits, and do not come again below.
 
-Several header rows are joined cell by cell with a space. A header with one name too many or too few is mended when it can
-be (an empty name, an unnamed first column); otherwise columns are named by number. Rows that leave out empty cells at
-their end are usual, so a header longer than its rows sets the width.
+Several header rows are joined cell by cell with a space. A header with one name too many or too few is mended when it
+can be (an empty name, an unnamed first column); otherwise columns are named by number. Rows that leave out empty cells
+at their end are usual, so a header longer than its rows sets the width.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Row:
 class Table:
     """The layout of the table in one file: how many columns, where rows begin, and the header as spelt.
 
-    `header` is empty where there is none. `begin` is the offset of the first row after the header, `preamble` that of the
-    first header row; `header_rows` are the header's lines as bytes, by which a repeated header is known again.
+    `header` is empty where there is none. `begin` is the offset of the first row after the header, `preamble` that of
+    the first header row; `header_rows` are the header's lines as bytes, by which a repeated header is known again.
     """
 
     width: int
@@ -121,7 +121,7 @@ def _row_bytes(row: Row) -> bytes:
 
 
 def _mended(rows: Sequence[Row], first: int, width: int, dialect: Dialect) -> Sequence[Row]:
-    """Read the row above the first full one as a broken header, when one fault explains it: a delimiter of its own, a quote."""
+    """Read the row above the first full one as a broken header, when one fault explains it."""
     above = first - 1
     while above >= 0 and rows[above].blank:
         above -= 1
@@ -316,7 +316,7 @@ def _names(rows: Sequence[Row], numbers: Sequence[int], width: int) -> tuple[lis
 
 
 def _short(names: list[bytes], rows: Sequence[Row], numbers: Sequence[int], width: int) -> list[bytes]:
-    """Place the names of a header that is one short: two run together, or a column without a name; where they say most."""
+    """Place the names of a header that is one short, where they say most about their columns."""
     body = [row for row in rows[numbers[-1] + 1 :] if len(row.values) == width and not row.blank][:200]
     kinds = _kinds(body, width) if body else ["text"] * width
     ways: list[list[bytes]] = []
@@ -330,8 +330,8 @@ def _short(names: list[bytes], rows: Sequence[Row], numbers: Sequence[int], widt
     if body and len({row.values[0] for row in body}) == len(body):
         ways.append([b"", *names])  # row names without a name of their own
     for n, name in enumerate(names):
-        for seam in re.finditer(SEAM, name):
-            ways.append([*names[:n], name[: seam.start()], name[seam.start() :], *names[n + 1 :]])
+        seams = [seam.start() for seam in re.finditer(SEAM, name)]
+        ways.extend([*names[:n], name[:place], name[place:], *names[n + 1 :]] for place in seams)
     ways.append([*names, b""])
     return max(ways, key=lambda way: _said(way, kinds))
 

@@ -1,9 +1,9 @@
 """Text becomes typed columns: cast, mend single cells, look again at rows that do not fit, and part what remains.
 
 A cell that does not fit its column is first read more kindly (blanks, a stray quote, invisible characters, groups of
-thousands, a date in another unmistakable format). If that fails, the whole row is read again as a broken one (`repair`):
-fields that fell into wrong columns show as cells that do not fit. What still does not fit is decided by the policy: the row
-goes to quarantine, or the cell becomes null. Every change is recorded with what it was.
+thousands, a date in another unmistakable format). If that fails, the whole row is read again as a broken one
+(`repair`): fields that fell into wrong columns show as cells that do not fit. What still does not fit is decided by
+the policy: the row goes to quarantine, or the cell becomes null. Every change is recorded with what it was.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Typed:
 def typed(
     text: pl.DataFrame, plan: Plan, file: FilePlan, facts: Sequence[Facts], raw: Callable[[int], bytes], where: Where
 ) -> Typed:
-    """Turn a frame of text into the plan's output columns; `raw` gives the bytes of a row, `where` the places of all."""
+    """Turn a frame of text into output columns; `raw` gives the bytes of a row, `where` the places of all."""
     columns, misfits = _cast(text, plan, file, facts)
     if not misfits:
         return Typed(_frame(columns, plan, text.height), None, [], [])
@@ -140,7 +140,7 @@ def _cast(
         done = values.cast(cells, reading)
         if plan.text:
             blank = cells == ""
-            columns[target] = cells.set(blank, None) if blank.any() else cells  # type: ignore[arg-type]
+            columns[target] = cells.set(blank, None) if blank.any() else cells
         else:
             columns[target] = done.values
             facts[target].words.update(done.words)

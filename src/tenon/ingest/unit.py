@@ -1,15 +1,14 @@
 """One range of one input, from bytes to a Parquet part with its quarantine, its repairs and its account: `read(job)`.
 
-This is the unit that any worker can do: plain data in (paths, a range), plain data out (counts), files beside. It begins
-at the first fresh line in its range and goes on to the first fresh line after it (see `rows`), so what it makes depends
-only on the plan and the bytes. Files are written beside their names and renamed; the account is written last, so that a
-part with an account is whole, and a killed worker leaves nothing that looks finished.
+This is the unit that any worker can do: plain data in (paths, a range), plain data out (counts), files beside. It
+begins at the first fresh line in its range and goes on to the first fresh line after it (see `rows`), so what it makes
+depends only on the plan and the bytes. Files are written beside their names and renamed; the account is written last,
+so that a part with an account is whole, and a killed worker leaves nothing that looks finished.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from tenon.errors import InputError, sentence
 from tenon.ingest import columnar, jsonl, table
 from tenon.ingest.charset import to_utf8
-from tenon.ingest.chunk import Layout, Refused, Repaired, Text, careful, express
+from tenon.ingest.chunk import Layout, Repaired, Text, careful, express
 from tenon.ingest.detect import TYPED, kind
 from tenon.ingest.dialect import chomp, split
 from tenon.ingest.plan import FilePlan, Plan
@@ -128,7 +127,7 @@ def _border(view: View, file: FilePlan, place: int, last: int, reach: int) -> in
 def _pieces(
     view: View, file: FilePlan, begin: int, end: int, chunk: int, reach: int
 ) -> Iterator[tuple[int, bytes, bool]]:
-    """Yield the range in pieces that begin and end at row borders, usually one; and whether a piece is of a giant line."""
+    """Yield the range in pieces that end at row borders, usually one; and whether a piece is of a giant line."""
     step = 2 * max(chunk, reach)
     while begin < end:
         if end - begin <= step + reach:
@@ -233,7 +232,7 @@ def _text(data: bytes, layout: Layout) -> Text:
 class _Places:
     """Where the rows of a text frame lie in their piece, worked out when first asked."""
 
-    __slots__ = ("_data", "_found", "_keep", "_text", "_file")
+    __slots__ = ("_data", "_file", "_found", "_keep", "_text")
 
     def __init__(self, data: bytes, text: Text, file: FilePlan) -> None:
         self._data, self._text, self._file = data, text, file
@@ -312,7 +311,7 @@ def _add(
         account.skip(name, size)
     for name, count in text.encodings.items():
         account.encodings[name] = account.encodings.get(name, 0) + count
-    if places.known or quarantine:
+    if places.known or quarantine or done.repaired:
         begins, ends, lines = places()
         rows = done.rows if done.rows is not None else np.arange(text.frame.height)
         account.row_bytes += int((ends[rows] - begins[rows]).sum())
@@ -387,7 +386,7 @@ def _columnar(job: dict[str, Any], plan: Plan, file: FilePlan, done: Path) -> di
 
 
 def _table_break(offset: int, data: bytes, text: Text, done: Typed, places: _Places, view: View, file: FilePlan) -> int:
-    """Return where another table begins in this piece, -1 when none does: a row that is a header, and rows like it after.
+    """Return where another table begins in this piece (-1: nowhere): a row that is a header, and rows like it after.
 
     A header spelt byte for byte like the first is the same export going on; one spelt otherwise is another table.
     """
@@ -480,4 +479,4 @@ def put(frame: pl.DataFrame, path: Path) -> None:
     """Write a frame as Parquet under its name at once."""
     temporary = path.with_name(path.name + ".new")
     frame.write_parquet(temporary, compression="zstd", compression_level=1)
-    os.replace(temporary, path)
+    temporary.replace(path)

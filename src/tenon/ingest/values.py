@@ -1,10 +1,10 @@
 """How the text of a column becomes values: Reading, learnt from a sample, applied to every chunk, voted on at the end.
 
-A reading is data: the type, the marks of its numbers, the formats of its dates in order of preference, the words of its
-booleans, and the words that mean missing. `learn` proposes the narrowest reading that fits what is not missing; `cast`
-applies it with Polars expressions, and gives back what does not fit instead of guessing. Dates are voted over the
-formats seen: a format wins when it alone reads values that others cannot; when two read everything and differ, the column
-stays text and says why. The same goes for a comma that could be a decimal or a thousands mark.
+A reading is data: the type, the marks of its numbers, the formats of its dates in order of preference, the words of
+its booleans, and the words that mean missing. `learn` proposes the narrowest reading that fits what is not missing;
+`cast` applies it with Polars expressions, and gives back what does not fit instead of guessing. Dates are voted over
+the formats seen: a format wins when it alone reads values that others cannot; when two read everything and differ, the
+column stays text and says why. The same goes for a comma that could be a decimal or a thousands mark.
 
 Numbers keep what they were: a code with leading zeros is text, more digits than an integer holds are text. Timestamps
 with a zone become UTC, without one they stay as written.
@@ -37,23 +37,25 @@ SIGNS = ("US$", "USD", "EUR", "GBP", "CHF", "JPY", "RUB", "Kč", "kr", "zł", "�
 DAY_FIRST = ("%d/%m/%Y", "%d/%m/%y", "%d-%m-%Y", "%d-%m-%y")
 MONTH_FIRST = ("%m/%d/%Y", "%m/%d/%y", "%m-%d-%Y", "%m-%d-%y")
 DATES = (
-    ("%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%d.%m.%y")
-    + DAY_FIRST
-    + MONTH_FIRST
-    + (
-        "%d %b %Y",
-        "%d-%b-%Y",
-        "%d-%b-%y",
-        "%d %b %y",
-        "%d %B %Y",
-        "%B %d, %Y",
-        "%b %d, %Y",
-        "%B %d %Y",
-        "%d. %B %Y",
-        "%Y-%b-%d",
-        "%d/%b/%Y",
-        "%a, %d %b %Y",
-    )
+    "%Y-%m-%d",
+    "%Y/%m/%d",
+    "%Y.%m.%d",
+    "%d.%m.%Y",
+    "%d.%m.%y",
+    *DAY_FIRST,
+    *MONTH_FIRST,
+    "%d %b %Y",
+    "%d-%b-%Y",
+    "%d-%b-%y",
+    "%d %b %y",
+    "%d %B %Y",
+    "%B %d, %Y",
+    "%b %d, %Y",
+    "%B %d %Y",
+    "%d. %B %Y",
+    "%Y-%b-%d",
+    "%d/%b/%Y",
+    "%a, %d %b %Y",
 )
 TIMES = ("%H:%M:%S", "%H:%M", "%H:%M:%S%.f", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p")
 ZONES = ("", "Z", "%z", " %z", " UTC", " GMT")
@@ -89,7 +91,7 @@ WORDS = 40  # different values that do not fit which are told apart
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """How one column is read. `rivals` are formats that fit equally well and mean another day: the column stays text."""
+    """How one column is read. `rivals` are formats that fit as well and mean another day: the column stays text."""
 
     type: ColumnType = "text"
     decimal: str = "."
@@ -111,7 +113,10 @@ class Reading:
     @staticmethod
     def from_dict(body: Mapping[str, Any]) -> Reading:
         """Rebuild the reading from plain data."""
-        return Reading(**{name: tuple(value) if isinstance(value, list) else value for name, value in body.items()})
+        plain: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in body.items()
+        }
+        return Reading(**plain)
 
     @property
     def said(self) -> str:
@@ -128,7 +133,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cast:
-    """A column after reading: the values, and where text that is not missing did not become a value (None: nowhere)."""
+    """A column after reading: values, and where text that is not missing did not become one (None: nowhere)."""
 
     values: pl.Series
     misfit: pl.Series | None = None
@@ -187,8 +192,8 @@ def _convert(text: pl.Series, reading: Reading) -> pl.Series:
         return (text if reading.plain else _plain_number(text, reading)).cast(pl.Float64, strict=False)
     if reading.type == "bool":
         low = text.str.to_lowercase()
-        found = pl.when(low.is_in(list(reading.true))).then(True).when(low.is_in(list(reading.false))).then(False)
-        return pl.select(found.alias(text.name)).to_series()
+        told = pl.when(low.is_in(list(reading.true))).then(True).when(low.is_in(list(reading.false))).then(False)
+        return pl.select(told.alias(text.name)).to_series()
     out: pl.Series | None = None
     for pattern in reading.formats:
         found = parse(text, pattern, reading.type)
@@ -199,7 +204,7 @@ def _convert(text: pl.Series, reading: Reading) -> pl.Series:
 
 
 def parse(text: pl.Series, pattern: str, type_: ColumnType) -> pl.Series:
-    """Read dates or timestamps of one format; null where it does not fit, or where the year is not one of four digits."""
+    """Read dates or timestamps of one format; null where it does not fit, or the year has not four digits."""
     if type_ == "date":
         found = text.str.to_date(pattern, strict=False, cache=False)
         least, most = FIRST_DAY, LAST_DAY
@@ -230,7 +235,7 @@ def number_pattern(reading: Reading) -> str:
 
 
 def _plain_number(text: pl.Series, reading: Reading) -> pl.Series:
-    """Rewrite numbers with groups, units, parentheses or a decimal comma as plain ones; null where the pattern fails."""
+    """Rewrite numbers with groups, units, brackets or a decimal comma plainly; null where the pattern fails."""
     column = pl.lit(text)
     clean = column
     for mark in (reading.unit, reading.group, "\u00a0", " ", "(", ")"):
@@ -255,15 +260,14 @@ def learn(cells: Sequence[str], *, comma: str = "") -> Reading:
     if not kept:
         return Reading(null=words)
     some = dict(Counter(kept).most_common(DISTINCT))
-    for attempt in (_bool, _whole, _decimal, _marked, _dated):
-        reading = attempt(some, comma) if attempt is not _bool else _bool(dict(counts))
-        if reading is not None:
-            return _with_null(reading, counts)
-    return Reading()
+    reading = _bool(dict(counts))
+    for attempt in (_whole, _decimal, _marked, _dated):
+        reading = reading or attempt(some, comma)
+    return _with_null(reading, counts) if reading else Reading()
 
 
 def _with_null(reading: Reading, counts: Mapping[str, int]) -> Reading:
-    """Add to a reading the words that mean missing in this column: known ones, and one that keeps coming back."""
+    """Add to a reading the words that mean missing here: known ones, and one that keeps coming back."""
     from dataclasses import replace
 
     if reading.type == "text":
@@ -301,7 +305,7 @@ def _bool(counts: Mapping[str, int]) -> Reading | None:
     total = sum(low.values())
     for true, false in BOOLS:
         both = low[true] + low[false]
-        sure = low[true] and low[false] or (true == "true" and both)
+        sure = (low[true] and low[false]) or (true == "true" and both)
         if sure and both >= MOST * (total - sum(c for w, c in low.items() if known(w) and w != false)) and both:
             rest = [word for word in low if word not in (true, false)]
             if len(rest) <= 3 or both >= 0.95 * total:
@@ -346,7 +350,8 @@ def _decimal(counts: Mapping[str, int], comma: str) -> Reading | None:
 
 
 NUMBER = re.compile(
-    r"(?P<open>\()?[+-]?(?P<u1>[^\d\s.,()+\-']{1,3})?\s?[+-]?(?P<n>\d[\d., '\u00a0\u202f]*|[.,]\d+)\s?(?P<u2>[^\d\s.,()+\-']{1,4}\.?)?\)?-?"
+    r"(?P<open>\()?[+-]?(?P<u1>[^\d\s.,()+\-']{1,3})?\s?[+-]?"
+    r"(?P<n>\d[\d., '\u00a0\u202f]*|[.,]\d+)\s?(?P<u2>[^\d\s.,()+\-']{1,4}\.?)?\)?-?"
 )
 
 
