@@ -1,5 +1,4 @@
-"""App is the service as one ASGI callable: it finds the door of a request, holds its limits, and hands out the
-answer.
+"""App is the service as one ASGI callable: it finds the door of a request, holds its limits, and hands out answers.
 
 Every request takes one way: path, token, method, body within its limit, the door's own work, answer, count. Doors are
 found by one dictionary look-up on the whole path: a framework's routing and request objects cost more than scoring
@@ -205,7 +204,7 @@ class App:
                 self.keeper.resume()
         else:
             self._take(live, service)
-        self._record("swap", service, previous=previous)
+        await asyncio.to_thread(self._record, "swap", service, previous=previous)
 
     def _take(self, live: Live, service: Service) -> None:
         live.take(service)
@@ -282,7 +281,7 @@ class App:
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.look)
         self.ready = True
         for live in self.lives.values():
-            self._record("start", live.service)
+            await asyncio.to_thread(self._record, "start", live.service)
 
     async def stop(self) -> None:
         """Offer what monitoring has not seen, finish what is being written, and let the threads go."""
@@ -293,7 +292,7 @@ class App:
         self._tasks.clear()
         for live in self.lives.values():
             live.close()
-            self._record("stop", live.service)
+            await asyncio.to_thread(self._record, "stop", live.service)
         if self.keeper is not None:
             await asyncio.to_thread(self.keeper.close)
 

@@ -6,13 +6,18 @@ whole path in one dictionary, built from the names of what is served; there are 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
+from tenon.limits import KIB
 from tenon.serving.refusal import Refused
 
 HTML = b"text/html; charset=utf-8"
 JSON = b"application/json"
+LARGE_BYTES = 64 * KIB
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,3 +54,8 @@ class Door:
     acts: Mapping[str, Act]
     free: bool = False
     wrong: Callable[[Refused], Page] | None = field(default=None)  # how refusals are written here, if not as ours
+
+
+async def aside(size_bytes: int, work: Callable[[], Made]) -> Made:
+    """Do work on a body: at once when it is small, else in a thread, so that reading it stops nobody else's answer."""
+    return work() if size_bytes <= LARGE_BYTES else await asyncio.to_thread(work)

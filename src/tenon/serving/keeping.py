@@ -123,8 +123,7 @@ class Keeper:
 
 
 def restore(online: Features, store: Keeps, sources: Mapping[str, Source], after_seq: int = 0) -> int:
-    """Apply to `online` the facts kept after `after_seq`, in the order they came; return the last sequence number
-    seen.
+    """Apply to `online` the facts kept after `after_seq`, in the order they came; return the last number seen.
 
     Reads the store batch by batch; applying is idempotent, so that doing it twice is safe. A batch that cannot be
     applied is logged and left in the store: one bad batch must not keep a service from starting.

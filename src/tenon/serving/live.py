@@ -6,22 +6,19 @@ step between two requests. `answer` is the one way from checked rows to scores; 
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 from itertools import count
 from time import perf_counter
 
 import msgspec
 
-from tenon.limits import KIB
-from tenon.serving.door import Asked, Result
+from tenon.serving.door import Asked, Result, aside
 from tenon.serving.lane import Lane, Late, Unreadable
 from tenon.serving.meter import Meter
 from tenon.serving.refusal import Refused, refused
 from tenon.serving.rows import RowReader, Rows, row_reader
 from tenon.serving.service import Seams, Service, Settings
 from tenon.serving.tap import Observations
-
-LARGE_BYTES = 64 * KIB
 
 
 class Live:
@@ -48,11 +45,7 @@ class Live:
     async def predict(self, asked: Asked) -> Result:
         """Answer ``{"rows": [...]}`` or one bare row with a score for each, and a decision if it has a threshold."""
         service, head, threshold = self.service, self._head, self.service.threshold
-        body = asked.body
-        if len(body) <= LARGE_BYTES:
-            checked = self.reader.read(body)
-        else:  # so that checking it stops nobody else's answer
-            checked = await asyncio.to_thread(self.reader.read, body)
+        checked = await aside(len(asked.body), partial(self.reader.read, asked.body))
         scores = await self.answer(service, checked, asked)
         if isinstance(scores, Refused):
             return scores

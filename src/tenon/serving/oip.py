@@ -11,7 +11,6 @@ The specification: https://github.com/open-inference/open-inference-protocol and
 
 from __future__ import annotations
 
-import asyncio
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +23,8 @@ import msgspec
 import numpy as np
 
 from tenon.errors import quoted
-from tenon.serving.door import Act, Asked, Door, Page, Result
-from tenon.serving.live import LARGE_BYTES, Live
+from tenon.serving.door import Act, Asked, Door, Page, Result, aside
+from tenon.serving.live import Live
 from tenon.serving.refusal import Refused, reply, shown
 from tenon.serving.rows import RowReader, Rows, decode
 
@@ -137,7 +136,7 @@ def _infer(live: Live) -> Act:
         service, reader = live.service, live.reader
         names = ("score", "id") if service.threshold is None else ("score", "decision", "id")
         read = partial(_read, asked, reader, names, live.limits.rows_per_request)
-        asking = read() if len(asked.body) <= LARGE_BYTES else await asyncio.to_thread(read)
+        asking = await aside(len(asked.body), read)
         if isinstance(asking, Refused):
             return live.refuse(asking, asked)
         checked = asking.checked

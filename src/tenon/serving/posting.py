@@ -17,7 +17,7 @@ import polars as pl
 from tenon.contract.column import Column, Source
 from tenon.errors import MissingError, StoreError, TenonError
 from tenon.limits import ServingLimits
-from tenon.serving.door import Act, Asked, Result
+from tenon.serving.door import Act, Asked, Result, aside
 from tenon.serving.keeping import Batch, Keeper, span, to_frame
 from tenon.serving.live import Live
 from tenon.serving.meter import Meter
@@ -46,15 +46,22 @@ class Posting:
         columns = [column for column in source.columns if not column.derive]
         reader = row_reader(columns, self._limits.json_depth)
 
-        async def post(asked: Asked) -> Result:
+        def read(asked: Asked) -> Batch | Refused:
             checked = reader.read(asked.body)
             if isinstance(checked, Refused):
                 return checked
             first, last = span(checked.rows, source.known_at, asked.at)
             frame = to_frame(checked.rows, columns)
-            kept = await self._keep(Batch(stream="facts", subject=source.name, frame=frame, first=first, last=last))
+            return Batch(stream="facts", subject=source.name, frame=frame, first=first, last=last)
+
+        async def post(asked: Asked) -> Result:
+            batch = await aside(len(asked.body), partial(read, asked))
+            if isinstance(batch, Refused):
+                return batch
+            kept = await self._keep(batch)
             if isinstance(kept, Refused):
                 return kept
+            frame = batch.frame
             accepted = await self._apply(source.name, frame)
             if isinstance(accepted, Refused):
                 return accepted
@@ -71,7 +78,7 @@ class Posting:
         """Return what `POST /labels/MODEL` does."""
         reader = row_reader(LABEL_COLUMNS, self._limits.json_depth)
 
-        async def post(asked: Asked) -> Result:
+        def read(asked: Asked) -> Batch | Refused:
             checked = reader.read(asked.body, _plain_label)
             if isinstance(checked, Refused):
                 return checked
@@ -83,9 +90,17 @@ class Posting:
             if faults:
                 return faulty(faults)
             frame = _label_frame(checked, asked.at)
-            first, last = span(frame.to_dicts(), "known", asked.at)
-            kept = await self._keep(Batch(stream="labels", subject=model, frame=frame, first=first, last=last))
-            return kept if isinstance(kept, Refused) else reply({"model": model, "accepted": frame.height, "seq": kept})
+            first, last = span(frame.select("known").to_dicts(), "known", asked.at)
+            return Batch(stream="labels", subject=model, frame=frame, first=first, last=last)
+
+        async def post(asked: Asked) -> Result:
+            batch = await aside(len(asked.body), partial(read, asked))
+            if isinstance(batch, Refused):
+                return batch
+            kept = await self._keep(batch)
+            if isinstance(kept, Refused):
+                return kept
+            return reply({"model": model, "accepted": batch.frame.height, "seq": kept})
 
         return post
 
