@@ -1,7 +1,8 @@
 """What an experiment tells its trainers beside the data: seed, threads, bounds, and the guard that watches them.
 
 Built-in trainers are ``train(data, run, options)``. A user's own is ``train(data, run)`` and finds its guard as
-``run.guard``: what it does with seeds and threads is its own affair, so none are pressed on it.
+``run.guard``: what it does with seeds and threads is its own affair, so none are pressed on it. `admit` trains its
+samples with the same options on one thread and a few rounds.
 """
 
 from __future__ import annotations
