@@ -182,3 +182,6 @@ def test_a_service_that_was_killed_knows_its_facts_when_it_comes_back(shop: Path
     child.wait()
     with served(shop, port):
         assert ask(port, "POST", "/predict/slow", row)[1]["predictions"][0]["score"] == after
+    with served(shop, port, "--as-of", "2026-02-01"):
+        earlier = ask(port, "POST", "/predict/slow", row)[1]["predictions"][0]["score"]
+        assert earlier == before, "as of a moment before it was posted, the fact is not known"

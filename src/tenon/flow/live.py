@@ -171,7 +171,7 @@ def serve(work: Work, asked: Serving, say: Callable[[str], None]) -> None:
     live = awaken(work, asked.model, asked.version, as_of=as_of)
     name = live.record["model"]
     # A service that is to know only a past moment does not take in what was posted after it.
-    seen = max([int(row["last_seq"]) for row in work.store.subjects("facts")], default=0) if as_of else 0
+    seen = max([int(row["seq"]) for row in work.store.subjects("facts")], default=0) if as_of else 0
     collector = watch.Collector(work.store, name, work.config.limits.watch, work.clock)
 
     def load(_: str, version: str) -> serving.Service:

@@ -254,14 +254,14 @@ class Store:
             return sum(int(row[0]) for row in execute(sql, (stream, subject, before)))
 
     def subjects(self, stream: str) -> list[dict[str, Any]]:
-        """Return what a stream holds by subject: {subject, batches, rows, bytes, first, last}."""
+        """Return what a stream holds by subject: {subject, batches, rows, bytes, first, last, seq of the newest batch}."""
         sql = (
             "SELECT subject, COUNT(*) AS batches, SUM(row_count) AS row_sum, SUM(size) AS bytes, MIN(first) AS first, "
-            "MAX(last) AS last FROM batch WHERE stream = ? GROUP BY subject ORDER BY subject"
+            "MAX(last) AS last, MAX(seq) AS seq FROM batch WHERE stream = ? GROUP BY subject ORDER BY subject"
         )
         return [
             {"subject": row[0], "batches": int(row[1]), "rows": int(row[2]), "bytes": int(row[3])}
-            | {"first": row[4], "last": row[5]}
+            | {"first": row[4], "last": row[5], "seq": int(row[6])}
             for row in self._catalog.read(sql, (stream,))
         ]
 
