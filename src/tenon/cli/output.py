@@ -20,6 +20,7 @@ import click
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 MARK = {"error": "✗", "warning": "!", "info": "·"}
 COLOUR = {"error": "red", "warning": "yellow", "info": "cyan"}
+STEPS = 200  # a bar is drawn at most so often
 QUIET_S = 2.0  # work shorter than this shows no progress
 
 
@@ -72,11 +73,13 @@ class Output:
             self.end()
             self._said = said
             self._bar = click.progressbar(
-                length=max(int(total), 1), label=f"{harmless(said):<24}", file=sys.stderr, width=30
+                length=STEPS, label=f"{harmless(said):<24}", file=sys.stderr, width=30, show_eta=False
             )
             self._bar.__enter__()
         if self._bar is not None:
-            self._bar.update(int(done) - self._bar.pos)
+            at = int(STEPS * min(done / total, 1.0)) if total > 0 else 0
+            if at > self._bar.pos or not at:
+                self._bar.update(at - self._bar.pos)
 
     def end(self) -> None:
         """Stop drawing, so that a result or an error starts on a clean line."""

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from tenon import contract, ingest, sketch
+from tenon import contract, engine, ingest, sketch
 from tenon.contract.column import Source
 from tenon.errors import ConfigError, ContractError, InputError, sentence
 from tenon.flow.work import Stage, Work, file_digest, once
@@ -67,13 +68,10 @@ def datasets(work: Work) -> dict[str, tuple[Stage, Stage]]:
     """Bring every source of the project to a dataset; return the ingest and dataset stages by source."""
     sources = work.project.source_map()
     found: dict[str, tuple[Stage, Stage]] = {}
-    names = order(sources)
-    for number, name in enumerate(names):
-        work.progress(number, len(names), "reading raw files")
+    for name in order(sources):
         read = ingested(work, sources[name])
         lookups = {column.of: found[column.of][1] for column in sources[name].columns if column.of}
         found[name] = (read, dataset(work, sources[name], read, lookups))
-    work.progress(len(names), len(names), "reading raw files")
     return found
 
 
@@ -110,7 +108,7 @@ def ingested(work: Work, source: Source) -> Stage:
     }
 
     def make(_: str) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory(prefix="tenon-") as folder:
+        with tempfile.TemporaryDirectory(prefix="tenon-") as folder, _cluster(work) as cluster:
             done = ingest.ingest(
                 ingest.Job(
                     paths=tuple(files),
@@ -118,6 +116,7 @@ def ingested(work: Work, source: Source) -> Stage:
                     name=source.name,
                     source=source,
                     limits=work.config.limits.ingest,
+                    engine=cluster,
                 ),
                 progress=work.progress,
             )
@@ -138,6 +137,16 @@ def ingested(work: Work, source: Source) -> Stage:
     return once(work, "ingest", source.name, made_of, make)
 
 
+@contextmanager
+def _cluster(work: Work) -> Iterator[engine.Ray | engine.Local | None]:
+    """Yield where ranges of files are read: the configured cluster, or None for the threads of this process."""
+    if work.config.engine.kind == "local":
+        yield None
+        return
+    with engine.open(work.config.engine, work.config.limits.engine) as workers:
+        yield workers
+
+
 # ── typed columns -> dataset under contract ──────────────────────────────────────────────────────────────────────────
 
 
@@ -156,6 +165,7 @@ def dataset(work: Work, source: Source, read: Stage, lookups: Mapping[str, Stage
     def make(_: str) -> dict[str, Any]:
         if not read.body["rows"]:
             raise _none(source, read.body, [])
+        work.progress(0, 3, f"checking {source.name}")
         rows = frame(work, read.body)
         missing = [column.name for column in source.columns if not column.derive and column.name not in rows.columns]
         if missing:
@@ -170,12 +180,15 @@ def dataset(work: Work, source: Source, read: Stage, lookups: Mapping[str, Stage
         keys = {name: work.project.source(name).key for name in lookups}
         tables = {name: frame(work, stage.body) for name, stage in lookups.items()}
         whole = contract.derive(rows, source.columns, tables, keys)
+        work.progress(1, 3, f"checking {source.name}")
         agreed = contract.Contract.of(source)
         verdict = contract.check(whole, agreed)
         assert verdict.good.height + verdict.bad.height == rows.height, (verdict.good.height, verdict.bad.height)
         if not verdict.good.height:
             raise _none(source, read.body, [one.said for one in verdict.findings if one.severity == "error"])
+        work.progress(2, 3, f"checking {source.name}")
         profile = sketch.profile(verdict.good)
+        work.progress(3, 3, f"checking {source.name}")
         return {
             "source": source.name,
             "paths": read.body["paths"],
@@ -201,7 +214,9 @@ def dataset(work: Work, source: Source, read: Stage, lookups: Mapping[str, Stage
 def _none(source: Source, read: Mapping[str, Any], why: list[str]) -> ContractError:
     """Say that no row of a source is left, and what came in the way of most."""
     total = read["rows"] + read["quarantined"]
-    said = [*why, *(finding["said"] for finding in read["findings"] if finding["severity"] != "info")]
+    told = [finding for finding in read["findings"] if finding["severity"] != "info"]
+    # That a file has no rows follows from what came in the way of them: the cause is told first.
+    said = [*why, *(one["said"] for one in sorted(told, key=lambda one: bool(one["code"] == "ingest/empty")))]
     got = f"none of {total:,}" if total else "none"
     wanted = f"rows of '{source.name}' that keep its contract"
     hint = said[0] if said else "read the file beside its contract"

@@ -7,7 +7,7 @@ before them. A version that its gate allows takes the alias `production`, unless
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -26,6 +26,9 @@ from tenon.project import Model
 FEATURES = 1
 RUN = 1
 VERSION = 1
+
+MODELS = 3  # two baselines and the model: the parts of the training bar
+HALF_STEPS = 100  # a model's part of the bar is half full after so many steps
 
 
 def compiled(work: Work, declared: Model) -> FeatureSet:
@@ -102,12 +105,18 @@ def features(work: Work, declared: Model, datasets: Mapping[str, Stage]) -> Stag
     }
 
     def make(_: str) -> dict[str, Any]:
-        work.progress(0, 3, "computing features")
+        step = iter(range(6))
+
+        def shown() -> None:
+            work.progress(next(step), 5, "computing features")
+
+        shown()
         frames = {name: frame(work, datasets[name].body) for name in used}
+        shown()
         matrix = chosen.matrix(frames)
-        work.progress(1, 3, "computing features")
-        online = chosen.online(frames)
-        work.progress(2, 3, "computing features")
+        shown()
+        online = chosen.online(frames).to_bytes()
+        shown()
         train = matrix.filter(pl.col("_time") < declared.split_at[0])
         if not train.height:
             raise InputError(
@@ -119,14 +128,17 @@ def features(work: Work, declared: Model, datasets: Mapping[str, Stage]) -> Stag
                 )
             )
         profile = sketch.profile(train.select(chosen.names))
+        shown()
+        kept = work.store.blobs.put(packed(matrix))
+        shown()
         return {
             "model": declared.name,
             "datasets": used,
             "names": list(chosen.names),
             "kinds": dict(chosen.kinds),
             "rows": matrix.height,
-            "matrix": work.store.blobs.put(packed(matrix)),
-            "online": work.store.blobs.put(online.to_bytes()),
+            "matrix": kept,
+            "online": work.store.blobs.put(online),
             "definition": chosen.definition,
             "label": asdict(chosen.label),
             "spine": chosen.spine.name,
@@ -200,7 +212,7 @@ def run(work: Work, declared: Model, matrix: Stage) -> tuple[Stage, training.Out
     def make(id: str) -> dict[str, Any]:
         rows = parquet(work, matrix.body["matrix"])
         data = data_of(declared, rows, matrix.body["names"], matrix.body["kinds"])
-        work.progress(0, 1, "training")
+        work.progress(0, MODELS, "training")
         tracked = training.Run.start(
             work.store,
             id,
@@ -213,7 +225,9 @@ def run(work: Work, declared: Model, matrix: Stage) -> tuple[Stage, training.Out
             clock=work.clock,
         )
         with tracked:
-            guard = training.Guard(budget=declared.budget, prices=work.config.prices, run=tracked)
+            guard = training.Guard(
+                budget=declared.budget, prices=work.config.prices, run=tracked, follow=_training(work)
+            )
             outcome = training.experiment(data, declared.train, tracked, seed=declared.seed, guard=guard)
             if declared.threshold is not None:
                 outcome = replace(outcome, fitted=replace(outcome.fitted, threshold=declared.threshold))
@@ -223,7 +237,7 @@ def run(work: Work, declared: Model, matrix: Stage) -> tuple[Stage, training.Out
             tracked.artifact("onnx", compiled.onnx)
             tracked.artifact("manifest", msgspec.json.encode(compiled.manifest))
             tracked.artifact("test_scores", _scores(data.test, outcome.scores["test"]))
-        work.progress(1, 1, "training")
+        work.progress(MODELS, MODELS, "training")
         trained.append(outcome)
         record = work.store.get("run", id)
         assert record is not None, id
@@ -241,6 +255,11 @@ def run(work: Work, declared: Model, matrix: Stage) -> tuple[Stage, training.Out
 
     stage = once(work, "run", declared.name, made_of, make)
     return stage, trained[0] if trained else None
+
+
+def _training(work: Work) -> Callable[[int, int], None]:
+    """Show how far training is: by models, and within one by steps, of which nobody knows how many will be needed."""
+    return lambda models, step: work.progress(models - 1 + step / (step + HALF_STEPS), MODELS, "training")
 
 
 def _scores(part: training.Part, scores: Any) -> bytes:

@@ -22,6 +22,7 @@ from tenon.contract.column import Source
 from tenon.errors import InputError, UsageError, nearest, sentence
 from tenon.finding import Finding
 from tenon.flow.work import Progress, quiet
+from tenon.ingest.clean import clean
 
 BATCH_ROWS = 8_192
 FORMATS = (".parquet", ".csv", ".jsonl")
@@ -59,11 +60,8 @@ def read(asked: Read, progress: Progress = quiet) -> Done:
     name = asked.name or name_of(asked.paths)
     if asked.csv is not None:
         with tempfile.TemporaryDirectory(prefix="tenon-") as folder:
-            job = ingest.Job(
-                paths=tuple(asked.paths), out=Path(folder), name=name, policy=asked.policy, text=asked.text
-            )
-            done = ingest.ingest(job, progress=progress)
-            ingest.write_csv(done, asked.csv)
+            job = ingest.Job(paths=tuple(asked.paths), out=Path(folder), name=name, policy=asked.policy)
+            done = clean(job, asked.csv, progress)
         return Done(ingested=done, written=[asked.csv])
     job = ingest.Job(paths=tuple(asked.paths), out=asked.out, name=name, policy=asked.policy, text=asked.text)
     done = ingest.ingest(job, progress=progress)

@@ -66,7 +66,9 @@ class Guard:
         "_clock",
         "_cpu",
         "_every",
+        "_follow",
         "_losses",
+        "_models",
         "_next",
         "_part",
         "_read",
@@ -88,7 +90,10 @@ class Guard:
         prices: Prices = Prices(),
         run: Any = None,
         clock: Callable[[], float] = time.monotonic,
+        follow: Callable[[int, int], None] | None = None,  # told how many models were begun, and this one's step
     ) -> None:
+        self._follow = follow
+        self._models = 0
         self.budget = budget or Budget()
         self.rules = rules
         self.prices = prices
@@ -112,6 +117,9 @@ class Guard:
 
     def forget(self) -> None:
         """Forget the losses seen so far, because another model begins; what has been spent still counts."""
+        self._models += 1
+        if self._follow is not None:
+            self._follow(self._models, 0)
         self._losses.clear()
         self._part.clear()
         self._every = 1
@@ -128,6 +136,8 @@ class Guard:
         for name, value in (("loss", loss), ("gradient norm", grad_norm)):
             if value is not None and not math.isfinite(value):
                 self._not_finite(step, name, float(value))
+        if self._follow is not None:
+            self._follow(self._models, step)
         now = self._clock()
         if now - self._read >= SPENT_S and not self._affordable(step, now):
             return False
