@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -63,21 +64,21 @@ def detect(head: bytes) -> Charset:
 
 def _unmarked(head: bytes) -> str:
     """Recognise UTF-16/32 without a mark by where its zero bytes stand; empty when it is neither."""
-    sample = head[: 4096 - 4096 % 4]
-    sample = sample[: len(sample) - len(sample) % 4]
-    if len(sample) < 8 or sample.count(0) < len(sample) // 8:
+    sample = head[: min(len(head), 4096) // 4 * 4]
+    if len(sample) < 8 or not sample.count(0):
         return ""
     zeros = [sample[place::4].count(0) * 4 / len(sample) for place in range(4)]
     high, low = 0.7, 0.1
-    if zeros[1] > high and zeros[2] > high and zeros[3] > high and zeros[0] < low:
+    if zeros[2] > high and zeros[3] > high and zeros[0] < low:
         return "utf-32-le"
-    if zeros[0] > high and zeros[1] > high and zeros[2] > high and zeros[3] < low:
+    if zeros[0] > high and zeros[1] > high and zeros[3] < low:
         return "utf-32-be"
-    odd, even = (zeros[1] + zeros[3]) / 2, (zeros[0] + zeros[2]) / 2
-    if odd > 0.25 and even < low / 2:
-        return "utf-16-le"
-    if even > 0.25 and odd < low / 2:
-        return "utf-16-be"
+    # The high halves of UTF-16 are few different bytes: that of the alphabet, and zero for digits and punctuation.
+    for name, highs, lows in (("utf-16-le", sample[1::2], sample[0::2]), ("utf-16-be", sample[0::2], sample[1::2])):
+        common = sum(count for _, count in Counter(highs).most_common(3))
+        few = common > 0.9 * len(highs) and highs.count(0) > 0.05 * len(highs) and lows.count(0) < 0.03 * len(lows)
+        if few and len(set(lows)) > 3 and (0x0A in lows or len(lows) < 64):
+            return name
     return ""
 
 

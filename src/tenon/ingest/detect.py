@@ -196,13 +196,13 @@ def _quote(lines: list[bytes], dialect: Dialect) -> bytes:
         opened = sum(len(opens.findall(line)) for line in lines)
         shut = sum(len(shuts.findall(line)) for line in lines)
         pairs = min(opened, shut)
-        usual = mark in (b'"', b"'")
+        usual = mark in (b'"', b"'", b"`")
         if mark == b'"' and pairs:
             pairs *= 3
         elif (
             (not usual and pairs < max(3, 0.5 * len(lines)))
             or pairs * 2 < max(opened, shut)
-            or (mark == b"'" and pairs < 2)
+            or (mark != b'"' and pairs < 2)
         ):
             continue
         if pairs > most:

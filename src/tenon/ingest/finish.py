@@ -20,7 +20,6 @@ from tenon.errors import InputError, sentence
 from tenon.finding import Finding, Severity
 from tenon.ingest import parquet
 from tenon.ingest.charset import to_utf8
-from tenon.ingest.detect import TYPED, kind
 from tenon.ingest.dialect import chomp, split
 from tenon.ingest.job import Balance, ColumnFacts, Ingested, Job
 from tenon.ingest.missing import STRONG
@@ -159,7 +158,8 @@ def _note(file: FilePlan, raw: bytes) -> bool:
     width = len(file.targets)
     if width < 2 or not filled or (len(filled) > max(1, width // 3) and len(cells) >= 0.8 * width):
         return False
-    fits = [n for n in filled if n < width and file.profiles[n].reading.type != "text" and kind(cells[n]) in TYPED]
+    text = [cell.decode("utf-8", "replace") for cell in cells]
+    fits = [n for n in filled if n < width and file.profiles[n].typed and file.profiles[n].costs(pl.Series([text[n]]))[0] < 1]
     return not fits and cells[0].strip() != b"" and (len(filled) == 1 or len(cells) < width)
 
 

@@ -183,6 +183,7 @@ def learn(label: str, head: bytes, whole: bool, view: View | None, charset: Char
         if _clean(row, found.width, guess.dialect)
         and not (row.values[0] in own and b"\x1f".join(row.values) in found.header_rows)
     ]
+    good += _ragged(found, guess.dialect)
     if not whole and view is not None:
         good += _spots(view, guess.dialect, found.width, mark, job)
     cells = _cells(good, found.width, charset)
@@ -259,10 +260,21 @@ def _records(head: bytes) -> bool:
 
 def _clean(row: table.Row, width: int, dialect: Dialect) -> bool:
     """Whether a row reads without a doubt; a lone quote in unquoted text may be a lost delimiter."""
-    if len(row.values) != width or row.faults or row.blank:
+    if len(row.values) != width or row.faults or row.blank or b"\x00" in row.raw:
         return False
     quote = dialect.quote
     return not quote or not any(v.count(quote) % 2 and not q for v, q in zip(row.values, row.quoted, strict=True))
+
+
+def _ragged(found: table.Table, dialect: Dialect) -> list[list[bytes]]:
+    """Return rows that leave out cells at their end, filled up, where a good part of the rows among full ones does."""
+    last = max((n for n, row in enumerate(found.body) if len(row.values) == found.width), default=0)
+    short = [
+        row.values + [b""] * (found.width - len(row.values))
+        for row in found.body[:last]
+        if found.width / 2 <= len(row.values) < found.width and _clean(row, len(row.values), dialect)
+    ]
+    return short if len(short) > 0.1 * last else []
 
 
 def _spots(view: View, dialect: Dialect, width: int, mark: int, job: Job) -> list[list[bytes]]:
@@ -461,10 +473,7 @@ def vote(plan: Plan, facts: Sequence[Mapping[str, Any]]) -> Plan:
         counts = [one["columns"][number] for one in facts if number < len(one["columns"])]
         total = sum(one["rows"] - one["null"] for one in counts) + sum(one["misfits"] for one in counts)
         misfits = sum(one["misfits"] for one in counts)
-        kinds: Counter[str] = Counter()
-        for one in counts:
-            kinds.update(one["kinds"])
-        decimals = kinds["float"] + kinds["number"]
+        decimals = sum(one["decimals"] for one in counts)
         if output.type == "int" and decimals > max(1, WIDEN_SHARE * total) and misfits - decimals <= TEXT_SHARE * total:
             outputs[number] = replace(output, type="float")
         elif misfits > TEXT_SHARE * total:

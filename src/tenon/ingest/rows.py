@@ -38,13 +38,19 @@ def judged(data: bytes, place: int, dialect: Dialect) -> int:
 
 
 def told(data: bytes, start: int, dialect: Dialect, reach: int) -> tuple[bool, int]:
-    """Whether the next quote that can be judged says "outside" at `start`; and its place (the end of `reach` for none).
+    """Whether the next quote that can be judged says "outside" at `start`; and how far that answer holds.
 
-    The answer is the same for every place between here and that quote.
+    A line that is plainly a row ends the search: with no quote to judge before it, `start` is outside as well. So a
+    reader that stops at such a line comes to the same answer as one that sees what follows.
     """
     stop = min(len(data), start + reach)
+    line = line_end(data, start, dialect)
     place = data.find(dialect.quote, start, stop)
     while place >= 0:
+        while line <= place:
+            if plainly(data, line, dialect):
+                return True, line
+            line = line_end(data, line, dialect)
         verdict = judged(data, place, dialect)
         if verdict:
             return verdict > 0, place

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tenon.errors import InputError, MissingError, missing_extra, sentence
+from tenon.ingest.charset import detect
 from tenon.limits import IngestLimits
 
 STDIN = Path("-")
@@ -146,7 +147,9 @@ def refuse(head: bytes, label: str) -> None:
     for magic, name in NO_TEXT:
         if head.startswith(magic):
             raise InputError(sentence("rows of text", name, at=label, hint="give CSV, JSON Lines or Parquet"))
-    # Text has few control characters; UTF-16 and runs of NUL are dealt with elsewhere, and some of them delimit.
+    # Text has few control characters, and some of them delimit; in UTF-16 they are halves of letters.
+    if detect(head).wide:
+        return
     strange = sum(byte < 32 and byte not in TEXTUAL for byte in head)
     if len(head) >= 64 and strange > len(head) // 50:
         raise InputError(sentence("rows of text", "binary data", at=label, hint="give CSV, JSON Lines or Parquet"))

@@ -163,6 +163,10 @@ def _width(full: Sequence[Row]) -> int:
         apart = sum(len(row.values) == width for row in full[start:]) <= 0.1 * number
         if width != mode and number >= max(4, 0.25 * most) and apart:
             return width
+    first = next(len(row.values) for row in full if len(row.values) > 1)
+    again = sum(len(row.values) == first for row in full)
+    if first > mode and again > max(1, 0.05 * len(full)) and sum(len(row.values) > first for row in full) <= 0.05 * len(full):
+        return first  # rows leave out empty cells at their end
     return mode
 
 
@@ -250,8 +254,8 @@ def _header(rows: Sequence[Row], first: int, width: int, kinds: list[str]) -> li
 
 
 def _same_style(above: Row, row: Row, strange: int, typed: int) -> bool:
-    """Whether a second header row is one: all typed columns hold words there, as no row of data does."""
-    return 2 * strange > typed and 2 * row.filled >= min(above.filled, len(row.values))
+    """Whether a second header row is one: typed columns hold words there, most of them, or all that hold anything."""
+    return strange == row.filled or (2 * strange > typed and 2 * row.filled >= min(above.filled, len(row.values)))
 
 
 def _named(rows: Sequence[Row], first: int, width: int) -> bool:

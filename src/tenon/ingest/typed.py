@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from tenon.ingest import values
 from tenon.ingest.chunk import Refused, Repaired, said
-from tenon.ingest.detect import kind
 from tenon.ingest.plan import FilePlan, Plan
 from tenon.ingest.repair import mend
 from tenon.ingest.values import POLARS, Reading
 
 MANY = 0.2  # above this share of misfits in a chunk, ask for a vote before looking at every row
 FEW = 50
-KINDS = 2_000  # different misfits of a column whose look is counted
+WORDS_SEEN = 2_000  # misfits of a chunk whose words are counted for the summary
+DECIMAL = r"^\s*[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 KIND_DATES = (
     "%Y-%m-%d",
     "%Y-%m-%d %H:%M:%S",
@@ -50,7 +50,7 @@ class Facts:
     misfits: int = 0
     repaired: int = 0
     quarantined: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)
+    decimals: int = 0
     words: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Facts) -> None:
@@ -60,7 +60,7 @@ class Facts:
         self.misfits += other.misfits
         self.repaired += other.repaired
         self.quarantined += other.quarantined
-        self.kinds.update(other.kinds)
+        self.decimals += other.decimals
         self.words.update(other.words)
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class Facts:
             "misfits": self.misfits,
             "repaired": self.repaired,
             "quarantined": self.quarantined,
-            "kinds": dict(self.kinds),
+            "decimals": self.decimals,
             "words": dict(self.words.most_common(values.WORDS)),
         }
 
@@ -192,12 +192,11 @@ def _count(
         if not mask.any():
             continue
         fact = facts[file.targets[number]]
-        counts = text[str(number)].filter(pl.Series(mask)).value_counts(sort=True, name="count_")
-        fact.misfits += int(mask.sum())
-        for cell, count in counts.head(KINDS).iter_rows():
-            fact.kinds[kind(cell.encode())] += count
-            if len(fact.words) < 10 * values.WORDS:
-                fact.words[cell] += count
+        cells = text[str(number)].filter(pl.Series(mask))
+        fact.misfits += len(cells)
+        fact.decimals += int(cells.str.contains(DECIMAL).sum())
+        for cell, count in cells.head(WORDS_SEEN).value_counts(sort=True).head(values.WORDS).iter_rows():
+            fact.words[cell] += count
 
 
 # ── single cells ─────────────────────────────────────────────────────────────────────────────────────────────────────
