@@ -371,11 +371,18 @@ def _changed(frame: pl.DataFrame, changed: dict[int, dict[str, Any]]) -> pl.Data
 # ── judging ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _as(column: pl.Series, kind: pl.DataType) -> pl.Series:
+    """Return a loader's column in the type of the truth; a loader may have left times as text."""
+    if column.dtype == pl.String and kind.is_temporal():
+        return column.str.to_datetime(strict=False).cast(kind)
+    return column.cast(kind, strict=False)
+
+
 def judge(truth: Path, loaded: pl.DataFrame) -> Score:
     """Hold loaded rows against the truth by the number in `order`; rows with an unknown number count as wrong."""
     want = pl.read_parquet(truth)
     types = {name: want.schema[name] for name in NAMES}
-    got = loaded.select(pl.col(name).cast(types[name], strict=False) for name in NAMES).with_columns(got_=pl.lit(True))
+    got = loaded.select(_as(loaded[name], types[name]) for name in NAMES).with_columns(got_=pl.lit(True))
     both = want.join(got, on="order", how="left", suffix="_2")
     wrong = [
         (pl.col(name).ne_missing(pl.col(f"{name}_2")) & pl.col("got_").is_not_null()).alias(f"{name}_3")
