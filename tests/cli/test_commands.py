@@ -108,6 +108,22 @@ def test_ingest_and_check_stand_alone(tmp_path: Path) -> None:
     assert (tmp_path / "bad.parquet").is_file()
 
 
+def test_what_is_quarantined_is_shown_summed_up_and_read_again(tmp_path: Path) -> None:
+    rows = [f"{i},n{i},{i * 1.5}" for i in range(200)]
+    rows[50], rows[80] = "x7,bob,3.5", "80,al,\x1b[31mabc"
+    (tmp_path / "d.csv").write_text("\n".join(["id,name,price", *rows]) + "\n", "utf-8")
+    assert tenon("ingest", tmp_path / "d.csv", "--out", tmp_path).returncode == 0
+    file = tmp_path / "d.quarantine.parquet"
+    shown = json.loads(tenon("quarantine", "show", file, "--json").stdout)
+    assert [(row["line"], row["column"]) for row in shown] == [(52, "id"), (82, "price")]
+    assert "\x1b" not in tenon("quarantine", "show", file).stdout
+    assert sum(row["rows"] for row in json.loads(tenon("quarantine", "summary", file, "--json").stdout)) == 2
+    again = json.loads(tenon("quarantine", "replay", file, "--json").stdout)
+    assert (again["rows"], again["waiting"]) == (2, 0) and Path(again["file"]).is_file()
+    wrong = tenon("quarantine", "show", tmp_path / "d.csv")
+    assert wrong.returncode == 1 and "expected a quarantine file" in wrong.stderr
+
+
 def test_clean_csv_keeps_every_value_as_it_was_spelt(tmp_path: Path) -> None:
     file = tmp_path / "dump.csv"
     file.write_text("a|b\n007|1.50\n08|x y\n", "utf-8")

@@ -19,7 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("begin", "Take a project from raw files to a gated model and reports; redo only what changed."),
     "ingest": ("data", "Read messy files into typed Parquet; nothing is lost, what does not fit is quarantined."),
     "check": ("data", "Check data against a contract: good rows, bad rows, and which rule each bad row broke."),
-    "quarantine": ("data", "Show what was quarantined and why."),
+    "quarantine": ("data", "Show what was quarantined and why, and read it again."),
     "train": ("learn", "Train a project's model, simplest first, and put it before its gate."),
     "runs": ("learn", "List, show and compare training runs."),
     "models": ("learn", "List, promote and roll back model versions; audit what served when."),

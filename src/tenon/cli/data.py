@@ -91,7 +91,7 @@ def check(data: Path, file: Path, good: Path | None, bad: Path | None, junit: Pa
 
 @click.group()
 def quarantine() -> None:
-    """Show what was quarantined and why."""
+    """Show what was quarantined and why, and read it again."""
 
 
 @quarantine.command("show")
@@ -103,9 +103,10 @@ def quarantine_show(file: Path, limit: int, as_json: bool) -> None:
     from tenon.flow import single
 
     output = Output(as_json)
-    rows = single.quarantine(file, limit)
+    rows = single.quarantined(file, limit)
     names = list(rows[0]) if rows else []
-    output.emit(rows, lambda: table(names, [list(row.values()) for row in rows]) if rows else "nothing is quarantined")
+    cells = [list(row.values()) for row in rows]
+    output.emit(rows, lambda: table(names, cells, cut=150) if rows else "nothing is quarantined")
 
 
 @quarantine.command("summary")
@@ -118,4 +119,26 @@ def quarantine_summary(file: Path, as_json: bool) -> None:
     output = Output(as_json)
     rows = single.quarantine_summary(file)
     names = list(rows[0]) if rows else []
-    output.emit(rows, lambda: table(names, [list(row.values()) for row in rows]) if rows else "nothing is quarantined")
+    cells = [list(row.values()) for row in rows]
+    output.emit(rows, lambda: table(names, cells, cut=150) if rows else "nothing is quarantined")
+
+
+@quarantine.command("replay")
+@click.argument("file", type=click.Path(dir_okay=False, exists=True, path_type=Path))
+@click.option(
+    "--policy",
+    type=click.Choice(["row", "cell"]),
+    default="cell",
+    show_default=True,
+    help="A value that does not fit its column keeps its row waiting, or is emptied and flagged.",
+)
+@json_flag
+def quarantine_replay(file: Path, policy: str, as_json: bool) -> None:
+    """Read only the rows of a quarantine FILE again; those that can be read now are written beside the data."""
+    from tenon.flow import single
+
+    output = Output(as_json)
+    done = single.quarantine_replay(file, "cell" if policy == "cell" else "row", output.progress)
+    data = {"file": str(done.file or ""), "rows": done.rows, "waiting": done.waiting, "seconds": done.seconds}
+    told = f"{done.rows:,} rows could be read now, {done.waiting:,} still wait"
+    output.emit(data, f"{told}; wrote {done.file}" if done.file else told)

@@ -145,6 +145,7 @@ def features(work: Work, declared: Model, datasets: Mapping[str, Stage]) -> Stag
             "sources": {name: source_to_dict(chosen.sources[name]) for name in used},
             "digest": chosen.digest,
             "profile": work.store.blobs.put(profile.to_bytes()),
+            "findings": [finding.to_dict() for finding in chosen.examine(frames, matrix)],
         }
 
     return once(work, "features", declared.name, made_of, make)
@@ -236,6 +237,7 @@ def run(work: Work, declared: Model, matrix: Stage) -> tuple[Stage, training.Out
             latency = model.latency(model.Predictor.load(compiled.onnx, compiled.manifest), data.test.x)
             tracked.artifact("onnx", compiled.onnx)
             tracked.artifact("manifest", msgspec.json.encode(compiled.manifest))
+            tracked.artifact("valid_scores", _scores(data.valid, outcome.scores["valid"]))
             tracked.artifact("test_scores", _scores(data.test, outcome.scores["test"]))
         work.progress(MODELS, MODELS, "training")
         trained.append(outcome)
@@ -267,9 +269,9 @@ def _scores(part: training.Part, scores: Any) -> bytes:
     return packed(pl.DataFrame({"time": part.time, "label": part.y, "score": scores}))
 
 
-def test_scores(work: Work, record: Mapping[str, Any]) -> pl.DataFrame:
-    """Return the test period of a run as it was kept: time, label and score of each row."""
-    return parquet(work, record["artifacts"]["test_scores"])
+def scores_of(work: Work, record: Mapping[str, Any], side: str) -> pl.DataFrame:
+    """Return the validation or test period of a run as it was kept: time, label and score of each row."""
+    return parquet(work, record["artifacts"][f"{side}_scores"])
 
 
 # ── the version ──────────────────────────────────────────────────────────────────────────────────────────────────────

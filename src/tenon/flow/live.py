@@ -78,6 +78,7 @@ def awaken(work: Work, name: str, wanted: str, *, as_of: datetime | None = None)
         online = chosen.online(
             {source: _known_by(work, chosen, source, id, as_of) for source, id in made["datasets"].items()}
         )
+    online.warm()  # the first requests must not pay for what later ones find made
     manifest = msgspec.json.decode(work.store.blobs.read(record["manifest"]))
     predictor = model.Predictor.load(work.store.blobs.read(record["onnx"]), manifest)
     return Live(record=record, features=chosen, online=online, predictor=predictor)

@@ -157,7 +157,7 @@ def _worse(work: Work, declared: Model, ours: str, theirs: str) -> str:
     name = declared.gate.metric or next(iter(tests[0]), "")
     if not all(name in test for test in tests) or mine["task"] != other["task"]:
         return ""
-    left, right = (learn.test_scores(work, run) for run in (mine, other))
+    left, right = (learn.scores_of(work, run, "test") for run in (mine, other))
     if left.select("time", "label").equals(right.select("time", "label")):
         scores = [rows["score"].to_numpy() for rows in (left, right)]
         lift = metric.compare(mine["task"], left["label"].to_numpy(), *scores, seed=declared.seed)[name]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from tenon.contract.column import Source
 from tenon.errors import InputError, UsageError, nearest, sentence
 from tenon.finding import Finding
 from tenon.flow.work import Progress, quiet
+from tenon.ingest import quarantine as waiting
 from tenon.ingest.clean import clean
 
 BATCH_ROWS = 8_192
@@ -279,39 +280,31 @@ def place(source: Path, target: Path) -> None:
 # ── tenon quarantine ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def quarantine(file: Path, limit: int) -> list[dict[str, Any]]:
+def quarantined(file: Path, limit: int) -> list[dict[str, Any]]:
     """Return the first records of a quarantine file, raw bytes as text that is safe to show."""
-    return [_shown(row) for row in _records(file).head(limit).collect().iter_rows(named=True)]
+    return waiting.show(_quarantine(file), limit)
 
 
 def quarantine_summary(file: Path) -> list[dict[str, Any]]:
     """Count the records of a quarantine file by reason and column, most first, with one example each."""
-    grouped = (
-        _records(file)
-        .group_by("reason", "column")
-        .agg(pl.len().alias("rows"), pl.col("file", "line", "fix").first(), pl.col("raw").first().alias("example"))
-        .sort("rows", descending=True)
-    )
-    return [_shown(row) for row in grouped.collect().iter_rows(named=True)]
+    return waiting.summary(_quarantine(file))
 
 
-def _records(file: Path) -> pl.LazyFrame:
+def quarantine_replay(file: Path, policy: ingest.Policy, progress: Progress = quiet) -> waiting.Replayed:
+    """Read the rows of a quarantine file again by another policy; what can be read now is written beside the data."""
+    name = _quarantine(file).name.removesuffix(".quarantine.parquet")
+    job = ingest.Job(paths=(file,), out=file.parent, name=name, policy=policy)
+    return waiting.replay(job, progress)
+
+
+def _quarantine(file: Path) -> Path:
+    """Return the path when it is a quarantine file, or say in words that it is none."""
     wanted = {"file", "line", "raw", "column", "reason", "fix"}
     try:
-        rows = pl.scan_parquet(file)
-        missing = wanted - set(rows.collect_schema().names())
+        missing = wanted - set(pl.scan_parquet(file).collect_schema().names())
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(sentence("a quarantine file", str(error).splitlines()[0], at=str(file))) from error
     if missing:
-        hint = "it is written beside the data by `tenon ingest`, and ends in .quarantine.parquet"
-        raise InputError(
-            sentence("a quarantine file", f"Parquet without '{sorted(missing)[0]}'", at=str(file), hint=hint)
-        )
-    return rows
-
-
-def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
-        for name, value in row.items()
-    }
+        got, hint = f"Parquet without '{sorted(missing)[0]}'", "`tenon ingest` writes it as NAME.quarantine.parquet"
+        raise InputError(sentence("a quarantine file", got, at=str(file), hint=hint))
+    return file

@@ -14,7 +14,7 @@ import polars as pl
 from tenon import ledger, report, sketch
 from tenon import watch as watching
 from tenon.errors import InputError, sentence
-from tenon.flow import live, promote, single
+from tenon.flow import learn, live, promote, single
 from tenon.flow.data import parquet
 from tenon.flow.work import Work, digest, newest
 
@@ -49,7 +49,10 @@ def watch(work: Work, asked: Look) -> dict[str, Any]:
         version=now["id"],
         run=trained,
         metric=declared.gate.metric,
-        usual=_usual(work, made, Stretch(matrix=matrix, before=declared.split_at[0], window=config.window), reference),
+        usual=_usual(
+            work, trained, Stretch(matrix=matrix, before=declared.split_at[0], window=config.window), reference
+        ),
+        scores=sketch.profile(learn.scores_of(work, trained, "test").select("score")),
         labels=live.label_source(work, declared),
         offline=matrix.filter(pl.col("_time") >= declared.split_at[1]),
         words={
@@ -92,13 +95,26 @@ class Stretch:
     window: str
 
 
-def _usual(work: Work, made: Mapping[str, Any], stretch: Stretch, reference: sketch.Profile) -> watching.Usual:
-    """Return how much windows of the training data vary among themselves, measured once for these features."""
-    id = f"{made['id']}-{stretch.window}"
+def _usual(work: Work, trained: Mapping[str, Any], stretch: Stretch, reference: sketch.Profile) -> watching.Usual:
+    """Return how much windows vary that were there before the model served, measured once for this run.
+
+    Features and rates are those of the training period. Scores are those of the validation period, on which the model
+    was not fitted: a week is then held against weeks, not against all of them together.
+    """
+    id = f"{trained['id']}-{stretch.window}"
     kept = work.store.get("usual", id)
     if kept is not None:
         return watching.Usual.from_dict(kept)
-    found = watching.usual(stretch.matrix.filter(pl.col("_time") < stretch.before), stretch.window, reference=reference)
+    held_out = learn.scores_of(work, trained, "valid").select(
+        pl.col("time").alias("_time"), pl.col("label").alias("_label"), pl.col("score").alias("_score")
+    )
+    found = watching.usual(
+        stretch.matrix.filter(pl.col("_time") < stretch.before),
+        stretch.window,
+        reference=reference,
+        held_out=held_out,
+        task=trained["task"],
+    )
     work.store.put("usual", id, found.to_dict())
     return found
 
