@@ -254,7 +254,7 @@ class Store:
             return sum(int(row[0]) for row in execute(sql, (stream, subject, before)))
 
     def subjects(self, stream: str) -> list[dict[str, Any]]:
-        """Return what a stream holds by subject: {subject, batches, rows, bytes, first, last, seq}, seq of the newest."""
+        """Return what a stream holds by subject: {subject, batches, rows, bytes, first, last, seq of the newest}."""
         sql = (
             "SELECT subject, COUNT(*) AS batches, SUM(row_count) AS row_sum, SUM(size) AS bytes, MIN(first) AS first, "
             "MAX(last) AS last, MAX(seq) AS seq FROM batch WHERE stream = ? GROUP BY subject ORDER BY subject"
