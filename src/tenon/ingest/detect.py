@@ -175,8 +175,9 @@ def _complete(lines: list[bytes], dialect: Dialect) -> Dialect:
         dialect = replace(dialect, delimiter=delimiter[:1], spaced=True)
     quote = _quote(lines, dialect)
     if not quote:
+        # That no field was quoted so far does not say that none will be.
         escaped = sum(line.count(b"\\" + delimiter) for line in lines) if delimiter else 0
-        return replace(dialect, escape=b"\\") if escaped > 1 else dialect
+        return replace(dialect, quote=b'"', escape=b"\\" if escaped > 1 else b"")
     dialect = replace(dialect, quote=quote)
     escape, doubled = _escape(lines, dialect)
     return replace(dialect, escape=escape, doubled=doubled)

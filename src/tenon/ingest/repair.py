@@ -305,7 +305,7 @@ def _too_many(
         cost = base[row, place] + (TAIL if place == width else DROP + 0.3 * (shift - 1))
         out[row].append(_Option(float(cost), int(place), "extra-delimiter"))
     for place, profile in enumerate(profiles):
-        if not profile.open:
+        if profile.typed:
             continue
         left = before[:, place] + after[:, place + 1] + JOIN
         rows: list[int] = np.flatnonzero(left <= ACCEPT).tolist()
