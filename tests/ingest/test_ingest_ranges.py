@@ -63,7 +63,9 @@ def test_one_range_and_many_give_the_same(tmp_path: Path, ranges: int) -> None:
         return read_back(ingest(job))
 
     whole = act(1)
-    assert whole.repairs.height > 20 and whole.quarantine.height > 5 and whole.frame["note"].str.contains("\n").sum() > 20
+    assert (
+        whole.repairs.height > 20 and whole.quarantine.height > 5 and whole.frame["note"].str.contains("\n").sum() > 20
+    )
     alike(whole, act(ranges))
 
 
@@ -90,7 +92,25 @@ def test_what_has_no_middle_is_spooled_in_segments_and_gives_the_same(tmp_path: 
 
 
 PIECES = st.sampled_from(
-    [b"a", b"12", b",", b",", b'"', b'"', b"\n", b"\n", b"\r\n", b" ", b'""', b";", b'","', b"2024-01-02", b"\x00", b"\xff", b"\\"]
+    [
+        b"a",
+        b"12",
+        b",",
+        b",",
+        b'"',
+        b'"',
+        b"\n",
+        b"\n",
+        b"\r\n",
+        b" ",
+        b'""',
+        b";",
+        b'","',
+        b"2024-01-02",
+        b"\x00",
+        b"\xff",
+        b"\\",
+    ]
 )
 
 
@@ -138,7 +158,9 @@ TABLES = st.builds(
 
 def _broken(width: int, rows: int, delimiter: str, faults: list[tuple[int, bytes]]) -> bytes:
     lines = [delimiter.join(f"c{n}" for n in range(width))]
-    lines += [delimiter.join(str(row * (n + 1)) if n % 2 else f"w{row % 3}" for n in range(width)) for row in range(rows)]
+    lines += [
+        delimiter.join(str(row * (n + 1)) if n % 2 else f"w{row % 3}" for n in range(width)) for row in range(rows)
+    ]
     data = "\n".join(lines).encode()
     for place, piece in faults:
         place = min(place, len(data))
@@ -147,7 +169,10 @@ def _broken(width: int, rows: int, delimiter: str, faults: list[tuple[int, bytes
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.one_of(TABLES, st.lists(PIECES, max_size=80).map(b"".join), st.binary(max_size=60)), st.sampled_from(["row", "cell"]))
+@given(
+    st.one_of(TABLES, st.lists(PIECES, max_size=80).map(b"".join), st.binary(max_size=60)),
+    st.sampled_from(["row", "cell"]),
+)
 def test_every_byte_is_a_row_s_or_in_quarantine_or_skipped_by_name(data: bytes, policy: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.csv"

@@ -9,7 +9,7 @@ from .conftest import Read
 NOTES = ("words, and more words", "plain", "Some, other. Text!", "no. 7 again", "late; very late", "(none) given")
 ROWS = [
     f"{1000 + n},2024-{n % 12 + 1:02d}-{n % 28 + 1:02d},{n * 1.25 + 3:.2f},AB-{n:04d},"
-    f"{('red', 'green', 'blue')[n % 3]},\"{NOTES[n % 6]} {n}\""
+    f'{("red", "green", "blue")[n % 3]},"{NOTES[n % 6]} {n}"'
     for n in range(60)
 ]
 HEADER = "id,day,price,code,colour,note"

@@ -21,7 +21,8 @@ TABLE = [
     *(
         [str(100 + n), f"2024-01-{n:02d}", f"{n * 3.25:.2f}", ("Oslo", "Bergen", "Tromsø")[n % 3], note]
         for n, note in enumerate(
-            ["plain", "with, a comma", 'with "quotes"', "a; b | c", "two\nlines", "tab\tinside", "it's", "", "end"] * 3, 1
+            ["plain", "with, a comma", 'with "quotes"', "a; b | c", "two\nlines", "tab\tinside", "it's", "", "end"] * 3,
+            1,
         )
     ),
 ]
@@ -31,7 +32,9 @@ def write(delimiter: str, quote: str = '"', escape: str = "", newline: str = "\n
     """Write the table in a dialect, quoting where it must be."""
 
     def cell(value: str) -> str:
-        if quote and (delimiter.strip() in value or quote in value or "\n" in value or (delimiter == " " and " " in value)):
+        if quote and (
+            delimiter.strip() in value or quote in value or "\n" in value or (delimiter == " " and " " in value)
+        ):
             return quote + value.replace(quote, (escape or quote) + quote) + quote
         return value
 
@@ -77,7 +80,13 @@ def test_mixed_line_endings_all_end_lines(read: Read) -> None:
 def test_a_decimal_comma_is_no_delimiter_and_neither_are_times_and_dates(read: Read) -> None:
     data = "zeit;wert\n" + "".join(f"0{n}.01.2024 12:{n}0;{n},5\n" for n in range(1, 6))
     done = read(data)
-    assert done.types == {"zeit": "timestamp", "wert": "float"} and done.frame["wert"].to_list() == [1.5, 2.5, 3.5, 4.5, 5.5]
+    assert done.types == {"zeit": "timestamp", "wert": "float"} and done.frame["wert"].to_list() == [
+        1.5,
+        2.5,
+        3.5,
+        4.5,
+        5.5,
+    ]
 
 
 def test_a_single_column_is_a_table_too(read: Read) -> None:

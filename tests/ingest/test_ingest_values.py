@@ -35,9 +35,17 @@ D = date
         (["31.1.2024", "1.2.2024"], "date", [D(2024, 1, 31), D(2024, 2, 1)]),
         (["3 Mar 2024", "14 Apr 2023"], "date", [D(2024, 3, 3), D(2023, 4, 14)]),
         (["March 3, 2024", "April 14, 2023"], "date", [D(2024, 3, 3), D(2023, 4, 14)]),
-        (["2024-01-31 10:00", "2024-02-01 23:59"], "timestamp", [datetime(2024, 1, 31, 10), datetime(2024, 2, 1, 23, 59)]),
+        (
+            ["2024-01-31 10:00", "2024-02-01 23:59"],
+            "timestamp",
+            [datetime(2024, 1, 31, 10), datetime(2024, 2, 1, 23, 59)],
+        ),
         (["2024-01-31T10:00:00.5Z"] * 2, "timestamp", [datetime(2024, 1, 31, 10, 0, 0, 500_000)] * 2),
-        (["1/31/2024 1:30 PM", "1/2/2024 11:00 AM"], "timestamp", [datetime(2024, 1, 31, 13, 30), datetime(2024, 1, 2, 11)]),
+        (
+            ["1/31/2024 1:30 PM", "1/2/2024 11:00 AM"],
+            "timestamp",
+            [datetime(2024, 1, 31, 13, 30), datetime(2024, 1, 2, 11)],
+        ),
         (["yes", "no", "Yes"], "bool", [True, False, True]),
         (["да", "нет"], "bool", [True, False]),
         (["true", "TRUE"], "bool", [True, True]),
@@ -72,7 +80,8 @@ def test_a_comma_that_could_mean_two_things_stays_text_unless_the_file_tells(rea
 
 
 @pytest.mark.parametrize(
-    "word", ["", "NA", "n/a", "NULL", "(null)", "NaN", "-", "—", "?", "\\N", "#N/A", "нет", "нет данных", "ΝULL", "NА", "НУЛЛ"]
+    "word",
+    ["", "NA", "n/a", "NULL", "(null)", "NaN", "-", "—", "?", "\\N", "#N/A", "нет", "нет данных", "ΝULL", "NА", "НУЛЛ"],
 )
 def test_known_words_for_nothing_are_missing_in_columns_with_a_type(read: Read, word: str) -> None:
     rows = "".join(f"{n};{n * 1.5}\n" for n in range(40))
@@ -136,7 +145,7 @@ def test_what_the_sample_could_not_know_is_voted_on_by_the_whole_file(read: Read
 
 @pytest.mark.parametrize(
     ("cell", "value", "repair"),
-    [(' 7 ', 7, "blanks"), ('"1,234"', 1234, "groups"), ("12.0", 12, "decimals"), ("7\u00a0", 7, "blanks")],
+    [(" 7 ", 7, "blanks"), ('"1,234"', 1234, "groups"), ("12.0", 12, "decimals"), ("7\u00a0", 7, "blanks")],
 )
 def test_a_cell_that_can_be_read_more_kindly_is_and_is_flagged(read: Read, cell: str, value: int, repair: str) -> None:
     rows = "".join(f"{n},{n}\n" for n in range(1_500))

@@ -91,7 +91,10 @@ def finish(
         seconds=0.0,
         dialects={file.label: _dialect(file) for file in plan.files},
     )
+    # The same bytes wherever and however often it is made: no times, and names instead of paths.
     body = {key: value for key, value in done.to_dict().items() if key != "seconds"}
+    body["files"] = [file.name for file in done.files]
+    body |= {"quarantine": quarantine.name if quarantine else "", "repairs": repairs.name if repairs else ""}
     temporary = work / "plan.json"
     temporary.write_text(json.dumps(plan.to_dict(), ensure_ascii=False), "utf-8")
     temporary.replace(job.out / f"{name}.plan.json")
@@ -159,7 +162,11 @@ def _note(file: FilePlan, raw: bytes) -> bool:
     if width < 2 or not filled or (len(filled) > max(1, width // 3) and len(cells) >= 0.8 * width):
         return False
     text = [cell.decode("utf-8", "replace") for cell in cells]
-    fits = [n for n in filled if n < width and file.profiles[n].typed and file.profiles[n].costs(pl.Series([text[n]]))[0] < 1]
+    fits = [
+        n
+        for n in filled
+        if n < width and file.profiles[n].typed and file.profiles[n].costs(pl.Series([text[n]]))[0] < 1
+    ]
     return not fits and cells[0].strip() != b"" and (len(filled) == 1 or len(cells) < width)
 
 

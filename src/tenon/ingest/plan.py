@@ -425,7 +425,7 @@ def _judge(natural: Reading, wanted: Reading) -> Reading:
     return (
         wanted
         if wanted.declared and wanted.type != "text"
-        else replace(natural, null=tuple({*natural.null, *wanted.null}))
+        else replace(natural, null=tuple(sorted({*natural.null, *wanted.null})))
     )
 
 

@@ -78,7 +78,7 @@ class Profile:
         """Return what an empty cell costs: nothing where most are empty, 3 where none was ever seen."""
         if self.missing > 0.005:
             return -0.5 * math.log10(self.missing)
-        return min(3.0, -math.log10(self.missing + 1 / (self.cells + 10)))
+        return 3.0
 
     def costs(self, text: pl.Series) -> Costs:
         """Return for every cell what speaks against it in this column; vectorised."""

@@ -165,7 +165,11 @@ def _width(full: Sequence[Row]) -> int:
             return width
     first = next(len(row.values) for row in full if len(row.values) > 1)
     again = sum(len(row.values) == first for row in full)
-    if first > mode and again > max(1, 0.05 * len(full)) and sum(len(row.values) > first for row in full) <= 0.05 * len(full):
+    if (
+        first > mode
+        and again > max(1, 0.05 * len(full))
+        and sum(len(row.values) > first for row in full) <= 0.05 * len(full)
+    ):
         return first  # rows leave out empty cells at their end
     return mode
 
