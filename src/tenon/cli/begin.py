@@ -1,4 +1,8 @@
-"""`tenon init` and `tenon run`: begin a project, and take it the whole way."""
+"""`tenon init` and `tenon run`: begin a project, and take it the whole way.
+
+`told` words the end of a run for a person: what was done and what was found unchanged, the gate's checks, the scores
+beside the baselines', what it cost, where the reports are and how to serve. `tenon train` ends with the same words.
+"""
 
 from __future__ import annotations
 

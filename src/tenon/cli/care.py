@@ -1,4 +1,8 @@
-"""`tenon store`, `tenon doctor` and `tenon completion`: look after the store, the machine and the shell."""
+"""`tenon store`, `tenon doctor` and `tenon completion`: look after the store, the machine and the shell.
+
+The probes of the doctor are in `cli.doctor`, as functions that return values; here they are only shown. A command that
+finds something wrong ends with exit code 1, so that a scheduler notices.
+"""
 
 from __future__ import annotations
 

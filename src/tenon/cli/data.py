@@ -1,4 +1,8 @@
-"""`tenon ingest`, `tenon check` and `tenon quarantine`: files in, typed columns or verdicts out; no project needed."""
+"""`tenon ingest`, `tenon check` and `tenon quarantine`: files in, typed columns or verdicts out; no project needed.
+
+Each is one call of `flow.single`. What was found stands in a table on stdout, findings and their hints on stderr; cells
+that came from somebody's file pass through `output.harmless` on the way.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""`tenon train`, `tenon runs` and `tenon models`: training, its history, and which version may answer."""
+"""`tenon train`, `tenon runs` and `tenon models`: training, its history, and which version may answer.
+
+Runs and versions are named by their id, the beginning of it, or (versions) their number or alias. Scores are shown with
+their 95 % intervals, the model's above its baselines'.
+"""
 
 from __future__ import annotations
 

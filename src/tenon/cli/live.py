@@ -1,4 +1,8 @@
-"""`tenon predict`, `tenon serve`, `tenon replay` and `tenon labels`: the model at work."""
+"""`tenon predict`, `tenon serve`, `tenon replay` and `tenon labels`: the model at work.
+
+Each is one call of `flow.live`. The address, the token and the limits of a service come from tenon.toml; options here
+override the address for one call only.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""What commands share: the project argument, the --json flag, and opening a project with progress and a clean end."""
+"""What commands share: the project argument, the --json flag, and opening a project with progress and a clean end.
+
+`opened` gives a command its Work and closes the store and the progress however the command ends. Commands that only
+read open the store read-only, so that they also work beside a running service and never migrate anything.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""`tenon watch`, `tenon report`, `tenon ui` and `tenon cost`: what is known, told."""
+"""`tenon watch`, `tenon report`, `tenon ui` and `tenon cost`: what is known, told.
+
+Each is one call of `flow.tell`. Windows and costs are laid out here as tables; reports are drawn by `report` and only
+named here, but for the text form of one audience, which goes to stdout as it is.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +67,9 @@ def _windows(watched: dict[str, object]) -> str:
 @project_argument
 @model_option
 @click.option("--for", "audience", type=click.Choice(AUDIENCES), help="For whom (default: all three).")
-@click.option("--format", "form", type=click.Choice(["html", "text", "json"]), default="html", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["html", "text", "json"]), default="html", help="Form of the report."
+)
 @click.option(
     "--out", "-o", type=click.Path(file_okay=False, path_type=Path), help="Folder (default: PROJECT/reports)."
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -195,7 +194,7 @@ def cost(work: Work, by: str) -> dict[str, Any]:
         "rows": [{"name": row.key, "entries": row.entries, "usd": row.usd} for row in rows],
         "usd": ledger.total(entries),
         "stored_bytes": stored,
-        "storage_usd_month": ledger.storage("store", stored, prices, at=time.time()).usd,
+        "storage_usd_month": ledger.storage("store", stored, prices, at=work.clock()).usd,
         "predictions": predictions,
         "usd_per_1000": ledger.per_thousand(ledger.total(served), predictions),
         "prices": f"{prices.usd_per_core_hour:g} USD a core hour, {prices.usd_per_gb_memory_hour:g} a GB hour "
