@@ -1,4 +1,9 @@
-"""Look at runs: one with its curves, two side by side with everything that differs. Reads only."""
+"""Look at runs: one with its curves, two side by side with everything that differs. Reads only.
+
+A run is named by its id or the beginning of it. Curves are thinned to what a terminal line can show. A comparison goes
+through the records leaf by leaf, down to a package's version, and through what lies behind them: the datasets and the
+definition of each feature.
+"""
 
 from __future__ import annotations
 
