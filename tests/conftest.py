@@ -30,7 +30,7 @@ def quick_disk(tmp_path: Path) -> Iterator[Path]:
 
 # ── skips ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-EXCUSED = ("needs a GPU", "needs torch")
+EXCUSED = ("needs a GPU", "extra 'torch'")
 _skipped: list[str] = []
 
 

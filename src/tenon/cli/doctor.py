@@ -48,7 +48,7 @@ LEAST_MEMORY_BYTES = 1_000_000_000
 LEAST_PYTHON = (3, 11)
 
 # A test compares both with pyproject.toml, which is not there once tenon is installed.
-CORE = ("polars", "numpy", "onnxruntime", "starlette", "uvicorn", "httptools", "sqlglot", "msgspec",
+CORE = ("backports.zstd", "polars", "numpy", "onnxruntime", "starlette", "uvicorn", "httptools", "sqlglot", "msgspec",
         "prometheus-client", "psutil", "pyyaml", "jinja2", "click")  # fmt: skip
 EXTRAS = {
     "train": (("lightgbm", "scikit-learn", "onnx", "onnxmltools"), "to train with LightGBM and scikit-learn"),

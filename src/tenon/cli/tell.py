@@ -104,7 +104,7 @@ def ui(project: Path, port: int) -> None:
 
 @click.command()
 @project_argument
-@click.option("--by", type=click.Choice(["stage", "kind", "day"]), default="stage", show_default=True)
+@click.option("--by", type=click.Choice(["stage", "kind", "day"]), default="stage", help="What to sum by.")
 @json_flag
 def cost(project: Path, by: str, as_json: bool) -> None:
     """Say what everything in PROJECT cost: stages, storage, predictions; and what a thousand predictions cost."""
