@@ -7,6 +7,8 @@ beside the baselines', what it cost, where the reports are and how to serve. `te
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,8 +92,10 @@ def told(outcome: Outcome, project: Path) -> str:
     serving = [model.name for model in outcome.models if model.serving]
     if serving:
         where = shlex.quote(str(project)) + (f" --model {shlex.quote(serving[0])}" if outcome.several else "")
+        # Named as it was called, so that the line can be pasted: an environment is not always on the path.
+        tenon = "tenon" if shutil.which("tenon") or not sys.argv[0].endswith("tenon") else sys.argv[0]
         parts.append(
-            f"Serve it:\n  tenon serve {where}\n"
-            f"  tenon replay {where}    (in another terminal: its test period as live traffic)"
+            f"Serve it:\n  {tenon} serve {where}\n"
+            f"  {tenon} replay {where}    (in another terminal: its test period as live traffic)"
         )
     return harmless("\n".join(parts))

@@ -137,7 +137,9 @@ def python(_root: Path, _config: Config) -> Probe:
 
 def packages(_root: Path, _config: Config) -> Probe:
     """Look for the packages tenon always needs; reads their versions, imports none."""
-    versions = {name: installed(name) for name in CORE}
+    # Python reads zstd by itself from 3.14 on.
+    needed = [name for name in CORE if name != "backports.zstd" or sys.version_info < (3, 14)]
+    versions = {name: installed(name) for name in needed}
     missing = [name for name, version in versions.items() if not version]
     said = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     if missing:
