@@ -123,7 +123,7 @@ def test_a_file_that_shrinks_while_it_is_read_fails_the_job(tmp_path: Path) -> N
         with path.open("r+b") as stream:
             stream.truncate(100)
 
-    with pytest.raises(InputError, match="expected (the file as long as it was|a file that rests)"):
+    with pytest.raises(InputError, match=r"expected (the file as long as it was|a file that rests)"):
         ingest(Job(paths=(path,), out=tmp_path / "out", limits=LIMITS), progress=cut)
 
 

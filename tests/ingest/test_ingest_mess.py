@@ -1,4 +1,4 @@
-"""Against known truth: files with every fault, made by bench/mess.py, come back, or wait, and are never wrong in silence."""
+"""Against known truth: files with every fault, made by bench/mess.py, come back or wait, never wrong in silence."""
 
 from __future__ import annotations
 

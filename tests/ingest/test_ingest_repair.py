@@ -1,4 +1,4 @@
-"""A broken row is repaired because its fields fit their columns and no other reading does, or it waits in quarantine."""
+"""A broken row is repaired because its fields fit their columns and no other reading does, or it waits."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_file_cut_in_the_middle_of_a_row_says_so(read: Read) -> None:
 
 
 def test_a_file_cut_between_two_fields_of_a_full_row_without_a_line_ending_is_read(read: Read) -> None:
-    assert read((HEADER + "\n" + "\n".join(ROWS))).frame.height == 60
+    assert read(HEADER + "\n" + "\n".join(ROWS)).frame.height == 60
 
 
 def test_a_line_longer_than_a_row_may_be_is_quarantined_in_pieces_and_memory_stays_flat(read: Read) -> None:

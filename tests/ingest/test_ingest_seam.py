@@ -187,7 +187,7 @@ def test_an_empty_file_that_should_have_columns_is_an_error(read: Read) -> None:
 def test_a_folder_without_files_and_a_missing_file_are_errors(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="expected files to read, got none"):
         ingest(Job(paths=(tmp_path,), out=tmp_path / "out"))
-    with pytest.raises(MissingError, match="got nothing there - at .*nope.csv"):
+    with pytest.raises(MissingError, match=r"got nothing there - at .*nope\.csv"):
         ingest(Job(paths=(tmp_path / "nope.csv",), out=tmp_path / "out"))
 
 

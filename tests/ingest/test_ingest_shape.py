@@ -1,4 +1,4 @@
-"""The layout of a file is found without a hint: characters, delimiter, quote, header, where the table begins and ends."""
+"""The layout of a file is found without a hint: characters, delimiter, quote, header, where the table lies."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ Where rows lie (offset and line) is computed only when somebody asks: most chunk
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -200,7 +200,7 @@ def _decide(data: bytes, table: Lines, layout: Layout) -> _Decided:
     """Read, repair or refuse every row that is no good line."""
     out = _Decided([], {}, [], {}, {})
     waiting: list[tuple[int, int, bytes, str]] = []
-    for first, last in table.groups:
+    for first, last in _apart(data, table, layout):
         raw = data[table.starts[first] : table.ends[last]]
         row, note = _cleaned(raw, layout, out.encodings)
         if not row.strip(b" \t\r\n" + layout.dialect.delimiter):
@@ -229,6 +229,20 @@ def _decide(data: bytes, table: Lines, layout: Layout) -> _Decided:
         else:
             out.refused.append(_refuse(table, first, last, mended.column, "fields", said(mended)))
     return out
+
+
+def _apart(data: bytes, table: Lines, layout: Layout) -> Iterator[tuple[int, int]]:
+    """Yield the rows that are no good lines; lines that only a faulty quote holds together are rows by themselves.
+
+    A stray quote in one row and a quote at the end of the next look like one value over two lines.
+    """
+    for first, last in table.groups:
+        whole = data[table.starts[first] : table.ends[last]]
+        read = split(chomp(whole), layout.dialect) if last > first else None
+        if read is not None and (read.faults or not read.closed):
+            yield from ((line, line) for line in range(first, last + 1))
+        else:
+            yield first, last
 
 
 def said(mended: Mended) -> str:

@@ -278,9 +278,12 @@ def _with_null(reading: Reading, counts: Mapping[str, int]) -> Reading:
     words = {cell for cell in strange if known(cell)}
     others = {cell: count for cell, count in strange.items() if cell not in words}
     total = sum(others.values())
+    whole = sum(counts.values())
     for cell, count in others.items():
-        # One word that stands where values should, again and again, and nearly no other does.
-        if count >= 3 and count >= 0.8 * total and not any(letter.isdigit() for letter in cell):
+        # One word that stands where values should, so often that it is no accident of a small sample.
+        alone = count == total and count >= 5 and count >= 0.05 * whole
+        often = count >= 10 and count >= 0.95 * total
+        if (alone or often) and not any(letter.isdigit() for letter in cell):
             words.add(cell)
     return replace(reading, null=tuple(sorted(words)))
 
