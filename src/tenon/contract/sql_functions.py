@@ -9,26 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tenon.contract.sql_tree import NULL, TRUNC, Node
+from tenon.contract.sql_tree import NULL, PARTS, TRUNC, Node
 from tenon.contract.sql_types import Meaning
 from tenon.errors import nearest
 
-PARTS = {
-    "year": "year",
-    "quarter": "quarter",
-    "month": "month",
-    "week": "week",
-    "day": "day",
-    "hour": "hour",
-    "minute": "minute",
-    "second": "second",
-    "dayofweek": "isodow",
-    "day_of_week": "isodow",
-    "isodow": "isodow",
-    "dayofyear": "doy",
-    "day_of_year": "doy",
-    "doy": "doy",
-}
 AGGREGATES = {
     "avg": "avg",
     "mean": "avg",
