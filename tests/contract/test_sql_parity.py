@@ -195,6 +195,7 @@ def run(text: str, table: list[dict[str, Any]]) -> tuple[list[Any], list[Any]]:
 @example("floor(f / g)", [dict.fromkeys(TYPES) | {"f": 1.0, "g": 0.1}])
 @example("cast(f as text)", [dict.fromkeys(TYPES) | {"f": size * sign} for size in SIZES for sign in (1, -1)])
 @example("pow(f, 7) + power(f, 2)", [dict.fromkeys(TYPES) | {"f": n / 7} for n in range(1, 2000, 13)])
+@example("-(-(cast(null as int)))", [dict.fromkeys(TYPES)])
 @example("i * j", [dict.fromkeys(TYPES) | {"i": 2**62, "j": 3}])
 def test_frames_and_rows_give_the_same_bits(text: str, table: list[dict[str, Any]]) -> None:
     try:

@@ -76,7 +76,8 @@ class Meaning:
             return Node(op, self.unify(sign, args)[0], None, "bool")
         if op == "neg":
             if args[0].op == "literal" and args[0].type in ("int", "float", "duration"):
-                return Node("literal", value=-args[0].value, type=args[0].type)
+                value = args[0].value
+                return Node("literal", value=None if value is None else -value, type=args[0].type)
             if args[0].type == "duration":
                 return Node("mul", (args[0], Node("literal", value=-1, type="int")), "scale", "duration")
             return self.numeric("neg", "-", args)
