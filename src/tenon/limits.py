@@ -39,7 +39,7 @@ class IngestLimits:
     """Bounds of reading raw files."""
 
     memory_bytes: int = 512 * MIB  # what one ingest may hold, whatever the size of the file
-    chunk_bytes: int = 16 * MIB  # bytes read and split at once
+    chunk_bytes: int = 8 * MIB  # bytes read and split at once
     row_bytes: int = 4 * MIB  # a longer row is quarantined
     columns: int = 10_000  # a wider file is refused
     sample_bytes: int = 1 * MIB  # what is read to find the dialect
