@@ -26,8 +26,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,7 @@ class Rules:
     sigmas: float = 6.0
     least_steps: int = 60
     least_gain: float = 0.005
+    health: float = 0.003  # share of the running time that looking at a model's health may take
 
 
 class Guard:
@@ -74,6 +75,7 @@ class Guard:
         "_read",
         "_start",
         "_stopped",
+        "_watch",
         "budget",
         "findings",
         "prices",
@@ -109,6 +111,28 @@ class Guard:
         self._every = 1  # steps that one point stands for
         self._next = rules.least_steps
         self._stopped: Finding | None = None
+        self._watch: Any = None
+
+    def watch(self, model: Any, optimizer: Any = None, *, scaler: Any = None) -> Self:
+        """Watch a PyTorch model too: its gradients at every step, its health now and then, and who spoiled a step.
+
+        With it, `step` takes the gradient norm itself and names the module that first produced what is not finite.
+        Call `step` after `backward` and before the optimiser. `scaler` is the loss scaler of fp16, whose skipped steps
+        are no fault. MissingError when PyTorch is not installed.
+        """
+        from tenon.training.watch_torch import Watch
+
+        if self._watch is not None:
+            self._watch.close()
+        self._watch = Watch(model, optimizer, scaler=scaler)
+        self._watch.health.share = self.rules.health
+        return self
+
+    def close(self) -> None:
+        """Take off the hooks of `watch`; a guard without them needs no closing."""
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
 
     @property
     def stopped(self) -> Finding | None:
@@ -125,24 +149,31 @@ class Guard:
         self._every = 1
         self._next = self.rules.least_steps
 
-    def step(self, step: int, *, loss: float | None = None, grad_norm: float | None = None) -> bool:
+    def step(self, step: int, *, loss: Any = None, grad_norm: float | None = None) -> bool:
         """Say whether to go on; call it with this step's loss (and gradient norm) before the optimiser's step.
+
+        `loss` is a number, or a tensor of one number, which is read here.
 
         Raises TrainingError for a loss or gradient that is no number and for one that runs away.
         """
         if self._stopped is not None:
             kind = BudgetError if self._stopped.code == "training/budget-spent" else TrainingError
             raise kind(f"{self._stopped.said} The loop was told to stop and went on, at step {step}")
-        for name, value in (("loss", loss), ("gradient norm", grad_norm)):
-            if value is not None and not math.isfinite(value):
-                self._not_finite(step, name, float(value))
+        if loss is not None and type(loss) is not float:
+            loss = float(loss.item()) if hasattr(loss, "item") else float(loss)
+        if loss is not None and not math.isfinite(loss):
+            self._not_finite(step, "loss", loss)
+        if self._watch is not None:
+            self._look(step, grad_norm)
+        elif grad_norm is not None and not math.isfinite(grad_norm):
+            self._not_finite(step, "gradient norm", float(grad_norm))
         if self._follow is not None:
             self._follow(self._models, step)
         now = self._clock()
         if now - self._read >= SPENT_S and not self._affordable(step, now):
             return False
         if loss is not None:
-            self._part.append(float(loss))
+            self._part.append(loss)
             if len(self._part) == self._every:
                 self._keep()
                 return self._examine(step)
@@ -166,9 +197,26 @@ class Guard:
 
     # ── what the loss says ───────────────────────────────────────────────────────────────────────────────────────────
 
+    def _look(self, step: int, grad_norm: float | None) -> None:
+        """Take the gradients from the watched model; refuse what is not finite, and tell what is not healthy."""
+        if grad_norm is None:
+            seen = self._watch.gradients()
+            grad_norm = seen.norm
+            if seen.skipped:
+                self._tell(self._watch.health.skipped(step))
+                if not self._watch.health.stuck:
+                    return
+        if grad_norm is not None and not math.isfinite(grad_norm):
+            self._not_finite(step, "gradient norm", float(grad_norm))
+        for finding in self._watch.passed(step, grad_norm):
+            self._tell(finding)
+
     def _not_finite(self, step: int, name: str, value: float) -> None:
         said = sentence(f"a finite {name}", f"{value}", at=self._place(step))
         hint = "lower the learning rate, clip gradients, or look for a missing value in this step's rows"
+        blame = self._watch.blame(in_loss=name == "loss") if self._watch is not None else None
+        if blame is not None:
+            said, hint = f"{said}: {blame.said}", blame.hint or hint
         self._stop("training/loss-not-finite", "error", step, said, hint, {"step": float(step)})
         raise TrainingError(f"{said}; {hint}")
 
@@ -238,15 +286,24 @@ class Guard:
 
     # ── saying it ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _place(self, step: int) -> str:
+    def _place(self, step: int | str) -> str:
         return f"{getattr(self.run, 'id', None) or 'run'}/{step}"
+
+    def _tell(self, finding: Finding | None) -> None:
+        """Keep a finding that stops nothing, under this run's name."""
+        if finding is not None:
+            step = finding.place.rpartition("/")[2]
+            self._say(replace(finding, place=self._place(step)))
+
+    def _say(self, finding: Finding) -> None:
+        self.findings.append(finding)
+        if self.run is not None:
+            self.run.finding(finding)
 
     def _stop(self, code: str, severity: Any, step: int, said: str, hint: str, numbers: dict[str, float]) -> None:
         finding = Finding(code=code, severity=severity, place=self._place(step), said=said, hint=hint, numbers=numbers)
         self._stopped = finding
-        self.findings.append(finding)
-        if self.run is not None:
-            self.run.finding(finding)
+        self._say(finding)
 
 
 def _times(ratio: float) -> str:

@@ -1,0 +1,270 @@
+"""Which module first produced NaN or infinity: the forward is done again, and every module is looked at.
+
+`blame` is given the calls of the root module that a `watch_torch.Watch` remembered, and answers in this order:
+
+1. a weight or buffer that is itself not finite: an earlier step, or the checkpoint it came from, spoiled it;
+2. an input that is not finite: the batch holds it, and its rows are named;
+3. the first module whose output is not finite though its inputs are, in the order of execution. An infinity that a
+   later module turned into NaN is followed back to the module that made it; an output that is only partly minus
+   infinity is taken for a mask, unless nothing else is found;
+4. in the backward: the module whose gradient at the output is finite and at the input is not;
+5. none of these: the loss function, which is no module.
+
+Modules are tried innermost first, so that a container is named only for what its own forward computes. Source of the
+idea: `torch.autograd.detect_anomaly`, which does it for operations and needs to be on before the fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+ROWS = 5  # rows of a batch that are named
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One forward of the root module, so that it can be done again; `grads` are those that arrived at its outputs."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    random: Any
+    device_random: Any
+    kind: str
+    cast: Any
+    grads: dict[int, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blame:
+    """The module that first produced what is not finite (empty when none did), and the sentence that says so."""
+
+    module: str
+    said: str
+    hint: str = ""
+
+
+@dataclass(slots=True)
+class _Found:
+    """What a forward that is done again has shown so far."""
+
+    nan: str | None = None
+    infinite: str | None = None
+    masked: str | None = None
+    grads: list[tuple[str, bool]] = field(default_factory=list)  # in the order of the backward
+    made: dict[int, str] = field(default_factory=dict)  # output -> the module that made it
+    fed: dict[str, list[int]] = field(default_factory=dict)  # module -> its inputs
+    kept: list[Any] = field(default_factory=list)  # so that no id is used twice
+
+
+def blame(torch: Any, model: Any, calls: Sequence[Call], *, in_loss: bool) -> Blame | None:
+    """Name what first produced a value that is not finite, in the forward (`in_loss`) or else in the backward."""
+    spoiled = _spoiled(torch, model)
+    if spoiled is not None:
+        return spoiled
+    for call in calls:
+        found = _input(torch, call) or _forward(torch, model, call, masks=in_loss)
+        if found is not None:
+            return found
+    if in_loss:
+        said = "every module's output is finite, so the loss function itself produced it (log of 0, division by 0?)"
+        hint = "use a loss that is stable at its ends, such as one that takes logits; or bound what it divides by"
+        return Blame(module="", said=said, hint=hint) if calls else None
+    for call in calls:
+        found = _backward(torch, model, call)
+        if found is not None:
+            return found
+    return _by_parameters(torch, model)
+
+
+def _spoiled(torch: Any, model: Any) -> Blame | None:
+    for kind, named in (("weight", model.named_parameters()), ("buffer", model.named_buffers())):
+        for name, tensor in named:
+            if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
+                spoiled = "an earlier step or the checkpoint it came from spoiled it"
+                said = f"the {kind} '{name}' is not finite itself: {spoiled}"
+                return Blame(module=name.rpartition(".")[0], said=said, hint="go back to the last good checkpoint")
+    return None
+
+
+def _input(torch: Any, call: Call) -> Blame | None:
+    named = [(f"input {i}", value) for i, value in enumerate(call.args)]
+    named += [(f"input '{name}'", value) for name, value in call.kwargs.items()]
+    for name, value in named:
+        for tensor in flat(torch, value):
+            if not tensor.is_floating_point() or not _bad(torch, tensor):
+                continue
+            if not bool(torch.isnan(tensor).any()) and not bool((tensor == float("inf")).any()):
+                continue  # only minus infinity: a mask
+            wrong = ~torch.isfinite(tensor)
+            rows = wrong.reshape(len(wrong), -1).any(dim=1).nonzero().flatten().tolist() if wrong.dim() else []
+            shown = ", ".join(map(str, rows[:ROWS])) + (f" and {len(rows) - ROWS} more" if len(rows) > ROWS else "")
+            where = f", in row {shown} of the batch" if rows else ""
+            said = f"the model's {name} already holds {int(wrong.sum()):,} values that are not finite{where}"
+            return Blame(module="", said=said, hint="look at these rows; a contract refuses them before training")
+    return None
+
+
+def _forward(torch: Any, model: Any, call: Call, *, masks: bool) -> Blame | None:
+    found = _Found()
+    with torch.no_grad():
+        _again(torch, model, call, found)
+    if found.infinite is not None and (found.nan is None or found.nan == found.infinite):
+        return _module(model, found.infinite, "infinity" if found.nan is None else "NaN")
+    if found.infinite is not None and found.nan is not None:
+        first = _module(model, found.infinite, "infinity")
+        return Blame(module=first.module, said=f"{first.said}, which '{found.nan}' then turned into NaN")
+    if found.nan is not None:
+        return _module(model, found.nan, "NaN")
+    return _module(model, found.masked, "minus infinity") if masks and found.masked is not None else None
+
+
+def _backward(torch: Any, model: Any, call: Call) -> Blame | None:
+    """Do forward and backward again from the gradients that arrived at the outputs."""
+    if not call.grads:
+        return None
+    if any(_bad(torch, grad) for grad in call.grads.values()):
+        said = (
+            "the gradient is not finite already where it enters the model: the loss function's derivative produced it"
+        )
+        return Blame(module="", said=said)
+    found = _Found()
+    with torch.enable_grad():
+        outputs = flat(torch, _again(torch, model, call, found, backward=True))
+        pairs = [(outputs[i], grad) for i, grad in call.grads.items() if outputs[i].requires_grad]
+        named = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
+        if not pairs or not named:
+            return None
+        grads = torch.autograd.grad(
+            [output for output, _ in pairs], [one for _, one in named], [grad for _, grad in pairs], allow_unused=True
+        )
+    first_bad = next((name for name, bad in found.grads if bad), None)
+    fine = [name for name, bad in found.grads if not bad]
+    if first_bad is not None:
+        for name in reversed(
+            fine
+        ):  # the innermost that still had a finite gradient and was fed by the one that had not
+            if any(found.made.get(one) == first_bad for one in found.fed.get(name, [])):
+                return _module(model, name, "a gradient that is no finite number", does="passed back")
+    for (name, _), grad in zip(named, grads, strict=True):
+        if grad is not None and _bad(torch, grad):
+            owner = name.rpartition(".")[0]
+            if first_bad is None or owner in fine:
+                return _module(model, owner, f"a gradient of '{name}' that is not finite")
+    if first_bad is not None:
+        return _module(model, first_bad, "a gradient that is no finite number", does="was passed")
+    return None
+
+
+def _by_parameters(torch: Any, model: Any) -> Blame | None:
+    """Name the last module, in the order of definition, whose weights have a gradient that is not finite."""
+    bad = [name for name, one in model.named_parameters() if one.grad is not None and _bad(torch, one.grad)]
+    if not bad:
+        return None
+    owner = bad[-1].rpartition(".")[0]
+    said = (
+        f"the gradient of '{bad[-1]}' is the last, in the order of definition, that is not finite ({len(bad)} are not)"
+    )
+    return Blame(module=owner, said=said)
+
+
+# ── doing it again ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _again(torch: Any, model: Any, call: Call, found: _Found, *, backward: bool = False) -> Any:
+    """Call the model as it was called, with hooks on every module that fill `found`."""
+    inner = getattr(model, "_orig_mod", model)  # what torch.compile wraps runs here as written
+    names = {module: name for name, module in inner.named_modules()}
+    handles = []
+    for module, name in names.items():
+        handles.append(module.register_forward_pre_hook(_fed(torch, name, found, backward=backward), with_kwargs=True))
+        handles.append(module.register_forward_hook(_made(torch, name, found, backward=backward)))
+    cast = torch.autocast(call.kind, dtype=call.cast) if call.cast is not None else nullcontext()
+    try:
+        with _as_it_was(torch, inner, call), cast:
+            return inner(*call.args, **call.kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _as_it_was(torch: Any, model: Any, call: Call) -> Iterator[None]:
+    """Give back the random numbers of then, and leave random numbers and buffers of now as they were."""
+    buffers = {name: one.clone() for name, one in model.named_buffers()}
+    devices = [torch.cuda.current_device()] if call.device_random is not None else []
+    with torch.random.fork_rng(devices=devices):
+        torch.set_rng_state(call.random)
+        if call.device_random is not None:
+            torch.cuda.set_rng_state(call.device_random)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, one in model.named_buffers():
+                    one.copy_(buffers[name])
+
+
+def _fed(torch: Any, name: str, found: _Found, *, backward: bool) -> Callable[..., None]:
+    def fed(module: Any, args: Any, kwargs: Any) -> None:
+        tensors = flat(torch, (args, kwargs))
+        if backward:
+            found.kept.extend(tensors)
+            found.fed[name] = [id(tensor) for tensor in tensors]
+            return
+        # A container that computed something between two of its modules is to blame for what the second is given.
+        if name:
+            for tensor in tensors:
+                _note(torch, tensor, name.rpartition(".")[0], found)
+
+    return fed
+
+
+def _made(torch: Any, name: str, found: _Found, *, backward: bool) -> Callable[..., None]:
+    def made(module: Any, args: Any, output: Any) -> None:
+        for tensor in flat(torch, output):
+            if not backward:
+                _note(torch, tensor, name, found)
+            elif tensor.requires_grad:
+                found.kept.append(tensor)
+                found.made.setdefault(id(tensor), name)
+                tensor.register_hook(lambda grad: found.grads.append((name, _bad(torch, grad))))
+
+    return made
+
+
+def _note(torch: Any, tensor: Any, name: str, found: _Found) -> None:
+    """Remember the first module in whose hands a value is NaN, plus infinity, or all or partly minus infinity."""
+    if not tensor.is_floating_point() or not _bad(torch, tensor):
+        return
+    if found.nan is None and bool(torch.isnan(tensor).any()):
+        found.nan = name
+    if found.infinite is None and bool((tensor == float("inf")).any()):
+        found.infinite = name if found.nan is None or found.nan == name else None
+    if found.masked is None:
+        found.masked = name
+
+
+def _module(model: Any, name: str, what: str, *, does: str = "produced") -> Blame:
+    inner = getattr(model, "_orig_mod", model)
+    kind = type(inner.get_submodule(name)).__name__
+    if name:
+        return Blame(module=name, said=f"the module '{name}' ({kind}) is the first that {does} {what}")
+    return Blame(module=kind, said=f"the forward of the model itself ({kind}) {does} {what}, outside its modules")
+
+
+def _bad(torch: Any, tensor: Any) -> bool:
+    return not bool(torch.isfinite(tensor).all())
+
+
+def flat(torch: Any, value: Any) -> list[Any]:
+    """Return the tensors in nested tuples, lists and mappings (a Hugging Face output is one), in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [tensor for one in value.values() for tensor in flat(torch, one)]
+    if isinstance(value, (list, tuple)):
+        return [tensor for one in value for tensor in flat(torch, one)]
+    return []

@@ -1,0 +1,177 @@
+"""Watching a PyTorch model from outside: the norm of its gradients, and the module that first produced NaN or infinity.
+
+`Watch` sets two hooks on the root module and none below it. Before each training forward it keeps references to the
+inputs, the random state and the autocast state; after it, a hook on the outputs keeps the gradient that arrives there,
+while that is small (`HOLD_BYTES`). A step therefore costs one reduction over the gradients and one number read back.
+
+Only when something is not finite is the rest paid for: the forward is done again (`blame_torch`), with the same
+weights, inputs and random numbers, this time looking at what every module makes. The weights are the same because the
+guard asks before the optimiser steps; buffers (the means of a batch norm) are put back afterwards.
+
+Rejected: checking every module's output at every step (one to three times the cost of a small model's step), and
+`torch.autograd.detect_anomaly` (several times slower, and it names operations, not modules). On an accelerator, reading
+the norm waits for the device, once a step; that is the price of refusing the step before it is taken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from tenon.errors import UsageError, missing_extra, sentence
+from tenon.finding import Finding
+from tenon.training.blame_torch import Blame, Call, blame, flat
+from tenon.training.health_torch import Health
+
+HOLD_BYTES = 64 * 1024 * 1024  # of gradients at the model's outputs, held from backward until the guard is asked
+CALLS = 16  # forwards of one step that are remembered: micro-batches that are accumulated
+
+
+def torch_or_missing(purpose: str) -> Any:
+    """Return the module torch, or raise MissingError that says how to install it."""
+    try:
+        import torch
+    except ImportError as error:
+        raise missing_extra("torch", "torch", purpose) from error
+    return torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What the gradients said at one step: their norm, unscaled, and whether the loss scaler will skip the step."""
+
+    norm: float | None
+    skipped: bool = False
+
+
+class Watch:
+    """Watches one model; made by `Guard.watch`. `close` takes its hooks off again."""
+
+    __slots__ = (
+        "_calls",
+        "_handles",
+        "_held",
+        "_parameters",
+        "_quiet",
+        "_torch",
+        "health",
+        "model",
+        "optimizer",
+        "scaler",
+    )
+
+    def __init__(self, model: Any, optimizer: Any = None, *, scaler: Any = None) -> None:
+        torch = torch_or_missing("watch a model")
+        if not isinstance(model, torch.nn.Module):
+            raise UsageError(sentence("a torch.nn.Module to watch", type(model).__name__, at="guard.watch"))
+        self._torch = torch
+        self.model = model
+        self.optimizer = optimizer
+        self.scaler = scaler
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._calls: deque[Call] = deque(maxlen=CALLS)
+        self._held = 0
+        self._quiet = False
+        self.health = Health(model, optimizer, scaler)
+        self._handles = [
+            model.register_forward_pre_hook(self._before, with_kwargs=True),
+            model.register_forward_hook(self._after),
+        ]
+
+    def close(self) -> None:
+        """Take the hooks off the model and let go of what they held."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._let_go()
+
+    def gradients(self) -> Seen:
+        """Return the norm of all gradients together, None when there are none; reads one number from the device."""
+        scaled = self.scaler is not None and self.scaler.is_enabled()
+        scale = float(self.scaler.get_scale()) if scaled else 1.0
+        grads = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        if not grads:
+            return Seen(norm=None)
+        norm = self._norm(grads)
+        if math.isfinite(norm):
+            return Seen(norm=norm if self._unscaled() else norm / scale)
+        # A norm may overflow where no gradient does; a scaler skips steps whose scaled gradients did, as it should.
+        if all(bool(self._torch.isfinite(grad).all()) for grad in grads):
+            return Seen(norm=_sum_of_squares(grads, scale))
+        return Seen(norm=norm, skipped=scaled)
+
+    def passed(self, step: int, norm: float | None) -> list[Finding]:
+        """Let go of what the step held, because all of it was finite; now and then look at the model's health."""
+        self._let_go()
+        return self.health.look(step, norm)
+
+    def blame(self, *, in_loss: bool) -> Blame | None:
+        """Do the step's forwards again and name the module that first produced what is not finite, or None."""
+        self._quiet = True
+        try:
+            return blame(self._torch, self.model, tuple(self._calls), in_loss=in_loss)
+        except Exception as error:  # noqa: BLE001 - the edge to the user's own modules, done again: any of them may fail
+            return Blame(module="", said=f"the module is not known: doing the forward again failed with {error!r}")
+        finally:
+            self._quiet = False
+            self._let_go()
+
+    # ── hooks ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        torch = self._torch
+        if self._quiet or not torch.is_grad_enabled():
+            return
+        kind = self._parameters[0].device.type if self._parameters else "cpu"
+        cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        state = torch.get_rng_state()
+        device_state = torch.cuda.get_rng_state() if kind == "cuda" else None
+        self._calls.append(
+            Call(args=args, kwargs=kwargs, random=state, device_random=device_state, kind=kind, cast=cast, grads={})
+        )
+
+    def _after(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
+        if self._quiet or not self._calls or not self._torch.is_grad_enabled():
+            return
+        grads = self._calls[-1].grads
+        for i, tensor in enumerate(flat(self._torch, output)):
+            size = tensor.numel() * tensor.element_size()
+            if tensor.requires_grad and self._held + size <= HOLD_BYTES:
+                self._held += size
+                tensor.register_hook(_keep(grads, i))
+
+    def _let_go(self) -> None:
+        self._calls.clear()
+        self._held = 0
+
+    def _norm(self, grads: list[Any]) -> float:
+        torch = self._torch
+        first = grads[0]
+        if all(type(grad) is torch.Tensor and grad.device == first.device and not grad.is_sparse for grad in grads):
+            norms = torch._foreach_norm(grads)
+            return float(torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms])).item())
+        dense = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
+        norm = torch.nn.utils.get_total_norm(dense)
+        return float((norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item())
+
+    def _unscaled(self) -> bool:
+        """Tell whether the loop has already called `scaler.unscale_`; the scaler keeps that for itself, by name."""
+        states = getattr(self.scaler, "_per_optimizer_states", None)
+        if not states or self.optimizer is None:
+            return False
+        state = states.get(id(self.optimizer), {})
+        return getattr(state.get("stage"), "name", "") == "UNSCALED"
+
+
+def _keep(grads: dict[int, Any], i: int) -> Any:
+    def keep(grad: Any) -> None:
+        grads[i] = grad
+
+    return keep
+
+
+def _sum_of_squares(grads: list[Any], scale: float) -> float:
+    """Add up in double precision what overflowed in the gradients' own."""
+    return math.sqrt(sum(float(grad.double().norm().item()) ** 2 for grad in grads)) / scale

@@ -1,0 +1,264 @@
+"""NaN and infinity are caught before the optimiser steps, and the module that first produced them is named."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from tenon.errors import TrainingError, UsageError
+from tenon.training import Guard
+
+torch = pytest.importorskip("torch", reason="the extra 'torch' is not installed")
+nn = torch.nn
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+class Logarithm(nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
+    """A module without weights that is no number below zero."""
+
+    def forward(self, x: Any) -> Any:
+        return torch.log(x)
+
+
+class Root(nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
+    """Finite where it is zero, and its derivative there is not."""
+
+    def forward(self, x: Any) -> Any:
+        return torch.sqrt(x * x)
+
+
+class Between(nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
+    """Computes between its own modules, which are not to blame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def forward(self, x: Any) -> Any:
+        return self.second(self.first(x) / torch.zeros(4))
+
+
+def caught(model: Any, x: Any, *, loss: Any = None, steps: int = 1) -> str:
+    """Train under a guard, and return what it said when it refused; the weights are as they were before."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    guard = Guard().watch(model, optimizer)
+    before = [one.detach().clone() for one in model.parameters()]
+    with pytest.raises(TrainingError) as told:
+        for step in range(steps):
+            optimizer.zero_grad()
+            output = model(x)
+            value = loss(output) if loss is not None else (output**2).mean()
+            value.backward()
+            guard.step(step, loss=value)
+            optimizer.step()
+    assert all(bool((old == new).all()) for old, new in zip(before, model.parameters(), strict=True))
+    assert guard.stopped is not None and guard.stopped.code == "training/loss-not-finite"
+    return str(told.value)
+
+
+def net(*middle: Any) -> Any:
+    return nn.Sequential(nn.Linear(4, 8), *middle, nn.Linear(8, 1))
+
+
+# ── the forward ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_module_that_first_produced_nan_is_named_and_no_weight_has_moved() -> None:
+    said = caught(net(nn.Tanh(), Logarithm(), nn.ReLU()), torch.randn(16, 4))
+    assert "got nan - at run/0: the module '2' (Logarithm) is the first that produced NaN" in said
+
+
+def test_an_infinity_is_followed_back_to_where_it_was_made() -> None:
+    class Overflow(nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
+        def forward(self, x: Any) -> Any:
+            return x * 1e38 * 1e38
+
+    class Center(nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
+        def forward(self, x: Any) -> Any:
+            return x - x.max()
+
+    said = caught(net(nn.ReLU(), Overflow(), Center()), torch.randn(16, 4))
+    assert "the module '2' (Overflow) is the first that produced" in said
+
+
+def test_what_a_container_computes_between_its_modules_is_its_own() -> None:
+    said = caught(nn.Sequential(nn.Linear(4, 4), Between()), torch.randn(8, 4))
+    assert "the module '1' (Between) is the first that produced infinity" in said
+
+
+def test_rows_of_the_batch_that_are_missing_are_named() -> None:
+    x = torch.randn(16, 4)
+    x[3, 1] = math.nan
+    x[11] = math.inf
+    said = caught(net(nn.Tanh()), x)
+    assert "the model's input 0 already holds 5 values that are not finite, in row 3, 11 of the batch" in said
+
+
+def test_a_weight_that_was_already_spoiled_is_named_and_sends_back_to_the_checkpoint() -> None:
+    model = net(nn.Tanh())
+    with torch.no_grad():
+        model[2].weight[0, 0] = math.nan
+    x = torch.randn(4, 4)
+    guard = Guard().watch(model)
+    with pytest.raises(TrainingError, match=r"the weight '2.weight' is not finite itself.*go back to the last good"):
+        guard.step(7, loss=model(x).mean())
+
+
+def test_a_loss_function_that_produces_it_is_not_blamed_on_a_module() -> None:
+    said = caught(net(nn.ReLU()), torch.randn(8, 4), loss=lambda output: torch.log(output - output).mean() * 0)
+    assert "every module's output is finite, so the loss function itself produced it" in said
+
+
+def test_a_mask_of_minus_infinity_is_not_blamed() -> None:
+    class Attend(nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
+        def __init__(self) -> None:
+            super().__init__()
+            self.mask, self.soft, self.log = Mask(), nn.Softmax(-1), Logarithm()
+
+        def forward(self, x: Any) -> Any:
+            return self.log(self.soft(self.mask(x)) - 0.5)
+
+    class Mask(nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
+        def forward(self, x: Any) -> Any:
+            return x.masked_fill(torch.ones_like(x).triu(1).bool(), -math.inf)
+
+    said = caught(nn.Sequential(nn.Linear(4, 4), Attend()), torch.randn(4, 4))
+    assert "the module '1.log' (Logarithm) is the first that produced NaN" in said
+
+
+# ── the backward ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_gradient_that_is_no_number_is_traced_to_the_module_that_passed_it_back() -> None:
+    model, x = net(Root(), nn.Tanh()), torch.randn(16, 4)
+    nn.init.zeros_(model[0].bias)
+    x[4] = 0.0
+    said = caught(model, x)
+    assert "expected a finite gradient norm, got nan" in said
+    assert "the module '1' (Root) is the first that passed back a gradient that is no finite number" in said
+
+
+def test_a_gradient_spoiled_by_the_loss_function_is_said_to_be() -> None:
+    said = caught(net(nn.ReLU()), torch.randn(16, 4), loss=lambda output: torch.sqrt(output * 0).mean())
+    assert "the gradient is not finite already where it enters the model" in said
+
+
+def test_gradients_that_are_large_but_finite_pass_though_their_norm_overflows() -> None:
+    model = nn.Linear(4, 1)
+    guard = Guard().watch(model)
+    model(torch.ones(1, 4)).sum().backward()
+    model.weight.grad.fill_(1e30)
+    assert guard.step(0, loss=1.0)
+
+
+# ── as it was ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_forward_is_done_again_with_the_same_random_numbers() -> None:
+    """Dropout decides here whether there is a NaN at all; the second forward must drop the same."""
+
+    class Unlucky(nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
+        def forward(self, x: Any) -> Any:
+            return x / (torch.rand(()) > 0.3)
+
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), Unlucky(), nn.Linear(4, 1))
+    guard, optimizer = Guard().watch(model), torch.optim.SGD(model.parameters(), lr=0.0)
+    with pytest.raises(TrainingError) as told:
+        for step in range(100):
+            optimizer.zero_grad()
+            loss = model(torch.randn(4, 4)).mean()
+            loss.backward()
+            guard.step(step, loss=loss)
+            optimizer.step()
+    assert "the module '2' (Unlucky) is the first that produced" in str(told.value)
+
+
+def test_buffers_and_random_numbers_are_left_as_they_were() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), Logarithm())
+    guard = Guard().watch(model)
+    loss = model(torch.randn(16, 4)).mean()
+    loss.backward()
+    mean, state = model[1].running_mean.clone(), torch.get_rng_state()
+    with pytest.raises(TrainingError, match=r"'3' \(Logarithm\)"):
+        guard.step(0, loss=loss)
+    assert bool((model[1].running_mean == mean).all())
+    assert bool((torch.get_rng_state() == state).all())
+
+
+def test_a_model_whose_forward_cannot_be_done_again_is_still_refused() -> None:
+    class Once(nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
+        calls = 0
+
+        def forward(self, x: Any) -> Any:
+            self.calls += 1
+            if self.calls > 1:
+                raise RuntimeError("the batch is gone")
+            return x * math.nan
+
+    said = caught(nn.Sequential(nn.Linear(4, 1), Once()), torch.randn(4, 4))
+    assert "got nan" in said and "doing the forward again failed with RuntimeError('the batch is gone')" in said
+
+
+def test_accumulated_micro_batches_are_searched_in_turn() -> None:
+    model = nn.Linear(4, 1)
+    guard, total = Guard().watch(model), 0.0
+    for micro in range(4):
+        x = torch.randn(8, 4)
+        if micro == 2:
+            x[5] = math.nan
+        loss = model(x).mean() / 4
+        loss.backward()
+        total += loss.item()
+    with pytest.raises(TrainingError, match="in row 5 of the batch"):
+        guard.step(0, loss=total)
+
+
+def test_a_compiled_and_a_wrapped_model_are_watched_like_any_other() -> None:
+    inner = net(nn.Tanh(), Logarithm())
+    model = torch.compile(inner, backend="eager")
+    guard = Guard().watch(model)
+    loss = model(torch.randn(8, 4)).mean()
+    loss.backward()
+    with pytest.raises(TrainingError, match=r"'2' \(Logarithm\) is the first that produced NaN"):
+        guard.step(0, loss=loss)
+
+
+def test_steps_that_a_loss_scaler_skips_are_no_fault_until_it_skips_only() -> None:
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    guard = Guard().watch(model, optimizer, scaler=scaler)
+    with pytest.raises(TrainingError, match="got inf - at run/58"):
+        for step in range(80):
+            optimizer.zero_grad()
+            loss = model(torch.randn(4, 4)).mean()
+            scaler.scale(loss).backward()
+            if step % 2 or step >= 10:
+                model.weight.grad.fill_(math.inf)
+            assert guard.step(step, loss=loss)
+            scaler.step(optimizer)
+            scaler.update()
+    assert [one.code for one in guard.findings] == ["training/loss-scale", "training/loss-not-finite"]
+    assert guard.findings[0].numbers["steps"] == 10
+
+
+def test_after_close_the_model_has_no_hooks_left() -> None:
+    model = nn.Linear(4, 1)
+    guard = Guard().watch(model)
+    guard.watch(model)
+    assert len(model._forward_hooks) == len(model._forward_pre_hooks) == 1
+    guard.close()
+    assert not model._forward_hooks and not model._forward_pre_hooks
+
+
+def test_what_is_no_module_is_refused_in_words() -> None:
+    with pytest.raises(UsageError, match=r"expected a torch.nn.Module to watch, got int - at guard.watch"):
+        Guard().watch(3)
