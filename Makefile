@@ -1,5 +1,5 @@
 # Two commands: `make demo` and `make test`. Each makes its own environment in .venv and needs nothing but Python 3.11+
-# with venv, and make. `make check` is what must hold before a change lands.
+# with venv, make and a C compiler. `make check` is what must hold before a change lands.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -30,12 +30,12 @@ bench: $(VENV)/.dev
 	PATH=$(BIN):$$PATH sh -e -c 'for script in bench/*.py; do case $$script in *measure.py|*mess.py|*lines.py) ;; *) python $$script ;; esac; done'
 
 # What the demo runs with: the package with its trainers, and the flights.
-$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.demo: pyproject.toml src/tenon/ingest/_kernel.c | $(VENV)/bin/python
 	$(PIP) install --quiet --editable '.[train,examples]'
 	touch $@
 
 # What the tests run with: everything the demo needs, the tools, and a client for each server the store can use.
-$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.dev: pyproject.toml src/tenon/ingest/_kernel.c | $(VENV)/bin/python
 	$(PIP) install --quiet --editable '.[train,examples,postgres,s3,ray,dev]'
 	touch $@ $(VENV)/.demo
 
@@ -44,4 +44,4 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist examples/*/.tenon examples/*/reports
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist examples/*/.tenon examples/*/reports src/tenon/ingest/*.so

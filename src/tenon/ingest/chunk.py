@@ -15,13 +15,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from tenon.ingest.charset import Charset, to_utf8
 from tenon.ingest.dialect import Dialect, chomp, split
 from tenon.ingest.profile import Profile
 from tenon.ingest.repair import Mended, mend
-from tenon.ingest.scan import Lines, Places, marks_of, pairs, scan
+from tenon.ingest.scan import Lines, Mask, Places, marks_of, pairs, scan
 
 UNUSED = (0x1F, 0x1E, 0x1D, 0x1C, 0x02, 0x03, 0x04, 0x05, 0x06, 0x0E, 0x0F, 0x10, 0x11, 0x12, 0x13, 0x14)
 
@@ -164,13 +163,17 @@ class _Decided:
     encodings: dict[str, int]
 
 
-def careful(data: bytes, layout: Layout) -> Text:
-    """Read a chunk with a look at every line that is not good; gives the same rows as `express` where that succeeds."""
-    table = scan(data, layout.dialect, layout.width, reach=layout.reach)
+def careful(data: bytes, layout: Layout, table: Lines | None = None, done: Mask | None = None) -> Text:
+    """Read a chunk with a look at every line that is not good; gives the same rows as `express` where that succeeds.
+
+    With a table of its lines, those that are `done` are left out.
+    """
+    if table is None:
+        table = scan(data, layout.dialect, layout.width, reach=layout.reach)
     decided = _decide(data, table, layout)
-    good = table.good
+    good = table.good if done is None else table.good & ~done
     if layout.header_raw and layout.header_raw in data:
-        again = _again(data, table, layout.header_raw)
+        again = repeated(data, table, layout.header_raw)
         decided.skipped["repeated-header"] = int((table.ends - table.starts)[again].sum())
         good = good & ~again
     numbers = np.flatnonzero(good)
@@ -273,7 +276,7 @@ def _shown(raw: bytes) -> str:
     return chomp(raw).decode("utf-8", "replace")
 
 
-def _again(data: bytes, table: Lines, header: bytes) -> NDArray[np.bool_]:
+def repeated(data: bytes, table: Lines, header: bytes) -> Mask:
     """Mark the good lines that are the header once more, byte for byte."""
     out = np.zeros(len(table.starts), dtype=bool)
     place = data.find(header)
@@ -284,7 +287,7 @@ def _again(data: bytes, table: Lines, header: bytes) -> NDArray[np.bool_]:
     return out
 
 
-def _text_of(data: bytes, table: Lines, good: NDArray[np.bool_], layout: Layout, encodings: dict[str, int]) -> bytes:
+def _text_of(data: bytes, table: Lines, good: Mask, layout: Layout, encodings: dict[str, int]) -> bytes:
     """Return the good lines one after the other, as UTF-8."""
     odd = good & table.odd
     if good.all() and not odd.any():

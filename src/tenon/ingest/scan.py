@@ -49,12 +49,17 @@ def line_table(a: NDArray[np.uint8], dialect: Dialect) -> tuple[Places, Places, 
     if len(a) and (not len(ends) or ends[-1] != len(a)):
         ends = np.append(ends, len(a))
     starts = np.concatenate([np.zeros(1, dtype=np.int64), ends[:-1]]) if len(ends) else ends
+    return starts, stops_of(a, starts, ends, dialect), ends
+
+
+def stops_of(a: NDArray[np.uint8], starts: Places, ends: Places, dialect: Dialect) -> Places:
+    """Return where the text of each line stops, before its line ending."""
     last = a[ends - 1]
-    stops = ends - ((last == 10) | (last == 13))
+    stops: Places = ends - ((last == 10) | (last == 13))
     if dialect.newline == b"\n":
         inner = np.maximum(stops - 1, 0)
         stops = stops - ((last == 10) & (stops > starts) & (a[inner] == 13))
-    return starts, stops, ends
+    return stops
 
 
 def scan(data: bytes, dialect: Dialect, width: int, *, reach: int) -> Lines:
@@ -83,7 +88,7 @@ def scan(data: bytes, dialect: Dialect, width: int, *, reach: int) -> Lines:
         # A quote after blanks opens a field as well: rare, so left to the reference rules.
         good &= ~_blank_quotes(a, quotes, ends, len(starts), dialect)
     odd = _odd(data, starts, stops)
-    groups = _groups(data, dialect, good, counts, starts, ends, reach)
+    groups = groups_of(data, dialect, good, counts, starts, ends, reach)
     for first, last in groups:
         good[first : last + 1] = False
     return Lines(starts, stops, ends, good, odd, groups)
@@ -214,10 +219,10 @@ def _invalid(a: NDArray[np.uint8]) -> Places:
     return out
 
 
-def _groups(
+def groups_of(
     data: bytes, dialect: Dialect, good: Mask, counts: NDArray[np.int64], starts: Places, ends: Places, reach: int
 ) -> list[tuple[int, int]]:
-    """Gather the lines that are not good into rows, each with its first and last line."""
+    """Gather the lines that are not good into rows, each with its first and last line; `counts` tells which have quotes."""
     out: list[tuple[int, int]] = []
     done = -1
     for number in np.flatnonzero(~good).tolist():

@@ -92,25 +92,34 @@ class Typed:
 
 
 def typed(
-    text: pl.DataFrame, plan: Plan, file: FilePlan, facts: Sequence[Facts], raw: Callable[[int], bytes], where: Where
+    text: pl.DataFrame,
+    plan: Plan,
+    file: FilePlan,
+    facts: Sequence[Facts],
+    raw: Callable[[int], bytes],
+    where: Where,
+    others: int = 0,
 ) -> Typed:
-    """Turn a frame of text into output columns; `raw` gives the bytes of a row, `where` the places of all."""
+    """Turn a frame of text into output columns; `raw` gives the bytes of a row, `where` the places of all.
+
+    `others` counts the rows of the same chunk that fit and are not in the frame.
+    """
     columns, misfits = _cast(text, plan, file, facts)
     if not misfits:
-        return Typed(_frame(columns, plan, text.height), None, [], [])
-    if not plan.patient and _too_many(misfits, file, text.height):
+        return Typed(framed(columns, plan, text.height), None, [], [])
+    if not plan.patient and _too_many(misfits, file, text.height + others):
         _count(text, misfits, file, facts)
-        return Typed(_frame(columns, plan, text.height), None, [], [], bailed=True)
+        return Typed(framed(columns, plan, text.height), None, [], [], bailed=True)
     repaired = _soften(text, columns, misfits, plan, file, facts)
     bad = np.zeros(text.height, dtype=bool)
     for mask in misfits.values():
         bad |= mask
     if not bad.any():
-        return Typed(_frame(columns, plan, text.height), None, repaired, [])
+        return Typed(framed(columns, plan, text.height), None, repaired, [])
     numbers = np.flatnonzero(bad)
     again, refused, kept = _again(numbers, misfits, plan, file, raw, where)
     _count(text, misfits, file, facts, rows=np.array(sorted(set(numbers.tolist()) - set(again)), dtype=np.int64))
-    whole = _frame(columns, plan, text.height)
+    whole = framed(columns, plan, text.height)
     drop = np.zeros(text.height, dtype=bool)
     drop[[row for row in numbers.tolist() if row not in kept]] = True
     repaired += _nulled(text, misfits, kept, plan, file, facts)
@@ -145,18 +154,13 @@ def _cast(
             columns[target] = done.values
             facts[target].words.update(done.words)
             if reading.null and done.values.null_count():
-                facts[target].words.update(_null_words(cells, reading))
+                facts[target].words.update(values.null_words(cells, reading))
         if done.misfit is not None:
             misfits[number] = done.misfit.to_numpy().copy()
     return columns, misfits
 
 
-def _null_words(cells: pl.Series, reading: Reading) -> dict[str, int]:
-    counts = cells.filter(cells.is_in(list(reading.null))).value_counts()
-    return dict(zip(counts.to_series(0).to_list(), counts.to_series(1).to_list(), strict=True))
-
-
-def _frame(columns: dict[int, pl.Series], plan: Plan, height: int) -> pl.DataFrame:
+def framed(columns: dict[int, pl.Series], plan: Plan, height: int) -> pl.DataFrame:
     """Put the output columns in order, with nulls for those that this input does not have."""
     out = []
     for number, output in enumerate(plan.outputs):
@@ -373,5 +377,5 @@ def _reread(
     good = ~bad
     repaired = [Repaired(n, again[n][1], again[n][2], again[n][3]) for n in numbers[good].tolist()]
     repaired += [Repaired(int(numbers[one.row]), one.column, one.code, one.was) for one in soft if good[one.row]]
-    frame = _frame(columns, plan, len(numbers)).filter(pl.Series(good))
+    frame = framed(columns, plan, len(numbers)).filter(pl.Series(good))
     return frame, numbers[good], repaired, refused

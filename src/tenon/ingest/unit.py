@@ -9,6 +9,7 @@ so that a part with an account is whole, and a killed worker leaves nothing that
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,10 +26,11 @@ from tenon.ingest.chunk import Layout, Repaired, Text, careful, express
 from tenon.ingest.detect import TYPED, kind
 from tenon.ingest.dialect import chomp, split
 from tenon.ingest.plan import FilePlan, Plan
+from tenon.ingest.quick import Quick, quick
 from tenon.ingest.rows import first_fresh, line_end, plainly
 from tenon.ingest.scan import line_table
 from tenon.ingest.stream import View
-from tenon.ingest.typed import Facts, Typed, typed
+from tenon.ingest.typed import Facts, Typed, framed, typed
 
 NEAR = 1 << 16  # how far is looked for a row border at first
 FOLLOWING = 3  # rows after a header of another table that must look like it
@@ -74,6 +76,11 @@ class _Account:
     def skip(self, name: str, size: int) -> None:
         if size:
             self.skipped[name] = self.skipped.get(name, 0) + size
+
+    def see(self, words: Mapping[int, Counter[str]]) -> None:
+        """Add the words for missing that were seen, by output."""
+        for target, counts in words.items():
+            self.facts[target].words.update(counts)
 
 
 def read(job: dict[str, Any]) -> dict[str, Any]:
@@ -168,6 +175,7 @@ def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, acc
     if file.format == "csv" and not file.profiles:
         _blanks(offset, data, file, account)
         return
+    fast: Quick | None = None
     if file.format == "jsonl":
         text = jsonl.text(data, file.header, file.charset, account.unknown)
     else:
@@ -179,7 +187,11 @@ def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, acc
             header_raw=file.header_raw,
             reach=plan.row_bytes,
         )
-        text = _text(data, layout)
+        fast = quick(data, layout, plan, file)
+        if fast is not None and fast.whole:
+            _whole(offset, data, fast, plan, file, account)
+            return
+        text = _text(data, layout) if fast is None else careful(data, layout, fast.table, fast.done)
     places = _Places(data, text, file)
     blank = _blank(text.frame)
     if blank is not None:
@@ -188,7 +200,8 @@ def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, acc
         skipped = {**text.skipped, "blank": text.skipped.get("blank", 0) + int((ends[gone] - begins[gone]).sum())}
         text = replace(places.keep(~blank), skipped=skipped)
     facts = [Facts() for _ in plan.outputs]
-    done = typed(text.frame, plan, file, facts, lambda row: places.raw(row, file), places)
+    others = 0 if fast is None else len(fast.lines)
+    done = typed(text.frame, plan, file, facts, lambda row: places.raw(row, file), places, others)
     stop = _table_break(offset, data, text, done, places, view, file)
     if stop >= 0:
         account.stop = offset + stop
@@ -198,7 +211,18 @@ def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, acc
     account.bailed = account.bailed or done.bailed
     for known, fact in zip(account.facts, facts, strict=True):
         known.add(fact)
+    if fast is not None:
+        account.see(fast.words)
+        text, done = places.join(text, fast, done, framed(fast.columns, plan, others))
     _add(offset, data, text, done, places, plan, file, account)
+
+
+def _whole(offset: int, data: bytes, fast: Quick, plan: Plan, file: FilePlan, account: _Account) -> None:
+    """Add a piece that was read at once, down to its last line."""
+    text = Text(pl.DataFrame())
+    account.see(fast.words)
+    done = Typed(framed(fast.columns, plan, len(fast.lines)), None, [], [])
+    _add(offset, data, text, done, _Places(data, text, file), plan, file, account)
 
 
 def _giant(offset: int, data: bytes, file: FilePlan, plan: Plan, account: _Account) -> None:
@@ -263,6 +287,29 @@ class _Places:
             text.frame.filter(pl.Series(mask)), *self._found, repaired, text.refused, text.skipped, text.encodings
         )
         return self._text
+
+    def join(self, text: Text, fast: Quick, done: Typed, frame: pl.DataFrame) -> tuple[Text, Typed]:
+        """Put the rows read at once among the others, in the order of the input."""
+        table = fast.table
+        here = [table.starts[fast.lines], table.ends[fast.lines], fast.lines]
+        every = [np.concatenate(pair) for pair in zip(self(), here, strict=True)]
+        order = np.argsort(every[0], kind="stable")
+        self._found = (every[0][order], every[1][order], every[2][order])
+        place = np.empty(len(order), dtype=np.int64)
+        place[order] = np.arange(len(order))
+        others = text.frame.height
+        kept = done.rows if done.rows is not None else np.arange(others)
+        rows = np.concatenate([place[kept], place[others:]])
+        new = np.argsort(rows, kind="stable")
+        moved = [replace(one, row=int(place[one.row])) for one in text.repaired]
+        joined = Typed(
+            frame=pl.concat([done.frame, frame])[new] if done.frame.height else frame,
+            rows=rows[new],
+            repaired=[replace(one, row=int(place[one.row])) for one in done.repaired],
+            refused=done.refused,
+            bailed=done.bailed,
+        )
+        return replace(text, repaired=moved), joined
 
     @property
     def known(self) -> bool:

@@ -184,6 +184,11 @@ def _counts(text: pl.Series) -> dict[str, int]:
     return dict(zip(found.to_series(0).to_list(), found.to_series(1).to_list(), strict=True))
 
 
+def null_words(text: pl.Series, reading: Reading) -> dict[str, int]:
+    """Count the cells of a column that hold a word for missing, by word."""
+    return _counts(text.filter(text.is_in(list(reading.null))))
+
+
 def _convert(text: pl.Series, reading: Reading) -> pl.Series:
     """Turn text into values of the reading's type; null where it is none."""
     if reading.type == "int":
