@@ -1,7 +1,5 @@
-from collections.abc import Buffer
-
 Spec = tuple[str, bool, bytes, tuple[bytes, ...], tuple[bytes, ...], tuple[bytes, ...]]
 
 def read(
-    data: Buffer, delimiter: int, quote: int, newline: int, reach: int, columns: tuple[Spec, ...], /
+    data: bytes, delimiter: int, quote: int, newline: int, reach: int, columns: tuple[Spec, ...], /
 ) -> tuple[bytes, bytes, list[tuple[object, object] | None], bytes]: ...

@@ -114,6 +114,9 @@ def express(data: bytes, layout: Layout) -> Text | None:
         return None
     if layout.header_raw and layout.header_raw in data:
         return None
+    # Polars drops a carriage return at the end of a value without a word.
+    if b"\n" in data if dialect.newline == b"\r" else data.count(b"\r") != data.count(b"\r\n"):
+        return None
     a = np.frombuffer(data, dtype=np.uint8)
     lines = int(np.count_nonzero(a == dialect.newline[0])) + (not data.endswith(dialect.newline))
     separator = dialect.delimiter or _spare(data)

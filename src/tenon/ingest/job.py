@@ -33,7 +33,7 @@ class Job:
     without one they are found. `policy` says what a cell that does not fit its column costs: its whole row goes to
     quarantine ("row"), or the cell becomes null and is flagged ("cell"). `text` keeps every column as text, spelt as
     in the source. `engine` is where ranges are read (None: on threads of this process), `ranges` into how many each
-    input is cut (0: by size); neither changes the result.
+    input is cut (0: by size), `compiled` whether the kernel reads what it can; none of them changes the result.
     """
 
     paths: tuple[Path, ...]
@@ -45,6 +45,7 @@ class Job:
     limits: IngestLimits = IngestLimits()
     engine: Any = None
     ranges: int = 0
+    compiled: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,10 +1,11 @@
 """The rows of a chunk that need no second look, read by the compiled kernel: `quick(data, layout, plan, file)`.
 
-The kernel (`_kernel.c`) turns lines straight into typed columns, as long as nothing at all is strange about them: quotes
-in order, as many fields as columns, UTF-8, every cell a plain value of its type or a known word for missing. This module
-tells it what the columns are, and takes back what the rows around a line lay claim to: a line inside a value that goes
-over several lines, the header once more, a cell that does not fit a reading the kernel does not know (a decimal comma, a
-month in words), which Polars casts from the kernel's text. What is left is read as text, as if there were no kernel.
+The kernel (`_kernel.c`) turns lines straight into typed columns, as long as nothing at all is strange about them:
+quotes in order, as many fields as columns, UTF-8, every cell a plain value of its type or a known word for missing.
+This module tells it what the columns are, and takes back what the rows around a line lay claim to: a line inside a
+value that goes over several lines, the header once more, a cell that does not fit a reading the kernel does not know
+(a decimal comma, a month in words), which Polars casts from the kernel's text. What is left is read as text, as if
+there were no kernel.
 
 The kernel is stricter than the Python rooms and never kinder, so with and without it the result is the same; a test
 holds both together. It is built at installation where there is a C compiler; without one `quick` gives None.

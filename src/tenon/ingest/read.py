@@ -248,7 +248,12 @@ def _first_line(source: _Source, file: FilePlan) -> int:
 def _jobs(file: FilePlan, number: int, source: _Source, folder: Path, work: Path, job: Job) -> Iterator[dict[str, Any]]:
     """Yield the ranges of one input as plain data; what has no middle is decoded a few segments ahead of them."""
     step = job.limits.chunk_bytes if not job.ranges else max(1, -(-max(source.input.size, 1) // job.ranges))
-    base = {"plan": str(folder / "plan.json"), "file": number, "chunk_bytes": job.limits.chunk_bytes}
+    base = {
+        "plan": str(folder / "plan.json"),
+        "file": number,
+        "chunk_bytes": job.limits.chunk_bytes,
+        "compiled": job.compiled,
+    }
 
     def one(begin: int, end: int, view: View) -> dict[str, Any]:
         name = f"{number:04d}-{begin:016d}"

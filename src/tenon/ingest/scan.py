@@ -2,8 +2,8 @@
 
 A line is good when its quotes are well formed by themselves (they open after a delimiter, close before one, or are
 doubled), when it has exactly as many fields as the table has columns, and when nothing else is strange about it: no
-zero bytes, no escapes, not blank. Every other line is looked at with the reference rules of `rows` and `dialect`; a
-line that is open at its end takes the following lines with it, as `row_end` says.
+zero bytes, no escapes, no line ending of another kind, not blank. Every other line is looked at with the reference
+rules of `rows` and `dialect`; a line that is open at its end takes the following lines with it, as `row_end` says.
 
 Memory: about ten times the chunk at its peak, all of it freed on return but the line table.
 """
@@ -81,6 +81,8 @@ def scan(data: bytes, dialect: Dialect, width: int, *, reach: int) -> Lines:
     for byte in (b"\x00", dialect.escape):
         if byte and byte in data:
             good[np.searchsorted(ends, np.flatnonzero(a == byte[0]), side="right")] = False
+    if not dialect.mixed:
+        good[np.searchsorted(ends, _stray(data, a, dialect), side="right")] = False
     if dialect.doubled:
         twice = np.flatnonzero((a[:-1] == dialect.doubled[0]) & (a[1:] == dialect.doubled[0]))
         good[np.searchsorted(ends, twice, side="right")] = False
@@ -92,6 +94,17 @@ def scan(data: bytes, dialect: Dialect, width: int, *, reach: int) -> Lines:
     for first, last in groups:
         good[first : last + 1] = False
     return Lines(starts, stops, ends, good, odd, groups)
+
+
+def _stray(data: bytes, a: NDArray[np.uint8], dialect: Dialect) -> Places:
+    """Return where a line ending of another kind stands in the middle of a line: Polars would drop it."""
+    if dialect.newline == b"\r":
+        return np.flatnonzero(a == 10) if b"\n" in data else np.zeros(0, dtype=np.int64)
+    if data.count(b"\r") == data.count(b"\r\n"):
+        return np.zeros(0, dtype=np.int64)
+    returns = np.flatnonzero(a == 13)
+    lone: Places = returns[a[np.minimum(returns + 1, len(a) - 1)] != 10]
+    return lone
 
 
 def marks_of(a: NDArray[np.uint8], delimiter: bytes) -> Places:
@@ -222,7 +235,7 @@ def _invalid(a: NDArray[np.uint8]) -> Places:
 def groups_of(
     data: bytes, dialect: Dialect, good: Mask, counts: NDArray[np.int64], starts: Places, ends: Places, reach: int
 ) -> list[tuple[int, int]]:
-    """Gather the lines that are not good into rows, each with its first and last line; `counts` tells which have quotes."""
+    """Gather the lines that are not good into rows, each with its first and last line; `counts` tells of quotes."""
     out: list[tuple[int, int]] = []
     done = -1
     for number in np.flatnonzero(~good).tolist():

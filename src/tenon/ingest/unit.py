@@ -59,6 +59,7 @@ class _Account:
     """What is gathered over the pieces of one range."""
 
     facts: list[Facts]
+    compiled: bool = False
     frames: list[pl.DataFrame] = field(default_factory=list)
     quarantine: list[tuple[Any, ...]] = field(default_factory=list)
     repairs: list[tuple[Any, ...]] = field(default_factory=list)
@@ -94,7 +95,7 @@ def read(job: dict[str, Any]) -> dict[str, Any]:
         return _columnar(job, plan, file, done)
     view = View.from_dict(job["view"])
     begin, end = borders(view, file, job["begin"], job["end"], plan.row_bytes)
-    account = _Account([Facts() for _ in plan.outputs])
+    account = _Account([Facts() for _ in plan.outputs], compiled=job["compiled"])
     for offset, data, giant in _pieces(view, file, begin, end, job["chunk_bytes"], plan.row_bytes):
         if account.stop >= 0:
             break
@@ -187,7 +188,7 @@ def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, acc
             header_raw=file.header_raw,
             reach=plan.row_bytes,
         )
-        fast = quick(data, layout, plan, file)
+        fast = quick(data, layout, plan, file) if account.compiled else None
         if fast is not None and fast.whole:
             _whole(offset, data, fast, plan, file, account)
             return
