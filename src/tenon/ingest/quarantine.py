@@ -147,7 +147,7 @@ def _again(mine: pl.DataFrame, plan: Plan, number: int, work: Path, job: Job) ->
     out = work / f"part-{number}"
     view = View(path=data, size=data.stat().st_size)
     job_ = {"plan": str(saved), "file": 0, "view": view.to_dict(), "begin": 0, "end": view.size, "out": str(out)}
-    told = unit.read({**job_, "chunk_bytes": job.limits.chunk_bytes})
+    told = unit.read({**job_, "chunk_bytes": job.limits.chunk_bytes, "compiled": job.compiled})
     good = pl.read_parquet(str(out) + ".parquet") if told["rows"] else pl.DataFrame()
     if not told["quarantined"]:
         return good, mine.head(0)
