@@ -68,6 +68,7 @@ class Guard:
         "_cpu",
         "_every",
         "_follow",
+        "_last",
         "_losses",
         "_models",
         "_next",
@@ -78,6 +79,7 @@ class Guard:
         "_watch",
         "budget",
         "findings",
+        "keeper",
         "prices",
         "rules",
         "run",
@@ -112,6 +114,8 @@ class Guard:
         self._next = rules.least_steps
         self._stopped: Finding | None = None
         self._watch: Any = None
+        self._last = False  # the step that is let finish, so that its checkpoint is of a whole step
+        self.keeper: Any = None  # a Resume puts itself here, and is then asked to save before a run ends
 
     def watch(self, model: Any, optimizer: Any = None, *, scaler: Any = None) -> Self:
         """Watch a PyTorch model too: its gradients at every step, its health now and then, and who spoiled a step.
@@ -139,6 +143,23 @@ class Guard:
         """Return why the run was told to stop, or None while it may go on."""
         return self._stopped
 
+    @property
+    def ending(self) -> bool:
+        """Tell whether the run is about to stop with what it has: a keeper saves this step, and there is no other."""
+        return self._last
+
+    @property
+    def suspect(self) -> bool:
+        """Tell whether the state may be spoiled: the run was refused, or its last losses jump out of their noise."""
+        if self._stopped is not None and self._stopped.severity == "error":
+            return True
+        if len(self._losses) < 4 * NEAR:
+            return False
+        losses = np.asarray(self._losses)
+        before, last = losses[:-NEAR], [*losses[-NEAR:], *self._part]
+        usual = float(np.median(before[-4 * NEAR :]))
+        return bool(min(last[-2:]) > usual + self.rules.sigmas * _noise(before) + 0.01 * abs(usual))
+
     def forget(self) -> None:
         """Forget the losses seen so far, because another model begins; what has been spent still counts."""
         self._models += 1
@@ -156,6 +177,9 @@ class Guard:
 
         Raises TrainingError for a loss or gradient that is no number and for one that runs away.
         """
+        if self._last:
+            self._last = False
+            return False
         if self._stopped is not None:
             kind = BudgetError if self._stopped.code == "training/budget-spent" else TrainingError
             raise kind(f"{self._stopped.said} The loop was told to stop and went on, at step {step}")
@@ -170,13 +194,15 @@ class Guard:
         if self._follow is not None:
             self._follow(self._models, step)
         now = self._clock()
-        if now - self._read >= SPENT_S and not self._affordable(step, now):
-            return False
-        if loss is not None:
+        go_on = now - self._read < SPENT_S or self._affordable(step, now)
+        if go_on and loss is not None:
             self._part.append(loss)
             if len(self._part) == self._every:
                 self._keep()
-                return self._examine(step)
+                go_on = self._examine(step)
+        if go_on or self.keeper is None:
+            return bool(go_on)
+        self._last = True  # checkpoint, then stop: this step is let finish, the keeper saves it, the next is refused
         return True
 
     # ── what has been spent ──────────────────────────────────────────────────────────────────────────────────────────
@@ -203,13 +229,13 @@ class Guard:
             seen = self._watch.gradients()
             grad_norm = seen.norm
             if seen.skipped:
-                self._tell(self._watch.health.skipped(step))
+                self.tell(self._watch.health.skipped(step))
                 if not self._watch.health.stuck:
                     return
         if grad_norm is not None and not math.isfinite(grad_norm):
             self._not_finite(step, "gradient norm", float(grad_norm))
         for finding in self._watch.passed(step, grad_norm):
-            self._tell(finding)
+            self.tell(finding)
 
     def _not_finite(self, step: int, name: str, value: float) -> None:
         said = sentence(f"a finite {name}", f"{value}", at=self._place(step))
@@ -289,11 +315,11 @@ class Guard:
     def _place(self, step: int | str) -> str:
         return f"{getattr(self.run, 'id', None) or 'run'}/{step}"
 
-    def _tell(self, finding: Finding | None) -> None:
+    def tell(self, finding: Finding | None) -> None:
         """Keep a finding that stops nothing, under this run's name."""
         if finding is not None:
-            step = finding.place.rpartition("/")[2]
-            self._say(replace(finding, place=self._place(step)))
+            name, _, step = finding.place.rpartition("/")
+            self._say(replace(finding, place=self._place(step)) if name == "run" else finding)
 
     def _say(self, finding: Finding) -> None:
         self.findings.append(finding)

@@ -1,0 +1,327 @@
+"""Checkpoints: whole or not there, never overwritten by a worse one, and readable in fifteen years.
+
+A checkpoint is a folder, `step-0000001200`, with `tensors.safetensors` (every tensor, in an open format that holds no
+code) and `state.json` (everything else, and the size and SHA-256 of the tensors). It is written beside, in a folder
+that begins with `.`, each file is synced, and the folder is renamed into place: a process killed at any instant leaves
+the checkpoint whole or leaves what was there before. What a killed writer left half done is cleared by the next one.
+
+What is kept is a policy (`Keep`): the newest `last`, the `best` by loss, and every `every`-th step for good. A
+checkpoint that the guard suspects (a loss that is jumping) is written under the name `suspect-`, is never loaded
+unasked, and takes the place of no good one. When the disk is full the oldest that the policy could spare go first, then
+StoreError is raised in words, and what was there stays.
+
+`load` returns the newest good one. One that is damaged is passed over for the one before, with a finding that says what
+is wrong with it, and is set aside under the name `damaged-`. One folder has one writer: a lock, held by the process,
+refuses a second. Rejected: one file with pickled state (runs code when opened), and overwriting `latest` in place.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tenon.errors import CorruptError, InputError, MissingError, StoreError, UsageError, missing_extra, sentence
+from tenon.finding import Finding
+
+TENSORS = "tensors.safetensors"
+STATE = "state.json"
+VERSION = 1
+SPARE_BYTES = 1024 * 1024  # beyond the tensors, for the JSON and the file system
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keep:
+    """Which checkpoints stay: the newest `last`, the `best` by loss, and one every `every` steps for good (0: none)."""
+
+    last: int = 2
+    best: int = 1
+    every: int = 0
+
+    def __post_init__(self) -> None:
+        if self.last < 1 or self.best < 0 or self.every < 0:
+            got = f"last={self.last}, best={self.best}, every={self.every}"
+            raise UsageError(sentence("last of 1 or more, best and every of 0 or more", got, at="Keep"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A checkpoint as read and verified."""
+
+    step: int
+    tensors: Mapping[str, Any]
+    state: Mapping[str, Any]
+    loss: float | None
+    path: Path
+
+
+@dataclass(slots=True)
+class Checkpoints:
+    """The checkpoints of one run in one folder; see the module's docstring. `findings` holds what was told."""
+
+    folder: Path
+    keep: Keep = field(default_factory=Keep)
+    clock: Callable[[], float] = time.time
+    findings: list[Finding] = field(default_factory=list)
+    _lock: int | None = None
+
+    # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def save(
+        self,
+        step: int,
+        tensors: Mapping[str, Any],
+        state: Mapping[str, Any],
+        *,
+        loss: float | None = None,
+        suspect: bool = False,
+    ) -> Path:
+        """Write a checkpoint durably, then drop what the policy no longer keeps; returns its folder.
+
+        `tensors` are PyTorch tensors and `state` is plain JSON data. A loss that is no number makes it suspect.
+        StoreError when the disk is full or refuses, with everything that was kept before still there.
+        """
+        self.claim()
+        if loss is not None and not math.isfinite(loss):
+            loss, suspect = None, True
+        place = self.folder / f"{'suspect' if suspect else 'step'}-{step:010}"
+        if place.exists() and suspect:
+            shutil.rmtree(place)
+        needed = sum(one.numel() * one.element_size() for one in tensors.values()) + SPARE_BYTES
+        body = {"version": VERSION, "step": step, "loss": loss, "at": self.clock(), "state": state}
+        self._make_room(needed)
+        with self._beside() as beside:
+            self._write(beside, tensors, body)
+            if place.exists():  # the same step again, after a resume: the new one takes its place only when whole
+                old = self.folder / f".old-{place.name}"
+                place.rename(old)
+                beside.rename(place)
+                shutil.rmtree(old)
+            else:
+                beside.rename(place)
+        _sync(self.folder)
+        self._prune()
+        return place
+
+    def _write(self, beside: Path, tensors: Mapping[str, Any], body: dict[str, Any]) -> None:
+        write = _safetensors().save_file
+        file = beside / TENSORS
+        dense = {name: _alone(one.detach()) for name, one in tensors.items()}
+        try:
+            write(dense, str(file))
+            _sync(file)
+        except Exception as error:  # the edge to safetensors: it wraps what the system says in an error of its own
+            raise self._refused(error, file) from error
+        body["tensors"] = {"bytes": file.stat().st_size, "sha256": _digest(file), "count": len(tensors)}
+        text = json.dumps(body, allow_nan=False)
+        sealed = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "body": body}, allow_nan=False)
+        (beside / STATE).write_text(sealed, "utf-8")
+        _sync(beside / STATE)
+        _sync(beside)
+
+    @contextmanager
+    def _beside(self) -> Iterator[Path]:
+        """Give a folder to write in; whatever happens, nothing half done stays under a checkpoint's name."""
+        beside = self.folder / f".writing-{os.getpid()}"
+        try:
+            beside.mkdir(exist_ok=True)
+            yield beside
+        except OSError as error:
+            raise self._refused(error, beside) from error
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+    def _refused(self, error: Exception, place: Path) -> StoreError:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        newest = [f"step {step}" for step in self.steps()[-1:]] or ["none"]
+        hint = f"the newest whole checkpoint is {newest[0]}; free space or name another folder"
+        got = "a full disk" if full else f"'{error}'"
+        return StoreError(sentence("room for a checkpoint", got, at=str(place), hint=hint))
+
+    def _make_room(self, needed: int) -> None:
+        """Let go of what the policy could spare, oldest first, while the disk has less than `needed` left."""
+        spare = [step for step in self.steps() if step not in self._newest(1) and step not in self._best()]
+        while shutil.disk_usage(self.folder).free < needed and spare:
+            self._drop(self.path(spare.pop(0)))
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise self._refused(OSError(errno.ENOSPC, f"{free:,} bytes free, {needed:,} needed"), self.folder)
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def steps(self) -> list[int]:
+        """Return the steps of the good checkpoints that are there, oldest first."""
+        return sorted(int(one.name[5:]) for one in self.folder.glob("step-*") if one.name[5:].isdigit())
+
+    def path(self, step: int) -> Path:
+        """Return the folder of the good checkpoint of a step."""
+        return self.folder / f"step-{step:010}"
+
+    def load(self, step: int | None = None, *, device: str = "cpu") -> Loaded | None:
+        """Read the newest good checkpoint, or the one of `step`; None when there is none at all.
+
+        Every byte is verified. Without `step`, a damaged one is set aside with a finding and the one before is read;
+        CorruptError when all are damaged. With `step`, MissingError or CorruptError.
+        """
+        if step is not None:
+            if not self.path(step).is_dir():
+                known = ", ".join(map(str, self.steps())) or "none"
+                raise MissingError(sentence(f"the checkpoint of step {step}", "none", hint=f"there are: {known}"))
+            return self._read(self.path(step), device)
+        steps = self.steps()
+        for one in reversed(steps):
+            try:
+                return self._read(self.path(one), device)
+            except CorruptError as error:
+                self._set_aside(one, str(error))
+        if steps:
+            hint = "look at the disk; the folders named damaged- hold what is left"
+            raise CorruptError(
+                sentence("one whole checkpoint", f"{len(steps)} damaged", at=str(self.folder), hint=hint)
+            )
+        return None
+
+    def _read(self, place: Path, device: str) -> Loaded:
+        try:
+            sealed = json.loads((place / STATE).read_text("utf-8"))
+            body = sealed["body"]
+            whole = hashlib.sha256(json.dumps(body, allow_nan=False).encode()).hexdigest() == sealed["sha256"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CorruptError(sentence("the state of a checkpoint", repr(error), at=str(place / STATE))) from error
+        if not whole:
+            raise CorruptError(sentence("the state that was written", "another", at=str(place / STATE)))
+        if body["version"] > VERSION:
+            hint = "open it with the release of tenon that wrote it"
+            raise InputError(
+                sentence(f"a checkpoint of version {VERSION}", f"{body['version']}", at=str(place), hint=hint)
+            )
+        file = place / TENSORS
+        size = file.stat().st_size if file.is_file() else 0
+        if size != body["tensors"]["bytes"]:
+            raise CorruptError(sentence(f"{body['tensors']['bytes']:,} bytes of tensors", f"{size:,}", at=str(file)))
+        if _digest(file) != body["tensors"]["sha256"]:
+            raise CorruptError(sentence("the tensors that were written", "other bytes", at=str(file)))
+        tensors = _safetensors().load_file(str(file), device=device)
+        return Loaded(step=body["step"], tensors=tensors, state=body["state"], loss=body["loss"], path=place)
+
+    def _set_aside(self, step: int, said: str) -> None:
+        """Rename a damaged checkpoint so that it is not tried again, and tell it."""
+        place = self.path(step)
+        aside = self.folder / f"damaged-{step:010}"
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            place.rename(aside)
+        except OSError:
+            aside = place  # a folder that cannot be written can still be read
+        finding = Finding(
+            code="training/checkpoint-damaged",
+            severity="warning",
+            place=str(aside),
+            said=f"The checkpoint of step {step} is damaged and was passed over: {said}.",
+            hint="The run goes on from the one before. Look at the disk, and at what else writes into this folder.",
+            numbers={"step": float(step)},
+        )
+        self.findings.append(finding)
+
+    # ── what is kept ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _newest(self, count: int) -> list[int]:
+        return self.steps()[-count:]
+
+    def _best(self) -> list[int]:
+        """Return the steps of the best checkpoints by loss, best first; those without a loss are no candidates."""
+        found = []
+        for step in self.steps():
+            try:
+                loss = json.loads((self.path(step) / STATE).read_text("utf-8"))["body"]["loss"]
+            except (OSError, ValueError, KeyError):
+                continue
+            if loss is not None:
+                found.append((loss, step))
+        return [step for _, step in sorted(found)[: self.keep.best]]
+
+    def _prune(self) -> None:
+        kept = {*self._newest(self.keep.last), *self._best()}
+        for step in self.steps():
+            if step not in kept and not (self.keep.every and step % self.keep.every == 0):
+                self._drop(self.path(step))
+        for old in sorted(self.folder.glob("suspect-*"))[:-1]:
+            self._drop(old)
+
+    def _drop(self, place: Path) -> None:
+        """Take a checkpoint away so that no half of it is ever found under its name."""
+        going = self.folder / f".old-{place.name}"
+        shutil.rmtree(going, ignore_errors=True)
+        place.rename(going)
+        shutil.rmtree(going, ignore_errors=True)
+
+    def claim(self) -> None:
+        """Take the folder's lock for this process, once, and clear what a killed writer left behind."""
+        if self._lock is not None:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StoreError(sentence("a folder for checkpoints", f"'{error}'", at=str(self.folder))) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            hint = "give each run a folder of its own"
+            raise StoreError(sentence("one writer", "another process", at=str(self.folder), hint=hint)) from error
+        self._lock = lock
+        for old in self.folder.glob(".old-step-*"):  # killed between the two renames of a replaced step
+            if not (self.folder / old.name[5:]).exists():
+                old.rename(self.folder / old.name[5:])
+        for left in (*self.folder.glob(".writing-*"), *self.folder.glob(".old-*")):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def close(self) -> None:
+        """Let another process write."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise missing_extra("safetensors", "torch", "write checkpoints") from error
+    return safetensors.torch
+
+
+def _alone(tensor: Any) -> Any:
+    """Return a tensor that shares its memory with no other; safetensors writes no views into larger ones."""
+    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if whole else tensor.clone(memory_format=_torch().contiguous_format)
+
+
+def _torch() -> Any:
+    import torch
+
+    return torch
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

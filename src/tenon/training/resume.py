@@ -1,0 +1,225 @@
+"""Exact resume: everything that decides the next step is kept and put back, so that the losses go on bit for bit.
+
+    resume = Resume(Checkpoints(folder), every=200, guard=guard, model=model, optimizer=optimizer, data=order)
+    for step in range(resume.restore(), steps):
+        ...                                   # forward, backward, guard.step(step, loss=loss), optimizer.step()
+        resume.done(step, loss=loss)          # writes a checkpoint when one is due
+
+What is kept: the state of every part given by name (anything with `state_dict` and `load_state_dict`: model, optimiser,
+scheduler, scaler, an `Order`; and random generators of PyTorch, NumPy and Python), and always the global random states
+of PyTorch (processor and every GPU), NumPy and Python. Order matters: parts are restored as given, random states last,
+so that nothing a part draws while it loads moves them.
+
+Bit-identical means: on the processor, with the same versions and number of threads, the losses after a resume are those
+of a run never interrupted. When versions or threads differ it says so (`training/resume-differs`) and goes on. On a GPU
+the state is as exact, but kernels may add in another order unless `torch.use_deterministic_algorithms` is on.
+
+A checkpoint is due every `every` steps, every `seconds`, and when the guard is about to stop the run.
+"""
+
+from __future__ import annotations
+
+import platform
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tenon.errors import InputError, UsageError, sentence
+from tenon.finding import Finding
+from tenon.training.checkpoint import Checkpoints
+from tenon.training.plain import decode, encode
+from tenon.training.watch_torch import torch_or_missing
+
+
+class Resume:
+    """Keeps and restores the state of one run; see the module's docstring."""
+
+    __slots__ = ("_clock", "_guard", "_saved", "checkpoints", "every", "findings", "parts", "seconds")
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints | Path | str,
+        *,
+        every: int = 0,
+        seconds: float = 600.0,
+        guard: Any = None,
+        clock: Callable[[], float] = time.monotonic,
+        **parts: Any,
+    ) -> None:
+        torch_or_missing("resume a run")
+        for name, part in parts.items():
+            if part is not None and not _keepable(part):
+                got = f"a {type(part).__name__} as '{name}'"
+                raise UsageError(sentence("parts with state_dict and load_state_dict, or random generators", got))
+        self.checkpoints = checkpoints if isinstance(checkpoints, Checkpoints) else Checkpoints(Path(checkpoints))
+        self.parts = {name: part for name, part in parts.items() if part is not None}
+        self.every = every
+        self.seconds = seconds
+        self.findings: list[Finding] = []
+        self._guard = guard
+        self._clock = clock
+        self._saved = clock()
+        if guard is not None:
+            guard.keeper = self
+
+    def restore(self, step: int | None = None) -> int:
+        """Restore the newest good checkpoint, or that of `step`; returns the step to go on with, 0 for none.
+
+        CorruptError when there are checkpoints and none is whole; InputError when the state fits other parts.
+        """
+        self.checkpoints.claim()
+        before = len(self.checkpoints.findings)
+        loaded = self.checkpoints.load(step)
+        self._tell(*self.checkpoints.findings[before:])
+        if loaded is None:
+            return 0
+        kept = decode(loaded.state["parts"], loaded.tensors)
+        if kept.keys() != self.parts.keys():
+            got = ", ".join(sorted(self.parts))
+            raise InputError(sentence(f"the parts {', '.join(sorted(kept))}", got, at=str(loaded.path)))
+        differs = _differs(loaded.state["setting"], _setting())
+        if differs:
+            self._tell(_differing(loaded.step, differs))
+        for name, part in self.parts.items():
+            try:
+                _put_back(part, kept[name])
+            except (RuntimeError, ValueError, KeyError, TypeError) as error:
+                place = f"{loaded.path}: {name}"
+                hint = "resume with the model and the optimiser the run began with"
+                raise InputError(sentence(f"a state that fits '{name}'", f"'{error}'", at=place, hint=hint)) from error
+        _restore_random(decode(loaded.state["random"], loaded.tensors))
+        self._saved = self._clock()
+        return loaded.step + 1
+
+    def done(self, step: int, *, loss: Any = None) -> bool:
+        """Say that a step is whole, its optimiser has stepped; writes a checkpoint when due, and says whether."""
+        due = bool(self.every) and (step + 1) % self.every == 0
+        due = due or self._clock() - self._saved >= self.seconds
+        if not due and not (self._guard is not None and self._guard.ending):
+            return False
+        self.save(step, loss=loss)
+        return True
+
+    def save(self, step: int, *, loss: Any = None) -> Path:
+        """Write a checkpoint of the state after `step`; it is suspect when the guard says so."""
+        tensors: dict[str, Any] = {}
+        seen: dict[Any, str] = {}
+        state = {
+            "parts": {name: encode(_state(part), name, tensors, seen) for name, part in self.parts.items()},
+            "random": encode(_random(), "random", tensors, seen),
+            "setting": _setting(),
+        }
+        number = float(loss.item() if hasattr(loss, "item") else loss) if loss is not None else None
+        suspect = self._guard is not None and self._guard.suspect
+        place = self.checkpoints.save(step, tensors, state, loss=number, suspect=suspect)
+        self._saved = self._clock()
+        return place
+
+    def _tell(self, *findings: Finding) -> None:
+        self.findings.extend(findings)
+        if self._guard is not None:
+            for finding in findings:
+                self._guard.tell(finding)
+
+
+# ── parts ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _keepable(part: Any) -> bool:
+    return _generator(part) != "" or (hasattr(part, "state_dict") and hasattr(part, "load_state_dict"))
+
+
+def _generator(part: Any) -> str:
+    """Say which library's random generator a part is; "" for none."""
+    import numpy as np
+    import torch
+
+    if isinstance(part, torch.Generator):
+        return "torch"
+    if isinstance(part, np.random.Generator):
+        return "numpy"
+    return "python" if isinstance(part, random.Random) else ""
+
+
+def _state(part: Any) -> Any:
+    return {
+        "torch": lambda: part.get_state(),
+        "numpy": lambda: part.bit_generator.state,
+        "python": lambda: part.getstate(),
+        "": lambda: part.state_dict(),
+    }[_generator(part)]()
+
+
+def _put_back(part: Any, state: Any) -> None:
+    kind = _generator(part)
+    if kind == "torch":
+        part.set_state(state)
+    elif kind == "numpy":
+        part.bit_generator.state = state
+    elif kind == "python":
+        part.setstate(state)
+    else:
+        part.load_state_dict(state)
+
+
+# ── what everybody shares ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _random() -> dict[str, Any]:
+    import numpy as np
+    import torch
+
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+        "numpy": np.random.get_state(legacy=False),
+        "python": random.getstate(),
+    }
+
+
+def _restore_random(state: dict[str, Any]) -> None:
+    import numpy as np
+    import torch
+
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    np.random.set_state(state["numpy"])
+    random.setstate(state["python"])
+
+
+def _setting() -> dict[str, Any]:
+    """Return what besides the state decides the bits of a step."""
+    import numpy as np
+    import torch
+
+    return {
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "system": sys.platform,
+    }
+
+
+def _differs(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    names = sorted(before.keys() | now.keys())
+    return [
+        f"{name} {before.get(name)} then, {now.get(name)} now" for name in names if before.get(name) != now.get(name)
+    ]
+
+
+def _differing(step: int, differs: list[str]) -> Finding:
+    return Finding(
+        code="training/resume-differs",
+        severity="info",
+        place=f"run/{step}",
+        said=f"The run goes on from step {step} in another setting: {'; '.join(differs)}.",
+        hint="The state is exact; losses may differ in their last bits. The same versions and threads avoid it.",
+        numbers={"step": float(step)},
+    )
