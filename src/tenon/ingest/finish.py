@@ -21,6 +21,7 @@ from tenon.finding import Finding, Severity
 from tenon.ingest import parquet
 from tenon.ingest.charset import to_utf8
 from tenon.ingest.dialect import chomp, split
+from tenon.ingest.gauge import gauge
 from tenon.ingest.job import Balance, ColumnFacts, Ingested, Job
 from tenon.ingest.missing import STRONG
 from tenon.ingest.plan import FilePlan, Plan
@@ -161,12 +162,7 @@ def _note(file: FilePlan, raw: bytes) -> bool:
     width = len(file.targets)
     if width < 2 or not filled or (len(filled) > max(1, width // 3) and len(cells) >= 0.8 * width):
         return False
-    text = [cell.decode("utf-8", "replace") for cell in cells]
-    fits = [
-        n
-        for n in filled
-        if n < width and file.profiles[n].typed and file.profiles[n].costs(pl.Series([text[n]]))[0] < 1
-    ]
+    fits = [n for n in filled if n < width and file.profiles[n].typed and gauge(file.profiles[n])(cells[n]) < 1]
     return not fits and cells[0].strip() != b"" and (len(filled) == 1 or len(cells) < width)
 
 

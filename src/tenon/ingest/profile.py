@@ -1,4 +1,4 @@
-"""What the cells of a column look like, learnt from rows that read without trouble; how well another cell would fit in.
+"""What the cells of a column look like, learnt from rows that read without trouble; `gauge` judges other cells by it.
 
 A repaired row is accepted because its fields fit these profiles, so a profile must say "no" to the neighbour's values
 and "yes" to values it has not seen. Cost 0 means that nothing speaks against a cell; MISFIT that it cannot be read as
@@ -17,14 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import polars as pl
-from numpy.typing import NDArray
-
 from tenon.ingest.detect import shape
-from tenon.ingest.values import Reading, _convert
+from tenon.ingest.values import Reading
 
-Costs = NDArray[np.float64]
 MISFIT = 6.0
 SHAPES = 4  # a text column with more shapes than this is judged by length and beginning
 VOCABULARY = 60
@@ -79,68 +74,6 @@ class Profile:
         if self.missing > 0.005:
             return -0.5 * math.log10(self.missing)
         return 3.0
-
-    def costs(self, text: pl.Series) -> Costs:
-        """Return for every cell what speaks against it in this column; vectorised."""
-        missing = text.str.strip_chars().is_in(["", *self.reading.null])
-        if self.typed:
-            fits = _convert(text, self.reading).is_not_null()
-            if not fits.all():
-                fits = fits | _convert(text.str.strip_chars(), self.reading).is_not_null()
-            cost = np.where(fits.to_numpy(), 0.0, MISFIT)
-            if self.decimals >= 0:
-                cost = cost + self._number_costs(text)
-        elif self.missing >= 1:
-            cost = np.full(len(text), 3.0)
-        else:
-            cost = self._text_costs(text)
-        out: Costs = np.where(missing.to_numpy(), self.empty_cost, cost)
-        return out
-
-    def _number_costs(self, text: pl.Series) -> Costs:
-        """Hold plain numbers against the digits seen: more or fewer before the point, more after it, zeros in front."""
-        bare = text.str.strip_chars(" +-")
-        point = bare.str.find(".", literal=True)
-        size = bare.str.len_bytes().to_numpy().astype(float)
-        whole = point.fill_null(-1).to_numpy().astype(float)
-        whole = np.where(whole < 0, size, whole)
-        after = np.maximum(size - whole - 1, 0.0)
-        cost = 1.5 * np.maximum(0.0, whole - self.longest) + 1.0 * np.maximum(0.0, self.shortest - whole)
-        cost += 1.5 * np.maximum(0.0, after - self.decimals)
-        zeros = bare.str.contains(r"^0\d").to_numpy()
-        out: Costs = np.minimum(4.0, cost) + 3.0 * zeros + 1.0 * bare.str.ends_with(".").to_numpy()
-        return out
-
-    def _text_costs(self, text: pl.Series) -> Costs:
-        if self.words:
-            seen = text.is_in(list(self.words)).to_numpy()
-            known: Costs = np.where(seen, 0.0, min(4.0, 1.0 + math.log10(self.cells + 1)))
-            return known
-        cost: Costs = np.zeros(len(text))
-        if self.shapes:
-            cost += np.where(text.str.contains(self.pattern).to_numpy(), 0.0, 4.0)
-        elif self.begins:
-            rare = min(3.0, 0.5 * math.log10(self.cells + 1) + 0.5)
-            cost += np.where(text.str.contains(f"^[{self.begins}]").to_numpy(), 0.0, rare)
-        if self.prefix:
-            cost += np.where(text.str.starts_with(self.prefix).to_numpy(), 0.0, 4.0)
-        if not self.longest:
-            return cost
-        size = text.str.len_chars().to_numpy().astype(float)
-        short = np.maximum(0.0, np.log2((self.shortest + 1) / (size + 1)) - 0.5)
-        long = np.maximum(0.0, np.log2((size + 1) / (self.longest + 1)) - 0.5)
-        cost += np.minimum(3.0, 1.5 * (short + long))
-        return cost
-
-    @property
-    def pattern(self) -> str:
-        """Return the shapes as a pattern."""
-        parts = []
-        for drawn in self.shapes:
-            plus = "" if self.exact else "+"
-            runs = {"A": f"[A-Z]{plus}", "a": r"[a-z\u0080-\U0010ffff]+", "9": f"[0-9]{plus}"}
-            parts.append("".join(runs.get(sign, re.escape(sign)) for sign in drawn))
-        return f"^(?:{'|'.join(parts)})$"
 
 
 def learn(cells: Sequence[str], reading: Reading) -> Profile:

@@ -7,26 +7,27 @@ what speaks against the fields. A row is repaired when the best reading costs at
 that gives other values costs at least MARGIN more; otherwise it goes to quarantine with the best reading as what would
 have fixed it.
 
-All rows are taken together, so that profiles are asked once for each column (one body for one row and for ten
-thousand). With k fields for n columns and one fault at place p, fields before p keep their column and fields after it
-move by k - n, so the cost of every place is a sum of a prefix and a suffix: two tables, no search. A row whose plain
-reading costs so little that no other could come near is not cut in other ways at all.
+With k fields for n columns and one fault at place p, fields before p keep their column and fields after it move by
+k - n, so the cost of every place is a sum of a prefix and a suffix: no search. Costs only grow while they are added up,
+so a reading is given up at the first cell that puts it out of reach of the best one found; most end after two or three
+cells. What is left out that way could not have changed the answer. A row whose plain reading costs so little that no
+other could come near is not cut in other ways at all.
 
 Rejected: a general alignment with any number of faults (a second fault makes most rows ambiguous, and costs a search
-for each row), and guessing by position alone, which is what loaders do that pad or cut ragged rows.
+for each row), guessing by position alone, which is what loaders do that pad or cut ragged rows, and judging all rows of
+a chunk together with Polars (nothing can be given up early, and the calls cost more than the cells).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
-import polars as pl
+from functools import lru_cache
+from operator import itemgetter
 
 from tenon.ingest.dialect import Dialect, Split, split, tidy
-from tenon.ingest.profile import MISFIT, Costs, Profile
+from tenon.ingest.gauge import Gauge, gauge
+from tenon.ingest.profile import MISFIT, Profile
 
 ACCEPT = 3.0
 MARGIN = 0.6
@@ -45,6 +46,7 @@ LONG = 400  # a field longer than this is not cut in two
 OTHERS = (b",", b";", b"\t", b"|", b" ", b":", b"^", b"~", b"#", b"&")
 QUOTES = 24  # a row with more quotes than this is not tried quote by quote
 HOLD = b"\x1a"
+SLACK = 1e-9  # sums that differ by less may be the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,63 +74,99 @@ class Mended:
 
 
 @dataclass(frozen=True, slots=True)
-class _Option:
-    """A reading of a row under one attempt: its cost, where the fault is, and how to build the values."""
+class _Columns:
+    """The columns of a table, ready to judge.
 
-    cost: float
-    place: int
-    kind: str
-    cut: int = -1
+    `texts` are the columns without a type, `open` says which hold free text, `tails` what empty cells at the end cost,
+    by how many they are, `foreign` are the other delimiters a row may have.
+    """
+
+    dialect: Dialect
+    gauges: tuple[Gauge, ...]
+    texts: tuple[int, ...]
+    open: tuple[bool, ...]
+    tails: tuple[float, ...]
+    foreign: tuple[tuple[bytes, Dialect], ...]
+
+    @property
+    def width(self) -> int:
+        return len(self.gauges)
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A reading with the attempt it belongs to."""
-
-    cost: float
-    attempt: Attempt
-    option: _Option
+# A reading of a row: its cost, the attempt it belongs to, where the fault is, the repair, and where a field is cut.
+_Found = tuple[float, Attempt, int, str, int]
+_cost = itemgetter(0)
 
 
-def mend(rows: Sequence[bytes], dialect: Dialect, profiles: Sequence[Profile]) -> list[Mended]:
-    """Repair rows (UTF-8, without line endings) or say why not; each answer depends on its row alone."""
+def mend(
+    rows: Sequence[bytes], dialect: Dialect, profiles: Sequence[Profile], reads: Sequence[Split] = ()
+) -> list[Mended]:
+    """Repair rows (UTF-8, without line endings) or say why not; each answer depends on its row alone.
+
+    `reads` are the rows as `split` reads them, where that is known already.
+    """
+    if not rows:
+        return []
+    columns = _columns(dialect, tuple(profiles))
+    reads = reads or [split(row, dialect) for row in rows]
+    return [_mended(row, _weighed(row, read, dialect), columns) for row, read in zip(rows, reads, strict=True)]
+
+
+@lru_cache(maxsize=4)
+def _columns(dialect: Dialect, profiles: tuple[Profile, ...]) -> _Columns:
     width = len(profiles)
-    plain = [_plain(row, dialect) for row in rows]
-    found: list[list[_Found]] = [[] for _ in rows]
-    _judge(list(enumerate(plain)), found, dialect, profiles)
-    more: list[tuple[int, Attempt]] = []
-    for number, row in enumerate(rows):
-        best = min((one.cost for one in found[number]), default=NOWHERE)
-        if best > EASY:
-            more.extend((number, attempt) for attempt in others(row, plain[number], dialect, width))
-    _judge(more, found, dialect, profiles)
-    return [_best(plain[number], found[number], dialect, width) for number in range(len(rows))]
+    return _Columns(
+        dialect=dialect,
+        gauges=tuple(gauge(one) for one in profiles),
+        texts=tuple(place for place, one in enumerate(profiles) if not one.typed),
+        open=tuple(one.open for one in profiles),
+        tails=tuple(sum(one.empty_cost for one in profiles[width - lacking :]) + TAIL for lacking in range(width + 1)),
+        foreign=tuple(
+            (other, replace(dialect, delimiter=other, spaced=False))
+            for other in OTHERS
+            if other not in dialect.delimiter
+        ),
+    )
 
 
-def _best(plain: Attempt, found: list[_Found], dialect: Dialect, width: int) -> Mended:
+def _mended(row: bytes, plain: Attempt, columns: _Columns) -> Mended:
+    """Repair one row: by its plain reading, or, unless that leaves no doubt, by all others as well."""
+    found = list(_readings(plain, columns, NOWHERE))
+    best = min(map(_cost, found), default=NOWHERE)
+    if best > EASY:
+        for attempt in _others(row, plain, columns):
+            for one in _readings(attempt, columns, best + MARGIN):
+                found.append(one)
+                best = min(best, one[0])
+    return _best(plain, found, columns)
+
+
+def _best(plain: Attempt, found: list[_Found], columns: _Columns) -> Mended:
     """Choose the cheapest reading, if all that give other values are dearer by the margin."""
     if not found:
-        why = f"{len(plain.fields)} fields for {width} columns"
+        why = f"{len(plain.fields)} fields for {columns.width} columns"
         return Mended(values=[], code="fields", column=-1, sure=False, why=why)
-    found.sort(key=lambda one: one.cost)
+    found.sort(key=_cost)
     best = found[0]
-    values = _build(best, dialect, width)
-    code, place = _code(best), best.option.place
-    if best.cost > ACCEPT:
+    values = _build(best, columns)
+    code, place = _code(best), best[2]
+    if best[0] > ACCEPT:
         return Mended(values=values, code=code, column=place, sure=False, why="no reading fits the columns")
-    # Readings that differ only by a quote at the edge of a field say the same.
-    bare = [value.strip(dialect.quote) for value in values]
+    bare: list[bytes] = []
     for one in found[1:12]:
-        if one.cost >= best.cost + MARGIN:
+        if one[0] >= best[0] + MARGIN:
             break
-        if [value.strip(dialect.quote) for value in _build(one, dialect, width)] != bare:
+        # Readings that differ only by a quote at the edge of a field say the same.
+        bare = bare or [value.strip(columns.dialect.quote) for value in values]
+        if [value.strip(columns.dialect.quote) for value in _build(one, columns)] != bare:
             why = f"'{code}' and '{_code(one)}' fit alike"
             return Mended(values=values, code=code, column=place, sure=False, why=why)
     return Mended(values=values, code=code, column=place, sure=True)
 
 
 def _code(found: _Found) -> str:
-    return "+".join(name for name in (found.attempt.code, found.option.kind) if name) or "none"
+    first, second = found[1].code, found[3]
+    return f"{first}+{second}" if first and second else first or second or "none"
 
 
 # ── ways to cut a row ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -136,24 +174,25 @@ def _code(found: _Found) -> str:
 
 def attempts(row: bytes, dialect: Dialect, width: int) -> list[Attempt]:
     """List the ways to cut a row into fields: as it stands first, then with one quote or delimiter mended."""
-    plain = _plain(row, dialect)
-    return [plain, *others(row, plain, dialect, width)]
+    plain = _weighed(row, split(row, dialect), dialect)
+    return [plain, *_others(row, plain, _columns(dialect, (Profile(),) * width))]
 
 
-def _plain(row: bytes, dialect: Dialect) -> Attempt:
-    """Cut a row as it stands."""
-    read = split(row, dialect)
+def _weighed(row: bytes, read: Split, dialect: Dialect) -> Attempt:
+    """Weigh a row as it stands."""
     cost = FAULT * read.faults + (0.5 if not read.closed else 0.0)
-    if dialect.quote and dialect.quote in row:
-        odd = (v.count(dialect.quote) % 2 and not q for v, q in zip(read.values, read.quoted, strict=True))
-        cost += LOOSE * sum(map(bool, odd))
+    quote = dialect.quote
+    if quote and quote in row:
+        pairs = zip(read.values, read.quoted, strict=True)
+        cost += LOOSE * sum(not quoted and value.count(quote) % 2 for value, quoted in pairs)
     return Attempt(read.values, read.quoted, cost, "quote" if read.faults else "")
 
 
-def others(row: bytes, plain: Attempt, dialect: Dialect, width: int) -> Iterator[Attempt]:
+def _others(row: bytes, plain: Attempt, columns: _Columns) -> Iterator[Attempt]:
     """Yield every other way to cut a row."""
-    seen = {tuple(plain.fields)}
+    seen = [plain.fields]
     tried: list[Iterable[Attempt]] = []
+    dialect, width = columns.dialect, columns.width
     quote = dialect.quote
     # Quotes that are all in order leave no doubt, unless two fields may have met at a doubled one.
     if (
@@ -162,12 +201,11 @@ def others(row: bytes, plain: Attempt, dialect: Dialect, width: int) -> Iterator
         and (plain.cost > 0 or _loose(plain, quote) or (len(plain.fields) < width and quote * 2 in row))
     ):
         tried.append(_quote_attempts(row, dialect, width))
-    tried.append(_foreign_attempts(row, dialect, width))
+    tried.append(_foreign_attempts(row, columns))
     for ways in tried:
         for one in ways:
-            key = tuple(one.fields)
-            if key not in seen:
-                seen.add(key)
+            if one.fields not in seen:
+                seen.append(one.fields)
                 yield one
 
 
@@ -175,10 +213,11 @@ def _loose(plain: Attempt, quote: bytes) -> bool:
     return any(quote in value and not quoted for value, quoted in zip(plain.fields, plain.quoted, strict=True))
 
 
-def _foreign_attempts(row: bytes, dialect: Dialect, width: int) -> Iterator[Attempt]:
-    for other in OTHERS:
-        if other != dialect.delimiter and row.count(other) >= width - 1 > 0 and other not in dialect.delimiter:
-            read = split(row, replace(dialect, delimiter=other, spaced=False))
+def _foreign_attempts(row: bytes, columns: _Columns) -> Iterator[Attempt]:
+    width = columns.width
+    for other, dialect in columns.foreign:
+        if row.count(other) >= width - 1 > 0:
+            read = split(row, dialect)
             if width <= len(read.values) <= 2 * width and not read.faults:
                 yield Attempt(read.values, read.quoted, FOREIGN, "delimiter")
 
@@ -186,17 +225,22 @@ def _foreign_attempts(row: bytes, dialect: Dialect, width: int) -> Iterator[Atte
 def _quote_attempts(row: bytes, dialect: Dialect, width: int) -> Iterator[Attempt]:
     """Yield the row with one quote taken as text, or with a delimiter put in before or after one quote."""
     quote, delimiter = dialect.quote, dialect.delimiter
-    places = (
-        [place for place in range(len(row)) if row[place : place + 1] == quote] if row.count(quote) <= QUOTES else []
-    )
+    count = row.count(quote)
+    if count > QUOTES:
+        return
     clean = tidy(dialect, width)
     glue = delimiter + b" " if dialect.spaced else delimiter
-    for place in places:
+    place = -1
+    for _ in range(count):
+        place = row.find(quote, place + 1)
         before, after = row[:place], row[place + 1 :]
-        literal = before + HOLD + after
-        if clean.fullmatch(literal):
-            read = split(literal, dialect)
-            yield Attempt([value.replace(HOLD, quote) for value in read.values], read.quoted, LITERAL, "quote")
+        # Quotes are in order only where their number is even.
+        if count % 2:
+            literal = before + HOLD + after
+            if clean.fullmatch(literal):
+                read = split(literal, dialect)
+                yield Attempt([value.replace(HOLD, quote) for value in read.values], read.quoted, LITERAL, "quote")
+            continue
         if not delimiter:
             continue
         opened = before + glue + quote + after
@@ -223,107 +267,98 @@ def _whole(read: Split, dialect: Dialect) -> bool:
 # ── fields against columns ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _judge(
-    tried: Sequence[tuple[int, Attempt]], found: list[list[_Found]], dialect: Dialect, profiles: Sequence[Profile]
-) -> None:
-    """Add to `found` the readings of attempts with at most one more fault, with what they cost."""
-    width = len(profiles)
-    near = [(number, one) for number, one in tried if abs(len(one.fields) - width) <= max(3, width)]
-    if not near:
-        return
-    stay, move = _tables([one for _, one in near], dialect, profiles)
-    buckets: dict[int, list[int]] = defaultdict(list)
-    for place, (_, one) in enumerate(near):
-        buckets[len(one.fields) - width].append(place)
-    for shift, members in buckets.items():
-        chosen = [near[place][1] for place in members]
-        for place, options in zip(
-            members, _options(chosen, shift, stay[members], move[members], dialect, profiles), strict=True
-        ):
-            number, attempt = near[place]
-            found[number].extend(_Found(attempt.cost + option.cost, attempt, option) for option in options)
-
-
-def _tables(tried: Sequence[Attempt], dialect: Dialect, profiles: Sequence[Profile]) -> tuple[Costs, Costs]:
-    """Return what each field costs in its own column, and each column with the fields counted from the end."""
-    width = len(profiles)
-    texts = [[field.decode("utf-8", "replace") for field in one.fields] for one in tried]
-    stay, move = np.zeros((len(tried), width)), np.zeros((len(tried), width))
-    for column, profile in enumerate(profiles):
-        cells, rows, shifted = [], [], []
-        for row, fields in enumerate(texts):
-            if column < len(fields):
-                cells.append(fields[column])
-                rows.append(row)
-        split_at = len(rows)
-        for row, fields in enumerate(texts):
-            shift = len(fields) - width
-            if shift and 0 <= column + shift < len(fields):
-                cells.append(fields[column + shift])
-                shifted.append(row)
-        costs = profile.costs(_series(cells, dialect))
-        stay[rows, column] = costs[:split_at]
-        move[shifted, column] = costs[split_at:]
-    return stay, move
-
-
-def _series(cells: Sequence[str], dialect: Dialect) -> pl.Series:
-    """Return cells to be judged: a stray quote at either end is not held against them."""
-    text = pl.Series("", cells, dtype=pl.String)
-    return text.str.strip_chars(dialect.quote.decode("latin-1")) if dialect.quote else text
-
-
-def _options(
-    tried: Sequence[Attempt], shift: int, stay: Costs, move: Costs, dialect: Dialect, profiles: Sequence[Profile]
-) -> list[list[_Option]]:
-    """For attempts of one number of fields: their readings with at most one more fault."""
-    if shift == 0:
-        worst = stay.argmax(axis=1)
-        peak = stay.max(axis=1)
-        total = stay.sum(axis=1)
-        return [[_Option(float(total[n]), int(worst[n]) if peak[n] >= 1 else -1, "")] for n in range(len(tried))]
-    none = np.zeros((len(tried), 1))
-    before = np.concatenate([none, np.cumsum(stay, axis=1)], axis=1)
-    after = np.concatenate([np.cumsum(move[:, ::-1], axis=1)[:, ::-1], none], axis=1)
+def _readings(attempt: Attempt, columns: _Columns, bound: float) -> Iterable[_Found]:
+    """Return the readings of an attempt with at most one more fault, but for those that cost the bound or more."""
+    fields, width, quote = attempt.fields, columns.width, columns.dialect.quote
+    shift = len(fields) - width
+    room = bound - attempt.cost + SLACK
+    if abs(shift) > max(3, width) or room <= 0:
+        return ()
+    # A stray quote at either end of a cell is not held against it.
+    cells = fields
+    if quote and any(quote in field for field in fields):
+        cells = [field.strip(quote) for field in fields]
     if shift > 0:
-        return _too_many(tried, shift, before, after, dialect, profiles)
-    return _too_few(tried, -shift, before, after, dialect, profiles)
+        return _too_many(attempt, cells, columns, room)
+    if shift < 0:
+        return _too_few(attempt, cells, columns, room)
+    total = peak = 0.0
+    worst = -1
+    for place, judge in enumerate(columns.gauges):
+        cost = judge(cells[place])
+        if cost:
+            total += cost
+            if total >= room:
+                return ()
+            if cost > peak:
+                peak, worst = cost, place
+    return ((attempt.cost + total, attempt, worst if peak >= 1 else -1, "", -1),)
 
 
-def _too_many(
-    tried: Sequence[Attempt], shift: int, before: Costs, after: Costs, dialect: Dialect, profiles: Sequence[Profile]
-) -> list[list[_Option]]:
-    """Readings of rows with too many fields: empty fields dropped at one place, or text that was cut joined."""
-    width = len(profiles)
-    out: list[list[_Option]] = [[] for _ in tried]
-    base = before + after
-    for row, place in np.argwhere(base <= ACCEPT).tolist():
-        fields = tried[row].fields
-        # Of a run of empty fields, the last ones are dropped: dropping others gives the same values.
-        if any(fields[place : place + shift]) or (place < width and not fields[place + shift]):
-            continue
-        cost = base[row, place] + (TAIL if place == width else DROP + 0.3 * (shift - 1))
-        out[row].append(_Option(float(cost), int(place), "extra-delimiter"))
-    for place, profile in enumerate(profiles):
-        if profile.typed:
-            continue
-        left = before[:, place] + after[:, place + 1] + JOIN
-        rows: list[int] = np.flatnonzero(left <= ACCEPT).tolist()
-        if not rows:
-            continue
-        glues = [_glue(tried[row], dialect) for row in rows]
-        parts = [tried[row].fields[place : place + shift + 1] for row in rows]
-        joined = [glue.join(part).decode("utf-8", "replace") for glue, part in zip(glues, parts, strict=True)]
-        costs = left[rows] + profile.costs(_series(joined, dialect))
-        for n, row in enumerate(rows):
-            cost = float(costs[n])
-            if glues[n] != b" ":
-                # People write a space after a comma, and something on both sides of it.
-                cost += 0.8 * (not glues[n].endswith(b" ") and any(part[:1] != b" " for part in parts[n][1:]))
-                cost += 1.0 * any(not part for part in parts[n])
-            cost += 2.0 * any(tried[row].quoted[place : place + shift + 1])
-            out[row].append(_Option(cost, place, "unquoted-delimiter"))
+def _prefix(cells: Sequence[bytes], columns: _Columns, most: float, stop: int) -> list[float]:
+    """Add up what the cells of the first 0, 1, … `stop` columns cost there, as long as it is not above `most`."""
+    out, total = [0.0], 0.0
+    for judge, cell in zip(columns.gauges[:stop], cells[:stop], strict=True):
+        total += judge(cell)
+        if total > most:
+            break
+        out.append(total)
     return out
+
+
+def _suffix(cells: Sequence[bytes], columns: _Columns, most: float, count: int) -> list[float]:
+    """Add up what the last 0, 1, … `count` cells cost in the last columns, as long as it is not above `most`."""
+    out, total = [0.0], 0.0
+    for back in range(1, count + 1):
+        total += columns.gauges[-back](cells[-back])
+        if total > most:
+            break
+        out.append(total)
+    return out
+
+
+def _too_many(attempt: Attempt, cells: Sequence[bytes], columns: _Columns, room: float) -> Iterator[_Found]:
+    """Readings of rows with too many fields: empty fields dropped at one place, or text that was cut joined."""
+    fields, width = attempt.fields, columns.width
+    shift = len(fields) - width
+    most = min(ACCEPT, room)
+    # Of a run of empty fields, the last ones are dropped: dropping others gives the same values.
+    drops = [
+        place
+        for place in range(width + 1)
+        if not fields[place + shift - 1]
+        and (place == width or fields[place + shift])
+        and not any(fields[place : place + shift])
+    ]
+    joins = columns.texts if most >= JOIN else ()
+    before = _prefix(cells, columns, most, max((*drops[-1:], *joins[-1:]), default=0))
+    drops = [place for place in drops if place < len(before)]
+    joins = tuple(place for place in joins if place < len(before))
+    deep = max([*(width - place for place in drops[:1]), *(width - place - 1 for place in joins[:1])], default=0)
+    after = _suffix(cells, columns, most, deep)
+    for place in drops:
+        if width - place < len(after):
+            cost = before[place] + after[width - place]
+            if cost <= ACCEPT:
+                cost += TAIL if place == width else DROP + 0.3 * (shift - 1)
+                yield attempt.cost + cost, attempt, place, "extra-delimiter", -1
+    for place in joins:
+        if width - place - 1 < len(after):
+            cost = before[place] + after[width - place - 1] + JOIN
+            if cost <= most:
+                yield attempt.cost + _joined(attempt, place, columns, cost), attempt, place, "unquoted-delimiter", -1
+
+
+def _joined(attempt: Attempt, place: int, columns: _Columns, cost: float) -> float:
+    """Add to a cost what speaks against the fields from a place on being one text."""
+    end = place + len(attempt.fields) - columns.width + 1
+    parts, glue = attempt.fields[place:end], _glue(attempt, columns.dialect)
+    cost += columns.gauges[place](glue.join(parts).strip(columns.dialect.quote))
+    if glue != b" ":
+        # People write a space after a comma, and something on both sides of it.
+        cost += 0.8 * (not glue.endswith(b" ") and any(part[:1] != b" " for part in parts[1:]))
+        cost += 1.0 * (b"" in parts)
+    return cost + 2.0 * any(attempt.quoted[place:end])
 
 
 def _glue(attempt: Attempt, dialect: Dialect) -> bytes:
@@ -333,76 +368,70 @@ def _glue(attempt: Attempt, dialect: Dialect) -> bytes:
     return dialect.delimiter + (b" " if dialect.spaced else b"")
 
 
-def _too_few(
-    tried: Sequence[Attempt], lacking: int, before: Costs, after: Costs, dialect: Dialect, profiles: Sequence[Profile]
-) -> list[list[_Option]]:
+def _too_few(attempt: Attempt, cells: Sequence[bytes], columns: _Columns, room: float) -> Iterator[_Found]:
     """Readings of rows with fewer fields than columns: cells left out at the end, or two fields run together."""
-    width = len(profiles)
-    out: list[list[_Option]] = [[] for _ in tried]
-    tail = sum(profile.empty_cost for profile in profiles[width - lacking :]) + TAIL
-    ends = before[:, width - lacking] + tail
-    for row in np.flatnonzero(ends <= ACCEPT + MARGIN).tolist():
-        out[row].append(_Option(float(ends[row]), width - lacking, "missing-end"))
+    fields, width = attempt.fields, columns.width
+    lacking = width - len(fields)
+    tail, most = columns.tails[lacking], min(ACCEPT + MARGIN, room)
+    if lacking > 1 and tail > most:
+        return
+    before = _prefix(cells, columns, most, len(fields))
+    if len(before) > len(fields) and before[-1] + tail <= ACCEPT + MARGIN:
+        yield attempt.cost + (before[-1] + tail), attempt, len(fields), "missing-end", -1
     if lacking > 1:
-        return out
-    for place in range(width - 1):
-        base = before[:, place] + after[:, place + 2] + SPLIT
-        rows = [n for n in np.flatnonzero(base <= ACCEPT + MARGIN).tolist() if 1 < len(tried[n].fields[place]) <= LONG]
-        if not rows:
+        return
+    after = _suffix(cells, columns, most, width - 2)
+    for place in range(max(0, width - 1 - len(after)), min(width - 1, len(before))):
+        base = before[place] + after[width - place - 2] + SPLIT
+        field = fields[place]
+        if base > most or not 1 < len(field) <= LONG:
             continue
-        left, right = profiles[place], profiles[place + 1]
-        if left.open and right.open and not dialect.quote:
+        if columns.open[place] and columns.open[place + 1] and not columns.dialect.quote:
             # Text run together with text: any place would do, so none is known.
-            for row in rows:
-                out[row] += [
-                    _Option(float(base[row]), place, "missing-delimiter", cut)
-                    for cut in (1, len(tried[row].fields[place]) - 1)
-                ]
-            continue
-        texts = [tried[row].fields[place].decode("utf-8", "replace") for row in rows]
-        for row, text, cuts in zip(rows, texts, _cuts(texts, left, right, dialect), strict=True):
-            for cost, cut in cuts:
-                option = _Option(float(base[row]) + cost, place, "missing-delimiter", len(text[:cut].encode()))
-                out[row].append(option)
-    return out
+            cuts = [(0.0, 1), (0.0, len(field) - 1)]
+        else:
+            cuts = _cuts(field, place, columns, room - base)
+        for cost, cut in cuts:
+            yield attempt.cost + (base + cost), attempt, place, "missing-delimiter", cut
 
 
-def _cuts(texts: Sequence[str], left: Profile, right: Profile, dialect: Dialect) -> list[list[tuple[float, int]]]:
-    """Return for each text the two best places to cut it for two columns; two that are as good make neither sure.
+def _cuts(field: bytes, place: int, columns: _Columns, room: float) -> list[tuple[float, int]]:
+    """Return the two best places to cut a field for two columns; two that are as good make neither sure.
 
     A quote in the middle is where the delimiter went missing: quote attempts cut there, and other places cost more.
     """
-    mark = dialect.quote.decode("latin-1")
-    sizes = [len(text) - 1 for text in texts]
-    costs = left.costs(pl.Series("", [text[:n] for text in texts for n in range(1, len(text))], dtype=pl.String))
-    costs = costs + right.costs(
-        pl.Series("", [text[n:] for text in texts for n in range(1, len(text))], dtype=pl.String)
-    )
-    out, begin = [], 0
-    for text, size in zip(texts, sizes, strict=True):
-        mine = costs[begin : begin + size]
-        begin += size
-        if mark and mark in text:
-            mine = mine + np.array(
-                [0.0 if text[n - 1] == mark or text[n] == mark else 1.0 for n in range(1, len(text))]
-            )
-        order = np.argsort(mine, kind="stable")[:2].tolist()
-        out.append([(float(mine[n]), n + 1) for n in order if mine[n] < MISFIT])
-    return out
+    left, right, mark = columns.gauges[place], columns.gauges[place + 1], columns.dialect.quote
+    marked = bool(mark) and mark in field
+    whole = field.isascii()
+    best: list[tuple[float, int]] = []
+    most = min(MISFIT, room)
+    for cut in range(1, len(field)):
+        if not whole and field[cut] & 0xC0 == 0x80:
+            continue
+        cost = left(field[:cut])
+        if cost >= most:
+            continue
+        cost += right(field[cut:])
+        if marked and field[cut - 1 : cut] != mark and field[cut : cut + 1] != mark:
+            cost += 1.0
+        if cost < most:
+            best = sorted([*best, (cost, cut)])[:2]
+            most = best[1][0] if len(best) == 2 else most
+    return best
 
 
-def _build(found: _Found, dialect: Dialect, width: int) -> list[bytes]:
+def _build(found: _Found, columns: _Columns) -> list[bytes]:
     """Return the values of a reading, one for each column."""
-    attempt, option = found.attempt, found.option
-    fields, place = attempt.fields, option.place
-    shift = len(fields) - width
+    _, attempt, place, kind, cut = found
+    fields = attempt.fields
+    shift = len(fields) - columns.width
     if shift == 0:
         return fields
-    if option.kind == "extra-delimiter":
+    if kind == "extra-delimiter":
         return fields[:place] + fields[place + shift :]
-    if option.kind == "unquoted-delimiter":
-        joined = _glue(attempt, dialect).join(fields[place : place + shift + 1])
+    if kind == "unquoted-delimiter":
+        joined = _glue(attempt, columns.dialect).join(fields[place : place + shift + 1])
         return [*fields[:place], joined, *fields[place + shift + 1 :]]
-    if option.kind == "missing-end":
+    if kind == "missing-end":
         return fields + [b""] * -shift
-    return [*fields[:place], fields[place][: option.cut], fields[place][option.cut :], *fields[place + 1 :]]
+    return [*fields[:place], fields[place][:cut], fields[place][cut:], *fields[place + 1 :]]

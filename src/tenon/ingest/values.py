@@ -32,7 +32,6 @@ POLARS: dict[str, Any] = {
     "date": pl.Date,
     "timestamp": pl.Datetime("us"),
 }
-CURRENCY = "$€£¥₽₹₩₺₴zł"
 SIGNS = ("US$", "USD", "EUR", "GBP", "CHF", "JPY", "RUB", "Kč", "kr", "zł", "руб", "р.", "%", *"$€£¥₽₹₩₺₴")
 DAY_FIRST = ("%d/%m/%Y", "%d/%m/%y", "%d-%m-%Y", "%d-%m-%y")
 MONTH_FIRST = ("%m/%d/%Y", "%m/%d/%y", "%m-%d-%Y", "%m-%d-%y")
@@ -164,6 +163,11 @@ def cast(text: pl.Series, reading: Reading) -> Cast:
     if words:
         misfit = misfit & ~text.is_in(list(words))
     return Cast(values=values, misfit=misfit if misfit.any() else None, words=words)
+
+
+def fits(text: pl.Series, reading: Reading) -> list[bool]:
+    """Say of every cell whether it is a value of the reading's type; words for missing are none."""
+    return _convert(text, reading).is_not_null().to_list()
 
 
 def _finite(values: pl.Series) -> pl.Series:
