@@ -16,6 +16,9 @@
 #include <Python.h>
 
 #include <locale.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -27,7 +30,7 @@
 
 enum { DONE = 0, GOOD = 1, BAD = 2, ODD = 4, QUOTED = 8 };
 enum { PLAIN = 0, HIGH = 1, SPECIAL = 2 };
-enum { MOST_DIGITS = 18, MOST_EXACT = 15, LONG_NUMBER = 64, INLINE = 12 };
+enum { MOST_DIGITS = 18, MOST_EXACT = 15, LONG_NUMBER = 64, INLINE = 12, MOST_GUESSED = 1 << 17 };
 
 /* ── Arrow ──────────────────────────────────────────────────────────────────────────────────────────────────────── */
 
@@ -92,6 +95,7 @@ typedef struct {
 typedef struct {
     char type;
     bool spelt; /* cells are kept as they are spelt, and only checked against the type */
+    bool easy;  /* a value that can be read before its end is known: no word for missing reads as one */
     const char *format;
     Py_ssize_t format_size;
     Word *words; /* missing, then true, then false */
@@ -119,7 +123,7 @@ typedef struct {
     locale_t plain;
     int64_t *starts;
     uint8_t *states;
-    size_t lines, line_room, rows;
+    size_t lines, line_room, rows, guess; /* how many rows there may be: a multiple of eight */
     Hit *hits;
     size_t hit_count, hit_room;
 } Reader;
@@ -131,8 +135,8 @@ static size_t cell_size(const Column *column) {
     return column->type == 'D' ? 4 : column->type == 'b' ? 1 : 8;
 }
 
-static bool grow_column(Column *column) {
-    size_t room = column->room ? column->room * 2 : 1024;
+static bool grow_column(const Reader *reader, Column *column) {
+    size_t room = column->room ? column->room * 2 : reader->guess;
     uint8_t *cells = realloc(column->cells, room * cell_size(column));
     if (!cells) return false;
     column->cells = cells;
@@ -186,17 +190,19 @@ static bool put_text(Column *column, size_t row, const uint8_t *text, size_t siz
 
 static bool digit(uint8_t byte) { return (uint8_t)(byte - '0') < 10; }
 
-static bool read_int(const uint8_t *at, const uint8_t *end, int64_t *out) {
+/* These read a value from the front of what is left of a line, and return where it ends; NULL when there is none. */
+
+static const uint8_t *read_int(const uint8_t *at, const uint8_t *end, int64_t *out) {
     bool minus = at < end && *at == '-';
     at += minus;
-    if (at >= end || end - at > MOST_DIGITS) return false;
+    const uint8_t *begin = at;
     int64_t value = 0;
-    for (; at < end; at++) {
-        if (!digit(*at)) return false;
+    for (; at < end && digit(*at); at++) {
+        if (at - begin == MOST_DIGITS) return NULL;
         value = value * 10 + (*at - '0');
     }
     *out = minus ? -value : value;
-    return true;
+    return at == begin ? NULL : at;
 }
 
 static const double POWERS[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
@@ -204,46 +210,44 @@ static const double POWERS[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  
 
 /* Up to fifteen digits and a power of ten up to 22 are both exact, so one division rounds once and right (W. Clinger,
  * How to read floating point numbers accurately, 1990); the C library reads the others, in the C locale. */
-static bool read_float(const Reader *reader, const uint8_t *at, const uint8_t *end, double *out) {
+static const uint8_t *read_float(const Reader *reader, const uint8_t *at, const uint8_t *end, double *out) {
     const uint8_t *begin = at;
     bool minus = at < end && *at == '-', plain = true;
     at += minus;
     int64_t mantissa = 0;
     int digits = 0, decimals = 0;
-    if (at >= end || !digit(*at)) return false;
+    if (at >= end || !digit(*at)) return NULL;
     for (; at < end && digit(*at); at++) {
         if (digits < MOST_EXACT) mantissa = mantissa * 10 + (*at - '0');
         digits += digits || *at != '0';
     }
     if (at < end && *at == '.') {
         at++;
-        if (at >= end || !digit(*at)) return false;
+        if (at >= end || !digit(*at)) return NULL;
         for (; at < end && digit(*at); at++, decimals++) {
             if (digits < MOST_EXACT) mantissa = mantissa * 10 + (*at - '0');
             digits += digits || *at != '0';
         }
     }
-    if (at < end) {
-        if ((*at | 0x20) != 'e') return false;
+    if (at < end && (*at | 0x20) == 'e') {
         plain = false;
         at++;
         if (at < end && (*at == '-' || *at == '+')) at++;
-        if (at >= end) return false;
-        for (; at < end; at++)
-            if (!digit(*at)) return false;
+        if (at >= end || !digit(*at)) return NULL;
+        while (at < end && digit(*at)) at++;
     }
     if (plain && digits <= MOST_EXACT && decimals <= 22) {
         double value = (double)mantissa / POWERS[decimals];
         *out = minus ? -value : value;
-        return true;
+        return at;
     }
     char copy[LONG_NUMBER];
-    size_t size = (size_t)(end - begin);
-    if (size >= sizeof copy) return false;
+    size_t size = (size_t)(at - begin);
+    if (size >= sizeof copy) return NULL;
     memcpy(copy, begin, size);
     copy[size] = 0;
     *out = strtod_l(copy, NULL, reader->plain);
-    return isfinite(*out);
+    return isfinite(*out) ? at : NULL;
 }
 
 static int two(const uint8_t *at) { return digit(at[0]) && digit(at[1]) ? (at[0] - '0') * 10 + at[1] - '0' : -1; }
@@ -258,41 +262,42 @@ static int64_t days(int64_t year, int month, int day) {
 
 /* Read a date or a timestamp by a format of Y m d H M S (each as wide as it is), f (a fraction or nothing) and literals
  * after a backslash; microseconds, or days for a date. */
-static bool read_time(const Column *column, const uint8_t *at, const uint8_t *end, int64_t *out) {
+static const uint8_t *read_time(const Column *column, const uint8_t *at, const uint8_t *end, int64_t *out) {
     static const int LENGTHS[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
-    int year = 0, part[128] = {['m'] = 1, ['d'] = 1};
+    int year = 0, month = 1, day = 1, hour = 0, minute = 0, second = 0;
     int64_t micro = 0;
     for (Py_ssize_t n = 0; n < column->format_size; n++) {
         uint8_t sign = (uint8_t)column->format[n];
         if (sign == 'Y') {
-            if (end - at < 4) return false;
+            if (end - at < 4) return NULL;
             int high = two(at), low = two(at + 2);
-            if (high < 10 || low < 0) return false;
+            if (high < 10 || low < 0) return NULL;
             year = high * 100 + low;
             at += 4;
         } else if (sign == '\\') {
-            if (at >= end || *at != (uint8_t)column->format[++n]) return false;
+            if (at >= end || *at != (uint8_t)column->format[++n]) return NULL;
             at++;
         } else if (sign == 'f') {
             if (at >= end || *at != '.') continue;
             int64_t unit = 100000;
-            if (++at >= end || !digit(*at)) return false;
+            if (++at >= end || !digit(*at)) return NULL;
             for (; at < end && digit(*at); at++, unit /= 10) {
-                if (!unit) return false;
+                if (!unit) return NULL;
                 micro += (*at - '0') * unit;
             }
         } else {
-            if (end - at < 2 || (part[sign & 127] = two(at)) < 0) return false;
+            int pair = end - at < 2 ? -1 : two(at);
+            if (pair < 0) return NULL;
+            *(sign == 'm' ? &month : sign == 'd' ? &day : sign == 'H' ? &hour : sign == 'M' ? &minute : &second) = pair;
             at += 2;
         }
     }
-    int month = part['m'], day = part['d'];
-    if (at != end || month < 1 || month > 12 || day < 1 || part['H'] > 23 || part['M'] > 59 || part['S'] > 59) return false;
+    if (month < 1 || month > 12 || day < 1 || hour > 23 || minute > 59 || second > 59) return NULL;
     bool leap = month == 2 && year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    if (day > LENGTHS[month - 1] + leap) return false;
+    if (day > LENGTHS[month - 1] + leap) return NULL;
     int64_t date = days(year, month, day);
-    *out = column->type == 'D' ? date : (((date * 24 + part['H']) * 60 + part['M']) * 60 + part['S']) * 1000000 + micro;
-    return true;
+    *out = column->type == 'D' ? date : (((date * 24 + hour) * 60 + minute) * 60 + second) * 1000000 + micro;
+    return at;
 }
 
 static bool same(const Word *word, const uint8_t *at, size_t size, bool any_case) {
@@ -331,49 +336,44 @@ static bool put_missing(Reader *reader, Column *column, Py_ssize_t word, size_t 
     return true;
 }
 
+/* Read a number or a time from the front of what is left of a line, and keep it unless it is kept as spelt; returns
+ * where it ends, or NULL. */
+static const uint8_t *put_value(Reader *reader, Column *column, const uint8_t *at, const uint8_t *end) {
+    uint8_t *cell = column->cells + reader->rows * cell_size(column);
+    int64_t whole = 0;
+    double real = 0;
+    if (column->type == 'f') at = read_float(reader, at, end, &real);
+    else at = column->type == 'i' ? read_int(at, end, &whole) : read_time(column, at, end, &whole);
+    if (at && !column->spelt) {
+        int32_t date = (int32_t)whole;
+        if (column->type == 'f') memcpy(cell, &real, 8);
+        else if (column->type == 'D') memcpy(cell, &date, 4);
+        else memcpy(cell, &whole, 8);
+    }
+    return at;
+}
+
 /* Read one cell into its column at the reader's row; false when it is no plain value. */
 static bool put_cell(Reader *reader, Column *column, const uint8_t *at, size_t size, bool doubled) {
-    if (column->type == '-') return true;
     size_t row = reader->rows;
-    const uint8_t *end = at + size;
-    if (row >= column->room && !grow_column(column)) return false;
     if (!doubled)
         for (Py_ssize_t n = 0; n < column->missing; n++)
             if (same(&column->words[n], at, size, false)) {
+                if (!size || !column->spelt) return put_missing(reader, column, n, size);
                 put_valid(column, row, true);
-                if (size && column->spelt) return put_text(column, row, at, size, reader->quote, false);
-                return put_missing(reader, column, n, size);
+                return put_text(column, row, at, size, reader->quote, false);
             }
     put_valid(column, row, true);
-    if (doubled && column->type != 's') return false;
-    uint8_t *cell = column->cells + row * cell_size(column);
-    int64_t whole;
-    double real;
-    uint8_t truth;
-    switch (column->type) {
-    case 'i':
-        if (!read_int(at, end, &whole)) return false;
-        if (!column->spelt) memcpy(cell, &whole, 8);
-        break;
-    case 'f':
-        if (!read_float(reader, at, end, &real)) return false;
-        if (!column->spelt) memcpy(cell, &real, 8);
-        break;
-    case 'b':
+    if (column->type == 's') return put_text(column, row, at, size, reader->quote, doubled);
+    if (doubled) return false;
+    if (column->type == 'b') {
+        uint8_t truth;
         if (!read_bool(column, at, size, &truth)) return false;
-        if (!column->spelt) *cell = truth;
-        break;
-    case 'D':
-    case 'T':
-        if (!read_time(column, at, end, &whole)) return false;
-        if (!column->spelt) {
-            int32_t date = (int32_t)whole;
-            if (column->type == 'D') memcpy(cell, &date, 4);
-            else memcpy(cell, &whole, 8);
-        }
-        break;
+        if (!column->spelt) column->cells[row] = truth;
+    } else if (put_value(reader, column, at, at + size) != at + size) {
+        return false;
     }
-    return !as_text(column) || put_text(column, row, at, size, reader->quote, doubled);
+    return !column->spelt || put_text(column, row, at, size, reader->quote, false);
 }
 
 /* ── lines ──────────────────────────────────────────────────────────────────────────────────────────────────────── */
@@ -393,20 +393,47 @@ static bool utf8(const uint8_t *at, const uint8_t *end) {
     return true;
 }
 
+/* Return the next byte that is special, or the end; `*high` when a byte before it is above 0x7F. Eight bytes are tried at
+ * once: `marks` has bit 7 of each byte that is below 14, the delimiter or the quote, exact up to the first of them (Bit
+ * Twiddling Hacks, S. E. Anderson: "determine if a word has a byte less than n"). */
+static inline const uint8_t *find_special(const Reader *reader, const uint8_t *classes, const uint8_t *p,
+                                          const uint8_t *end, bool *high) {
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    const uint64_t ones = 0x0101010101010101u, tops = ones << 7;
+    const uint64_t delimiter = ones * (uint8_t)reader->delimiter;
+    const uint64_t quote = ones * (uint8_t)(reader->quote < 0 ? reader->delimiter : reader->quote);
+    while (end - p >= 8) {
+        uint64_t word, one, two;
+        memcpy(&word, p, 8);
+        one = word ^ delimiter;
+        two = word ^ quote;
+        uint64_t marks = (((word - ones * 14) & ~word) | ((one - ones) & ~one) | ((two - ones) & ~two)) & tops;
+        if (!marks) {
+            *high |= (word & tops) != 0;
+            p += 8;
+            continue;
+        }
+        int place = __builtin_ctzll(marks);
+        *high |= (word & tops & ((1ull << place) - 1)) != 0;
+        p += place >> 3;
+        if (classes[*p] == SPECIAL) return p;
+        p++;
+    }
+#endif
+    for (; p < end && classes[*p] != SPECIAL; p++) *high |= classes[*p] == HIGH;
+    return p;
+}
+
 /* Find the next field of a line: its bytes, whether quotes are doubled in it, whether it has bytes above 0x7F. False
  * when it is not well formed. `*at` goes on to the delimiter after it, or the line's end. */
-static bool next_field(const Reader *reader, const uint8_t **at, const uint8_t *end, const uint8_t **begin,
+static inline bool next_field(const Reader *reader, const uint8_t **at, const uint8_t *end, const uint8_t **begin,
                        size_t *size, bool *doubled, bool *high) {
     const uint8_t *p = *at;
-    *doubled = false;
+    *doubled = *high = false;
     if (p < end && *p == reader->quote) {
         *begin = ++p;
         for (;; p++) {
-            uint8_t class = PLAIN;
-            while (p < end && (class = reader->closed[*p]) != SPECIAL) {
-                *high |= class == HIGH;
-                p++;
-            }
+            p = find_special(reader, reader->closed, p, end, high);
             if (p >= end || *p != reader->quote) return false;
             if (p + 1 >= end || p[1] != reader->quote) break;
             *doubled = true;
@@ -418,11 +445,7 @@ static bool next_field(const Reader *reader, const uint8_t **at, const uint8_t *
         return p == end || *p == reader->delimiter;
     }
     *begin = p;
-    uint8_t class = PLAIN;
-    while (p < end && (class = reader->open[*p]) != SPECIAL) {
-        *high |= class == HIGH;
-        p++;
-    }
+    p = find_special(reader, reader->open, p, end, high);
     *size = (size_t)(p - *begin);
     *at = p;
     return p == end || *p == reader->delimiter;
@@ -432,29 +455,47 @@ static bool next_field(const Reader *reader, const uint8_t **at, const uint8_t *
 static bool well_formed(const Reader *reader, const uint8_t *at, const uint8_t *end) {
     const uint8_t *begin;
     size_t size, count = 1;
-    bool doubled, high = false;
+    bool doubled, high;
     for (;; at++, count++) {
         if (!next_field(reader, &at, end, &begin, &size, &doubled, &high)) return false;
         if (at == end) return count == reader->width;
     }
 }
 
+/* Read one field of a line as a cell; false when it is not well formed, or no plain value. */
+static bool read_field(Reader *reader, Column *column, const uint8_t **at, const uint8_t *end, size_t *filled) {
+    const uint8_t *begin;
+    size_t size;
+    bool doubled, high;
+    if (column->type != '-' && reader->rows >= column->room && !grow_column(reader, column)) return false;
+    if (column->easy) {
+        /* Mostly a value ends where its field does: it is read without looking for that first. */
+        const uint8_t *stop = put_value(reader, column, *at, end);
+        if (stop && (stop == end || *stop == reader->delimiter)) {
+            put_valid(column, reader->rows, true);
+            *filled += (size_t)(stop - *at);
+            *at = stop;
+            return true;
+        }
+    }
+    if (!next_field(reader, at, end, &begin, &size, &doubled, &high)) return false;
+    *filled += size;
+    if (column->type == '-') return !high || utf8(begin, begin + size);
+    return (!high || utf8(begin, begin + size)) && put_cell(reader, column, begin, size, doubled);
+}
+
 /* Read one line as a row; returns its state. */
 static uint8_t read_line(Reader *reader, const uint8_t *begin, const uint8_t *end) {
     if ((size_t)(end - begin) > reader->reach) return BAD;
-    const uint8_t *at = begin, *cell;
-    size_t size, filled = 0, hits = reader->hit_count;
-    bool doubled, high = false;
-    for (size_t n = 0; n < reader->width; n++, at++) {
-        if (!next_field(reader, &at, end, &cell, &size, &doubled, &high) || (n + 1 == reader->width) != (at == end) ||
-            !put_cell(reader, &reader->columns[n], cell, size, doubled)) {
+    const uint8_t *at = begin;
+    size_t filled = 0, hits = reader->hit_count;
+    for (size_t n = 0; n < reader->width; n++, at++)
+        if (!read_field(reader, &reader->columns[n], &at, end, &filled) || (n + 1 == reader->width) != (at == end)) {
             reader->hit_count = hits;
             return well_formed(reader, begin, end) ? GOOD : BAD;
         }
-        filled += size;
-    }
     /* Blank rows are skipped by name, elsewhere. */
-    if (!filled || (high && !utf8(begin, end))) {
+    if (!filled) {
         reader->hit_count = hits;
         return GOOD;
     }
@@ -484,6 +525,10 @@ static bool note_line(Reader *reader, const uint8_t *begin, const uint8_t *end, 
 
 static bool read_lines(Reader *reader) {
     const uint8_t *at = reader->data, *last = at + reader->size;
+    const uint8_t *first = reader->size ? memchr(at, reader->newline, reader->size) : NULL;
+    size_t size = first ? (size_t)(first - at) + 1 : reader->size + 1;
+    reader->guess = (reader->size / size + reader->size / size / 8 + 64) & ~(size_t)7;
+    if (reader->guess > MOST_GUESSED) reader->guess = MOST_GUESSED;
     while (at < last) {
         const uint8_t *found = memchr(at, reader->newline, (size_t)(last - at));
         const uint8_t *stop = found ? found : last, *next = found ? found + 1 : last;
@@ -508,11 +553,11 @@ static const char *arrow_format(const Column *column) {
 }
 
 /* Give a column's buffers away as two capsules (schema, array); the column is empty afterwards. */
-static PyObject *export_column(Column *column, size_t rows) {
+static PyObject *export_column(const Reader *reader, Column *column) {
     struct ArrowSchema *schema = calloc(1, sizeof *schema);
     struct ArrowArray *array = calloc(1, sizeof *array);
     Owned *owned = calloc(1, sizeof *owned);
-    if (!schema || !array || !owned || (!column->room && !grow_column(column))) {
+    if (!schema || !array || !owned || (!column->room && !grow_column(reader, column))) {
         free(schema), free(array), free(owned);
         return PyErr_NoMemory();
     }
@@ -525,7 +570,7 @@ static PyObject *export_column(Column *column, size_t rows) {
         if (column->heap) owned->buffers[count++] = column->heap;
         owned->buffers[count++] = &owned->variadic;
     }
-    *array = (struct ArrowArray){.length = (int64_t)rows, .null_count = -1, .n_buffers = count,
+    *array = (struct ArrowArray){.length = (int64_t)reader->rows, .null_count = -1, .n_buffers = count,
                                  .buffers = owned->buffers, .release = release_array, .private_data = owned};
     column->valid = column->cells = column->heap = NULL;
     PyObject *first = PyCapsule_New(schema, "arrow_schema", drop_schema);
@@ -573,11 +618,32 @@ static bool take_column(PyObject *spec, Column *column) {
            take_words(lies, column->words, &at);
 }
 
+/* Whether values of a column can be read without looking for the end of the field first: it has a number or a time, no
+ * word for missing reads as one, and neither the delimiter nor the quote can stand in one. */
+static bool is_easy(const Reader *reader, const Column *column) {
+    if (column->spelt || !strchr("ifDT", column->type)) return false;
+    for (int n = 0; n < 2; n++) {
+        int sign = n ? reader->quote : reader->delimiter;
+        if (sign >= 0 && (sign > 0x7F || digit((uint8_t)sign) || memchr("+-.eE", sign, 5))) return false;
+        if (sign >= 0 && column->format_size && memchr(column->format, sign, (size_t)column->format_size)) return false;
+    }
+    for (Py_ssize_t n = 0; n < column->missing; n++) {
+        const uint8_t *at = (const uint8_t *)column->words[n].text, *end = at + column->words[n].size, *stop;
+        int64_t whole;
+        double real;
+        if (column->type == 'i') stop = read_int(at, end, &whole);
+        else if (column->type == 'f') stop = read_float(reader, at, end, &real);
+        else stop = read_time(column, at, end, &whole);
+        if (stop == end) return false;
+    }
+    return true;
+}
+
 static PyObject *results(Reader *reader) {
     PyObject *columns = PyList_New(0), *out = NULL;
     for (size_t n = 0; columns && n < reader->width; n++) {
         Column *column = &reader->columns[n];
-        PyObject *pair = column->type == '-' ? (Py_INCREF(Py_None), Py_None) : export_column(column, reader->rows);
+        PyObject *pair = column->type == '-' ? (Py_INCREF(Py_None), Py_None) : export_column(reader, column);
         if (!pair || PyList_Append(columns, pair) < 0) Py_CLEAR(columns);
         Py_XDECREF(pair);
     }
@@ -621,6 +687,8 @@ static PyObject *kernel_read(PyObject *module, PyObject *args) {
     }
     for (size_t n = 0; fine && n < reader.width; n++)
         fine = take_column(PyTuple_GetItem(specs, (Py_ssize_t)n), &reader.columns[n]);
+    for (size_t n = 0; fine && n < reader.width; n++)
+        reader.columns[n].easy = is_easy(&reader, &reader.columns[n]);
     if (fine) {
         Py_BEGIN_ALLOW_THREADS
         fine = read_lines(&reader);
@@ -637,7 +705,21 @@ static PyObject *kernel_read(PyObject *module, PyObject *args) {
     return out;
 }
 
+/* Let the C library keep freed memory of a chunk's size for the next chunk: giving it back and taking it again costs a
+ * page fault for every 4 KiB, a quarter of all the time. */
+static PyObject *kernel_keep(PyObject *module, PyObject *args) {
+    (void)module;
+    int bytes;
+    if (!PyArg_ParseTuple(args, "i", &bytes)) return NULL;
+#ifdef M_MMAP_THRESHOLD
+    mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    mallopt(M_TRIM_THRESHOLD, bytes);
+#endif
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef METHODS[] = {
+    {"keep", kernel_keep, METH_VARARGS, "keep(bytes): freed memory that is not given back at once; the whole process's."},
     {"read", kernel_read, METH_VARARGS,
      "read(data, delimiter, quote, newline, reach, columns) -> (starts, states, columns, hits): see quick.py."},
     {NULL, NULL, 0, NULL},

@@ -48,19 +48,14 @@ KINDS = {"int": "i", "float": "f", "bool": "b", "date": "D", "timestamp": "T"}
 class Quick:
     """Rows read at once: columns by output, the line of each row, the words for missing that were seen, by output.
 
-    `table` has all lines of the chunk; those in its `good` and not in `lines` are rows still to be read as text.
+    `table` has all lines of the chunk, of which those not `done` are still to be read as text; None when none is left.
     """
 
     columns: dict[int, pl.Series]
     lines: Places
     words: dict[int, Counter[str]]
-    table: Lines
+    table: Lines | None
     done: Mask
-
-    @property
-    def whole(self) -> bool:
-        """Whether no line is left."""
-        return len(self.lines) == len(self.done)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +68,12 @@ class _Exported:
         return self.pair
 
 
+def keep_memory(amount: int) -> None:
+    """Let this process keep freed memory for the next chunk, up to an amount in bytes."""
+    if _kernel is not None:
+        _kernel.keep(amount)
+
+
 def quick(data: bytes, layout: Layout, plan: Plan, file: FilePlan) -> Quick | None:
     """Read the lines of a chunk that need no second look; None without the kernel, or for a layout it does not know."""
     dialect = layout.dialect
@@ -82,8 +83,12 @@ def quick(data: bytes, layout: Layout, plan: Plan, file: FilePlan) -> Quick | No
     specs = tuple(_spec(file.readings[number], target, plan) for number, target in enumerate(file.targets))
     quote = dialect.quote[0] if dialect.quote else -1
     raw = _kernel.read(data, dialect.delimiter[0], quote, dialect.newline[0], layout.reach, specs)
-    table, done = _table(data, raw[0], np.frombuffer(raw[1], dtype=np.uint8), layout)
-    lines = np.flatnonzero(np.frombuffer(raw[1], dtype=np.uint8) == 0)
+    states = np.frombuffer(raw[1], dtype=np.uint8)
+    done = states == 0
+    lines = np.flatnonzero(done)
+    # A header among the rows is one of them only where every column is text.
+    again = layout.header_raw and all(spec[0] in "s-" for spec in specs) and layout.header_raw in data
+    table = _table(data, raw[0], states, layout, done) if again or len(lines) < len(done) else None
     columns = {
         number: pl.Series(_Exported(pair))
         for number, pair in enumerate(raw[2])
@@ -99,15 +104,15 @@ def quick(data: bytes, layout: Layout, plan: Plan, file: FilePlan) -> Quick | No
     if not done[lines].all():
         keep = pl.Series(done[lines])
         columns = {number: column.filter(keep) for number, column in columns.items()}
+        table = table or _table(data, raw[0], states, layout, done)
     by_output = {file.targets[number]: column for number, column in columns.items()}
     return Quick(columns=by_output, lines=np.flatnonzero(done), words=words, table=table, done=done)
 
 
-def _table(data: bytes, starts: bytes, states: NDArray[np.uint8], layout: Layout) -> tuple[Lines, Mask]:
-    """Return the lines of a chunk as `scan` tells them, and which of them are done."""
-    done = states == 0
+def _table(data: bytes, starts: bytes, states: NDArray[np.uint8], layout: Layout, done: Mask) -> Lines:
+    """Return the lines of a chunk as `scan` tells them; those that belong to others are taken out of `done`."""
     a, begins = np.frombuffer(data, dtype=np.uint8), np.frombuffer(starts, dtype=np.int64)
-    ends = np.append(begins[1:], len(data))[: len(begins)]
+    ends = np.append(begins[1:], len(data))
     good = states & BAD == 0
     quoted = (states & QUOTED).astype(np.int64)
     groups = groups_of(data, layout.dialect, good, quoted, begins, ends, layout.reach)
@@ -116,7 +121,8 @@ def _table(data: bytes, starts: bytes, states: NDArray[np.uint8], layout: Layout
     table = Lines(begins, stops_of(a, begins, ends, layout.dialect), ends, good, states & ODD > 0, groups)
     if layout.header_raw and layout.header_raw in data:
         done &= ~repeated(data, table, layout.header_raw)
-    return table, done & good
+    done &= good
+    return table
 
 
 def _cast(

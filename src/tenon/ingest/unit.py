@@ -26,12 +26,13 @@ from tenon.ingest.chunk import Layout, Repaired, Text, careful, express
 from tenon.ingest.detect import TYPED, kind
 from tenon.ingest.dialect import chomp, split
 from tenon.ingest.plan import FilePlan, Plan
-from tenon.ingest.quick import Quick, quick
+from tenon.ingest.quick import Quick, keep_memory, quick
 from tenon.ingest.rows import first_fresh, line_end, plainly
-from tenon.ingest.scan import line_table
+from tenon.ingest.scan import Lines, Places, line_table
 from tenon.ingest.stream import View
 from tenon.ingest.typed import Facts, Typed, framed, typed
 
+KEEP = 1 << 27  # bytes of freed memory held for the next chunk
 NEAR = 1 << 16  # how far is looked for a row border at first
 FOLLOWING = 3  # rows after a header of another table that must look like it
 QUARANTINE = {
@@ -93,6 +94,7 @@ def read(job: dict[str, Any]) -> dict[str, Any]:
     file = plan.files[job["file"]]
     if file.format == "parquet":
         return _columnar(job, plan, file, done)
+    keep_memory(KEEP)
     view = View.from_dict(job["view"])
     begin, end = borders(view, file, job["begin"], job["end"], plan.row_bytes)
     account = _Account([Facts() for _ in plan.outputs], compiled=job["compiled"])
@@ -189,7 +191,7 @@ def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, acc
             reach=plan.row_bytes,
         )
         fast = quick(data, layout, plan, file) if account.compiled else None
-        if fast is not None and fast.whole:
+        if fast is not None and fast.table is None:
             _whole(offset, data, fast, plan, file, account)
             return
         text = _text(data, layout) if fast is None else careful(data, layout, fast.table, fast.done)
@@ -212,9 +214,9 @@ def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, acc
     account.bailed = account.bailed or done.bailed
     for known, fact in zip(account.facts, facts, strict=True):
         known.add(fact)
-    if fast is not None:
+    if fast is not None and fast.table is not None:
         account.see(fast.words)
-        text, done = places.join(text, fast, done, framed(fast.columns, plan, others))
+        text, done = places.join(text, done, framed(fast.columns, plan, others), fast.lines, fast.table)
     _add(offset, data, text, done, places, plan, file, account)
 
 
@@ -289,10 +291,9 @@ class _Places:
         )
         return self._text
 
-    def join(self, text: Text, fast: Quick, done: Typed, frame: pl.DataFrame) -> tuple[Text, Typed]:
-        """Put the rows read at once among the others, in the order of the input."""
-        table = fast.table
-        here = [table.starts[fast.lines], table.ends[fast.lines], fast.lines]
+    def join(self, text: Text, done: Typed, frame: pl.DataFrame, lines: Places, table: Lines) -> tuple[Text, Typed]:
+        """Put the rows read at once, a frame with the line of each, among the others in the order of the input."""
+        here = [table.starts[lines], table.ends[lines], lines]
         every = [np.concatenate(pair) for pair in zip(self(), here, strict=True)]
         order = np.argsort(every[0], kind="stable")
         self._found = (every[0][order], every[1][order], every[2][order])
