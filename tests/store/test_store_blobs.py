@@ -103,6 +103,38 @@ def test_changed_bytes_are_never_given_out(store: Store) -> None:
         store.blobs.check(digest)
 
 
+@pytest.mark.parametrize("as_file", [False, True])
+def test_putting_bytes_again_mends_what_the_disk_has_damaged(tmp_path: Path, as_file: bool) -> None:
+    (tmp_path / "file").write_bytes(b"the truth")
+    with Store.open(tmp_path) as store:
+        digest = store.blobs.put(b"the truth")
+        damage(store, digest, b"the lie!!")
+        assert store.blobs.put(tmp_path / "file" if as_file else b"the truth") == digest
+        assert store.blobs.read(digest) == b"the truth"
+
+
+def test_many_blobs_are_asked_for_at_once(store: Store) -> None:
+    here = {store.blobs.put(str(i).encode()) for i in range(20)}
+    gone = {"ab" * 32, "cd" * 32}
+    assert store.blobs.absent([*here, *gone]) == gone
+    assert store.blobs.absent([]) == set()
+
+
+def test_what_a_collection_would_take_is_said_before_it_takes_it(store: Store) -> None:
+    named, gone = store.blobs.put(b"named"), store.blobs.put(b"named by what goes")
+    store.put("thing", "a", {"file": named})
+    store.put("thing", "b", {"file": gone})
+    store.blobs.put(b"named by nobody")
+    said = store.spare(grace_s=-5.0, without={"thing/b"})
+    assert (said.blobs, said.size_bytes, said.young_blobs) == (2, 33, 0)
+    young = store.spare(without={"thing/b"})
+    assert (young.blobs, young.young_blobs, young.young_bytes) == (0, 2, 33)
+    assert len(set(store.blobs.digests())) == 3, "nothing was deleted"
+    store.delete("thing", "b")
+    freed = store.gc(grace_s=-5.0)
+    assert (freed.blobs, freed.size_bytes) == (said.blobs, said.size_bytes)
+
+
 def test_only_a_file_can_be_kept(store: Store, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected a file to keep, got nothing"):
         store.blobs.put(tmp_path / "absent")

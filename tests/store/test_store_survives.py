@@ -26,7 +26,10 @@ from tenon.store.sqlite import Sqlite
 HERE = Path(__file__).parent
 
 # The digests of migrations that were released; one that has to be mended is followed by another.
-RELEASED = {1: "93d561b3a40c87803931ed0467805e5cc6f371295a45f12b09663f1c0be5b667"}
+RELEASED = {
+    1: "93d561b3a40c87803931ed0467805e5cc6f371295a45f12b09663f1c0be5b667",
+    2: "dd576013f205c435482887ff07c679c703974ffb7f8554d1e4cbeabbb7dffc8d",
+}
 
 
 def python(code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -279,6 +282,11 @@ def test_a_store_of_every_past_release_opens(file: Path, tmp_path: Path) -> None
         assert (batch.body, batch.rows, batch.first, batch.last) == (b"\x00\x01\x02", 3, 1.0, 2.0)
         (entry,) = store.entries("3f2a91c07d5e")
         assert (entry.kind, entry.usd, entry.note) == ("compute", 0.25, "made by hand")
+        seq = store.append("metrics", "3f2a91c07d5e", b"new", rows=1, first=3.0, last=3.0)
+        assert [one.body for one in store.read("metrics", "3f2a91c07d5e")] == [b"\x00\x01\x02", b"new"]
+        sums = store.query("SELECT seq, checksum FROM batch ORDER BY seq")
+        assert sums[0]["checksum"] is None, "what had no checksum is read as it is"
+        assert (sums[1]["seq"], sums[1]["checksum"] is None) == (seq, False)
         store.put("run", "new", {"id": "new"})
         assert store.check() == []
 
@@ -345,6 +353,51 @@ def test_a_damaged_database_is_found_by_the_check(tmp_path: Path) -> None:
     with Store.open(tmp_path) as store:
         codes = {finding.code for finding in store.check()}
     assert codes == {"store/catalog-damaged"}
+
+
+def test_a_flipped_byte_in_the_file_of_a_batch_is_found_and_named(tmp_path: Path) -> None:
+    body = b"observations of one hour " * 8
+    with Store.open(tmp_path) as store:
+        store.append("observations", "late", b"the hour before", rows=1, first=1.0, last=1.0)
+        store.append("observations", "late", body, rows=1, first=2.0, last=2.0)
+        store.append("observations", "late", b"the hour after", rows=1, first=3.0, last=3.0)
+    file = tmp_path / ".tenon" / "tenon.db"
+    data = bytearray(file.read_bytes())
+    assert data.count(body) == 1
+    data[data.index(body) + 100] ^= 0x10
+    file.write_bytes(data)
+    with Store.open(tmp_path) as store:
+        batches = store.read("observations", "late")
+        assert next(batches).body == b"the hour before"
+        said = r"expected a batch with the checksum .* at observations/late/2; restore"
+        with pytest.raises(CorruptError, match=said):
+            next(batches)
+        assert [one.body for one in store.read("observations", "late", after=2)] == [b"the hour after"]
+        (finding,) = store.check()
+        assert (finding.code, finding.place) == ("store/catalog-damaged", "observations/late/2")
+
+
+@pytest.mark.parametrize("field", ["row_count = 7", "first = 0.5", "last = 9", "subject = 'other'", "body = 'x'"])
+def test_a_changed_field_of_a_batch_is_found_in_either_database(
+    field: str, catalog_config: StoreConfig, tmp_path: Path
+) -> None:
+    with Store.open(tmp_path, catalog_config) as store:
+        seq = store.append("labels", "late", b"abc", rows=1, first=1.0, last=2.0)
+        with store._catalog.atomic() as execute:
+            execute(f"UPDATE batch SET {field}", ())
+        with pytest.raises(CorruptError, match=f"at labels/(late|other)/{seq};"):
+            list(store.read("labels", "other" if "other" in field else "late"))
+        assert [finding.code for finding in store.check()] == ["store/catalog-damaged"]
+
+
+def test_folded_batches_have_the_checksum_of_the_whole(catalog_config: StoreConfig, tmp_path: Path) -> None:
+    with Store.open(tmp_path, catalog_config) as store:
+        for i in range(3):
+            store.append("rows", "a", b"abc", rows=1, first=float(i), last=i + 0.5)
+        store.fold("rows", "a", b"abcabcabc", over=list(store.read("rows", "a")))
+        (whole,) = store.read("rows", "a")
+        assert (whole.body, whole.rows, whole.last) == (b"abcabcabc", 3, 2.5)
+        assert store.check() == []
 
 
 def test_a_record_that_is_no_json_any_more_is_told_with_its_name(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ingest": ("data", "Read messy files into typed Parquet; nothing is lost, what does not fit is quarantined."),
     "check": ("data", "Check data against a contract: good rows, bad rows, and which rule each bad row broke."),
     "quarantine": ("data", "Show what was quarantined and why, and read it again."),
+    "data": ("history", "List, compare and open the versions of a project's data; delete what nothing needs."),
     "train": ("learn", "Train a project's model, simplest first, and put it before its gate."),
     "runs": ("learn", "List, show and compare training runs."),
     "models": ("learn", "List, promote and roll back model versions; audit what served when."),

@@ -4,11 +4,14 @@ Two stages a source. `ingest` depends on the bytes of the files and on the colum
 ingested, on the derived columns, the rules, and on the datasets it looks things up in. A mended rule therefore reads no
 raw file again. Rows that break the contract go to the dataset's own quarantine with the rules they broke, so that rows
 in = rows good + rows quarantined, which is checked here before anything is committed.
+
+Rows are kept in pieces (`piece`): what a changed file or rule leaves as it was is in the store already. A dataset has a
+`content`, the name of its rows: datasets of the same rows are one version, whatever they were made of (`history`).
 """
 
 from __future__ import annotations
 
-import io
+import platform
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,10 +21,13 @@ from typing import Any
 
 import polars as pl
 
+import tenon
 from tenon import contract, engine, ingest, sketch
 from tenon.contract.column import Source
 from tenon.errors import ConfigError, ContractError, InputError, sentence
-from tenon.flow.work import Stage, Work, file_digest, once
+from tenon.flow import history, piece
+from tenon.flow.work import Stage, Work, digest, file_digest, once
+from tenon.training import setting
 
 # Raise when a stage's code would come to another result from the same input.
 INGEST = 1
@@ -76,20 +82,13 @@ def datasets(work: Work) -> dict[str, tuple[Stage, Stage]]:
 
 
 def frame(work: Work, record: Mapping[str, Any]) -> pl.DataFrame:
-    """Return the rows of a dataset, verified against the digests that name its files."""
-    return pl.concat([parquet(work, digest) for digest in record["files"]])
-
-
-def packed(rows: pl.DataFrame) -> bytes:
-    """Return a frame as Parquet; made in memory, so that a full disk is met by the store, which says so."""
-    buffer = io.BytesIO()
-    rows.write_parquet(buffer, compression="zstd", compression_level=1)
-    return buffer.getvalue()
+    """Return the rows of a dataset, verified against the digests that name its pieces."""
+    return piece.frame(work.store, record)
 
 
 def parquet(work: Work, digest: str) -> pl.DataFrame:
     """Return the frame kept under a digest; CorruptError when the bytes are not the ones that were put there."""
-    return pl.read_parquet(work.store.blobs.read(digest))
+    return piece.parquet(work.store, digest)
 
 
 # ── raw files -> typed columns ───────────────────────────────────────────────────────────────────────────────────────
@@ -99,9 +98,10 @@ def ingested(work: Work, source: Source) -> Stage:
     """Read the source's raw files into typed Parquet, once for these bytes and these columns."""
     files = files_of(work, source)
     read = [asdict(column) for column in source.columns if not column.derive]
+    contents = [file_digest(work, file) for file in files]
     made_of = {
         "code": INGEST,
-        "files": [[file.name, file_digest(work, file)] for file in files],
+        "files": [[file.name, content] for file, content in zip(files, contents, strict=True)],
         "columns": [{key: column[key] for key in ("name", "type", "nullable")} for column in read],
         "null": source.null,
         "strict": source.strict,
@@ -123,7 +123,11 @@ def ingested(work: Work, source: Source) -> Stage:
             return {
                 "source": source.name,
                 "paths": [str(file) for file in files],
-                "files": [work.store.blobs.put(file) for file in done.files],
+                "raw": [
+                    {"path": str(file), "bytes": file.stat().st_size, "content": content}
+                    for file, content in zip(files, contents, strict=True)
+                ],
+                **piece.keep(work.store, _batches(done.files)),
                 "quarantine": work.store.blobs.put(done.quarantine) if done.quarantine else "",
                 "repairs": work.store.blobs.put(done.repairs) if done.repairs else "",
                 "rows": done.rows,
@@ -135,6 +139,12 @@ def ingested(work: Work, source: Source) -> Stage:
             }
 
     return once(work, "ingest", source.name, made_of, make)
+
+
+def _batches(files: tuple[Path, ...]) -> Iterator[pl.DataFrame]:
+    """Yield the rows of Parquet files in order, a few at a time."""
+    if files:
+        yield from pl.scan_parquet(list(files)).collect_batches(chunk_size=piece.BATCH_ROWS, maintain_order=True)
 
 
 @contextmanager
@@ -192,14 +202,16 @@ def dataset(work: Work, source: Source, read: Stage, lookups: Mapping[str, Stage
         return {
             "source": source.name,
             "paths": read.body["paths"],
+            "raw": read.body.get("raw", []),
             "ingest": read.id,
             "lookups": made_of["lookups"],
-            "files": [work.store.blobs.put(packed(verdict.good))],
+            "made": {**_made(work), "declared": digest({"columns": made_of["columns"], "rules": made_of["rules"]})},
+            **piece.keep(work.store, [verdict.good]),
             "rows": verdict.good.height,
             "bytes": read.body["bytes"],
             "quarantined": read.body["quarantined"] + verdict.bad.height,
             "quarantine": read.body["quarantine"],
-            "bad": work.store.blobs.put(packed(verdict.bad)) if verdict.bad.height else "",
+            "bad": work.store.blobs.put(piece.packed(verdict.bad)) if verdict.bad.height else "",
             "repaired": read.body["repaired"],
             "balance": read.body["balance"],
             "contract": work.store.blobs.put(agreed.to_odcs().encode()),
@@ -208,7 +220,18 @@ def dataset(work: Work, source: Source, read: Stage, lookups: Mapping[str, Stage
             "findings": [*read.body["findings"], *(finding.to_dict() for finding in verdict.findings)],
         }
 
-    return once(work, "dataset", source.name, made_of, make)
+    return once(work, "dataset", source.name, made_of, make, settle=lambda body: history.numbered(work.store, body))
+
+
+def _made(work: Work) -> dict[str, Any]:
+    """Say with what a dataset is made, beside its raw files and its declaration: the code."""
+    git = setting.git(work.project.root)
+    return {
+        "tenon": tenon.__version__,
+        "polars": pl.__version__,
+        "python": platform.python_version(),
+        "git": {"commit": git["commit"][:40], "dirty": git["dirty"]} if git else {},
+    }
 
 
 def _none(source: Source, read: Mapping[str, Any], why: list[str]) -> ContractError:

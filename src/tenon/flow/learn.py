@@ -18,7 +18,8 @@ from tenon import model, sketch, training
 from tenon.contract.column import Column, Source
 from tenon.errors import InputError, MissingError, sentence
 from tenon.feature import Feature, FeatureSet, Label
-from tenon.flow.data import frame, packed, parquet
+from tenon.flow.data import frame, parquet
+from tenon.flow.piece import packed
 from tenon.flow.work import Stage, Work, once
 from tenon.project import Model
 

@@ -5,6 +5,8 @@ version of its own code. `once` looks that name up; when the stage is there with
 Otherwise the stage runs, its blobs are in the store before its record is, and record, stage and cost are committed
 together: killed at any instant, the store holds the stage or it does not. A process that dies leaves no lock behind;
 two that do the same stage at once write the same bytes under the same name.
+
+A stage that is found is marked as used, at most once an hour: what was used within a day is never tidied away (`tidy`).
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from tenon.errors import MissingError, sentence
 from tenon.ledger import Meter, total
 from tenon.project import Model, Project, load
 from tenon.store import Store
+
+USED_S = 3600.0  # a stage is marked as used again after this long
 
 Progress = Callable[[float, float, str], None]
 
@@ -109,12 +113,11 @@ def once(
     """
     key = digest({"stage": name, "subject": subject, **made_of})
     short = key[:12]
-    if not work.again:
-        stage, body = work.store.get("stage", key), work.store.get(name, short)
-        if stage is not None and body is not None and all(work.store.blobs.has(blob) for blob in stage["blobs"]):
-            return Stage(
-                name=name, subject=subject, id=short, done=False, seconds=stage["seconds"], usd=stage["usd"], body=body
-            )
+    if not work.again and (found := _found(work, name, key)):
+        stage, body = found
+        return Stage(
+            name=name, subject=subject, id=short, done=False, seconds=stage["seconds"], usd=stage["usd"], body=body
+        )
     started = time.perf_counter()
     with Meter() as meter:
         body = {**make(short), "id": short, "at": work.clock()}
@@ -135,6 +138,21 @@ def once(
         work.store.put("stage", key, {**record, "seconds": seconds, "usd": cost, "at": work.clock()})
         work.store.charge(*entries)
     return Stage(name=name, subject=subject, id=short, done=True, seconds=seconds, usd=cost, body=body)
+
+
+def _found(work: Work, name: str, key: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Return the record of a stage and of what it made, when both are there with all their blobs."""
+    stage, body = work.store.get("stage", key), work.store.get(name, key[:12])
+    now = work.clock()
+    if stage is not None and body is not None and now - stage.get("used", stage["at"]) > USED_S:
+        # Looked up again where nobody else writes: it may be tidied away at this moment.
+        with work.store.atomic():
+            stage, body = work.store.get("stage", key), work.store.get(name, key[:12])
+            if stage is not None and body is not None:
+                work.store.put("stage", key, {**stage, "used": now})
+    if stage is None or body is None or work.store.blobs.absent(stage["blobs"]):
+        return None
+    return stage, body
 
 
 def blobs_of(body: Any) -> set[str]:

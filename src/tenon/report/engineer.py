@@ -8,7 +8,7 @@ What the manager's page draws already (gate, weeks, history) is drawn by the sam
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tenon.report import picture, word
@@ -40,6 +40,7 @@ from tenon.report.sheet import finite, metric_name
 
 Facts = Mapping[str, Any]
 CONFIG_CHARS = 6_000
+FILES = 8
 CHOSEN = ("flagged.rows", "flagged.share", "flagged.true", "flagged.found")
 PROOFS = (
     *("parity.rows", "parity.max_abs", "parity.flips", "parity.delta"),
@@ -142,7 +143,7 @@ def _data(facts: Facts) -> tuple[Block, ...]:
                 *((_whole(row[key]),) for key in ("bytes", "row_bytes", "quarantine_bytes", "skipped_bytes")),
                 ({True: "yes", False: "no"}.get(row["closes"], "not known"),),
                 (Quoted(str(row["contract"])[:12]),),
-                (Quoted(" ".join(str(digest)[:12] for digest in row["files"])),),
+                (Quoted(_files(row["files"])),),
             )
             for row in rows
         ),
@@ -161,6 +162,12 @@ def _data(facts: Facts) -> tuple[Block, ...]:
     blocks: list[Block] = [data_table(facts), balance]
     blocks += [columns] if columns.rows else []
     return (*blocks, Say((said,))) if said else tuple(blocks)
+
+
+def _files(digests: Sequence[object]) -> str:
+    """Name the first pieces of a dataset, which may have thousands; all of them stand in its record."""
+    shown = " ".join(str(digest)[:12] for digest in digests[:FILES])
+    return f"{shown} and {len(digests) - FILES:,} more" if len(digests) > FILES else shown
 
 
 def _column(source: str, one: Mapping[str, Any]) -> tuple[Line, ...]:

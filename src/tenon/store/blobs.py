@@ -2,7 +2,8 @@
 
 A blob is written to a temporary file, hashed on the way, flushed to the disk and renamed to `ab/abcdef...`, so that a
 name either does not exist or holds all its bytes. Putting the same bytes again writes nothing and makes the blob young
-again, which keeps it from a garbage collection that runs meanwhile. Reading checks the bytes against the name.
+again, which keeps it from a garbage collection that runs meanwhile; if the disk has damaged them since, they are
+written anew. Reading checks the bytes against the name.
 
 Both classes have the same methods and no common base. What they share are the functions at the end.
 """
@@ -16,7 +17,7 @@ import io
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,10 +49,15 @@ class Folder:
 
     def put(self, data: bytes | Path) -> str:
         """Keep bytes, or the content of a file (which is copied), and return their digest. Survives a power cut."""
+        if isinstance(data, bytes):  # most of what is put again is pieces of datasets: then nothing is written at all
+            digest = hashlib.sha256(data).hexdigest()
+            with self._lock(exclusive=False), words_of_disk(self.root):
+                if _made_young(self._file(digest), digest, len(data)):
+                    return digest
         digest, temporary = stage(data, self.root, self._limits)
         target = self._file(digest)
         with leaving_nothing(temporary), self._lock(exclusive=False), words_of_disk(self.root):
-            if not _made_young(target, temporary.stat().st_size):
+            if not _made_young(target, digest, temporary.stat().st_size):
                 make_folder(target.parent)
                 temporary.replace(target)
                 flush_folder(target.parent)
@@ -77,6 +83,10 @@ class Folder:
     def has(self, digest: str) -> bool:
         """Tell whether the blob is here."""
         return bool(DIGEST.fullmatch(digest)) and self._file(digest).is_file()
+
+    def absent(self, digests: Iterable[str]) -> set[str]:
+        """Return those of the blobs that are not here."""
+        return {digest for digest in digests if not self.has(digest)}
 
     def size(self, digest: str) -> int:
         """Return the size of a blob in bytes."""
@@ -273,17 +283,18 @@ def leftovers(folder: Path, *, before: float) -> list[Path]:
     return sorted(found)
 
 
-def _made_young(file: Path, size: int) -> bool:
-    """Set a file's age to now when it is there in full; False when it must be written (again)."""
+def _made_young(file: Path, digest: str, size: int) -> bool:
+    """Set a file's age to now when it is there, whole and undamaged; False when it must be written (again)."""
     try:
         if file.stat().st_size != size:
             return False
         os.utime(file)
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == digest
     except FileNotFoundError:
         return False
     except PermissionError:
         return False  # it belongs to a colleague: our copy takes its place, which makes it young as well
-    return True
 
 
 def _copy(source: Path, target: io.BufferedWriter) -> str:

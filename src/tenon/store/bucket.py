@@ -17,7 +17,8 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ YOUNG_S = 6 * 3600.0  # a blob put again after this long is sent again, to make 
 IN_USE_S = 3600.0  # a file used within this long stays in the cache
 TIMEOUT = "120s"
 RETRIES = 4
+ASKED_AT_ONCE = 16
 
 
 class Bucket:
@@ -60,6 +62,11 @@ class Bucket:
 
     def put(self, data: bytes | Path) -> str:
         """Keep bytes, or the content of a file, and return their digest. It is whole or absent."""
+        if isinstance(data, bytes):
+            digest = hashlib.sha256(data).hexdigest()
+            kept = self._head(digest)
+            if kept is not None and kept.size == len(data) and kept.at >= time.time() - YOUNG_S:
+                return digest
         digest, temporary = stage(data, self.cache, self._limits)
         with leaving_nothing(temporary):
             kept = self._head(digest)
@@ -114,6 +121,12 @@ class Bucket:
     def has(self, digest: str) -> bool:
         """Ask the object store whether it has the blob."""
         return bool(DIGEST.fullmatch(digest)) and self._head(digest) is not None
+
+    def absent(self, digests: Iterable[str]) -> set[str]:
+        """Ask the object store for many blobs at once; return those it does not have."""
+        asked = list(digests)
+        with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
+            return {digest for digest, here in zip(asked, threads.map(self.has, asked), strict=True) if not here}
 
     def size(self, digest: str) -> int:
         """Ask the object store for the size of a blob in bytes."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from tenon.errors import CorruptError, MissingError, StoreError
@@ -42,6 +42,17 @@ class Garbage:
     leftovers: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spare:
+    """What a collection would delete now, and what it would leave because somebody has put it too lately."""
+
+    blobs: int
+    size_bytes: int
+    leftovers: int
+    young_blobs: int
+    young_bytes: int
+
+
 def collect(catalog: Catalog, blobs: Folder | Bucket, *, before: float) -> Garbage:
     """Delete what nothing refers to and nobody has put since `before`."""
     old = {kept.digest for kept in blobs.kept() if kept.at < before}
@@ -52,6 +63,20 @@ def collect(catalog: Catalog, blobs: Folder | Bucket, *, before: float) -> Garba
     for file in dead:
         file.unlink(missing_ok=True)
     return Garbage(blobs=count, size_bytes=size, leftovers=len(dead))
+
+
+def spare(catalog: Catalog, blobs: Folder | Bucket, *, before: float, without: Collection[str]) -> Spare:
+    """Say what `collect` would delete once the records `without` ("kind/id") were gone; deletes nothing."""
+    named = {digest for place, digest in _references(catalog) if place not in without}
+    here = [kept for kept in blobs.kept() if kept.digest not in named]
+    old = [kept for kept in here if kept.at < before]
+    return Spare(
+        blobs=len(old),
+        size_bytes=sum(kept.size for kept in old),
+        leftovers=len(blobs.leftovers(before=before)),
+        young_blobs=len(here) - len(old),
+        young_bytes=sum(kept.size for kept in here) - sum(kept.size for kept in old),
+    )
 
 
 def referred(catalog: Catalog) -> set[str]:
@@ -82,18 +107,18 @@ def examine(catalog: Catalog, blobs: Folder | Bucket, progress: Progress = quiet
         done += kept.size
         progress(done, total, "reading blobs")
     findings.extend(_absent(named, set(here)))
-    spare = [kept for digest, kept in here.items() if digest not in named]
+    unnamed = [kept for digest, kept in here.items() if digest not in named]
     leftovers = blobs.leftovers(before=time.time() - GRACE_S)
-    if spare or leftovers:
-        size = sum(kept.size for kept in spare)
+    if unnamed or leftovers:
+        size = sum(kept.size for kept in unnamed)
         findings.append(
             Finding(
                 code="store/unreferenced",
                 severity="info",
                 place=catalog.place,
-                said=f"{len(spare):,} blobs ({size:,} bytes) that no record names, {len(leftovers):,} leftover files",
+                said=f"{len(unnamed):,} blobs ({size:,} bytes) that no record names, {len(leftovers):,} leftover files",
                 hint="run `tenon store gc` to delete those older than a day",
-                numbers={"blobs": float(len(spare)), "size_bytes": float(size), "leftovers": float(len(leftovers))},
+                numbers={"blobs": float(len(unnamed)), "size_bytes": float(size), "leftovers": float(len(leftovers))},
             )
         )
     return findings

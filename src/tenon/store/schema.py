@@ -112,4 +112,9 @@ MIGRATIONS: tuple[Migration, ...] = (
                 FOR EACH ROW EXECUTE FUNCTION event_is_append_only()""",
         ),
     ),
+    Migration(
+        number=2,
+        name="checksums of batches",
+        statements=("ALTER TABLE batch ADD COLUMN checksum bigint",),
+    ),
 )

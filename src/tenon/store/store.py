@@ -19,8 +19,10 @@ Numbers that JSON cannot say (NaN, infinity) are kept as null in records and eve
 from __future__ import annotations
 
 import math
+import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,8 @@ from tenon.store.sqlite import Sqlite
 FOLDER = ".tenon"
 PAGE_BYTES = 8 * 1024 * 1024  # batches fetched at once while reading a stream
 PAGE_ROWS = 1_000
+CHECKSUMS = 2  # the migration that gave batches a checksum
+RESTORE = "restore the catalog from a backup, or do without this batch: delete that row by its seq"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,15 +65,19 @@ class Batch:
 class Store:
     """Remembers, under one root. Share it between threads; open it again in another process."""
 
-    __slots__ = ("_catalog", "_limits", "_local", "blobs", "folder", "root")
+    __slots__ = ("_catalog", "_limits", "_local", "_summed", "blobs", "folder", "root")
 
-    def __init__(self, root: Path, catalog: Catalog, blobs: Folder | Bucket, limits: StoreLimits) -> None:
+    def __init__(
+        self, root: Path, catalog: Catalog, blobs: Folder | Bucket, limits: StoreLimits, *, summed: bool = True
+    ) -> None:
         self.root = root
         self.folder = root / FOLDER
         self.blobs = blobs
         self._catalog = catalog
         self._limits = limits
         self._local = catalog.dialect.name == "sqlite"
+        # Opened read-only, a store of an earlier release stays as it is: its batches have no checksums.
+        self._summed = summed
 
     @classmethod
     def open(
@@ -89,16 +97,17 @@ class Store:
         folder = root / FOLDER
         catalog = _catalog(folder, config, limits, read_only=read_only)
         blobs = Bucket(config, folder / "cache", limits) if config.blobs else Folder(folder / "blobs", limits)
+        summed = True
         try:
             if read_only:
-                _has_tables(catalog)
+                summed = CHECKSUMS in _has_tables(catalog)
             else:
                 _prepare(folder)
                 migrate(catalog, release=_release())
         except BaseException:  # the edge of opening: whatever ends it, no connection stays behind
             catalog.close()
             raise
-        return cls(root, catalog, blobs, limits)
+        return cls(root, catalog, blobs, limits, summed=summed)
 
     def close(self) -> None:
         """Close the connections. Everything written is already on the disk."""
@@ -194,11 +203,12 @@ class Store:
         if not (math.isfinite(first) and math.isfinite(last) and first <= last):
             raise UsageError(sentence("first <= last in Unix seconds", f"{first!r} and {last!r}", at=place))
         self._room(len(body))
-        row = (stream, subject, time.time(), rows, float(first), float(last), len(body), bytes(body))
+        sum_of_all = _checksum(stream, subject, rows, first, last, body)
+        row = (stream, subject, time.time(), rows, float(first), float(last), len(body), bytes(body), sum_of_all)
         with self._catalog.atomic() as execute:
             sql = (
-                "INSERT INTO batch (stream, subject, at, row_count, first, last, size, body) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq"
+                "INSERT INTO batch (stream, subject, at, row_count, first, last, size, body, checksum) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq"
             )
             return int(execute(sql, row)[0][0])
 
@@ -211,16 +221,18 @@ class Store:
         since: float | None = None,
         until: float | None = None,
     ) -> Iterator[Batch]:
-        """Yield batches in order, a few megabytes at a time: those numbered above `after` that touch [since, until)."""
+        """Yield batches in order, a few megabytes at a time: those numbered above `after` that touch [since, until).
+
+        Each is checked against the sum it was appended with; CorruptError names one that has changed since.
+        """
         where, params = _where({"stream = ?": stream, "subject = ?": subject, "last >= ?": since, "first < ?": until})
         sizes = f"SELECT seq, size FROM batch{where} AND seq > ? ORDER BY seq LIMIT {PAGE_ROWS}"
-        bodies = (
-            f"SELECT seq, at, row_count, first, last, body FROM batch{where} AND seq >= ? AND seq <= ? ORDER BY seq"
-        )
+        fields = f"seq, at, row_count, first, last, body, {'checksum' if self._summed else 'NULL'}"
+        bodies = f"SELECT {fields} FROM batch{where} AND seq >= ? AND seq <= ? ORDER BY seq"
         while page := self._catalog.read(sizes, [*params, after]):
             for low, high in _pages(page):
                 for row in self._catalog.read(bodies, [*params, low, high]):
-                    yield Batch(seq=row[0], at=row[1], rows=row[2], first=row[3], last=row[4], body=bytes(row[5]))
+                    yield _batch(stream, subject, row)
             after = page[-1][0]
 
     def fold(self, stream: str, subject: str, body: bytes, *, over: Sequence[Batch]) -> None:
@@ -230,21 +242,17 @@ class Store:
         """
         assert over, "nothing to fold"
         self._room(len(body))
+        rows = sum(batch.rows for batch in over)
+        first, last = min(batch.first for batch in over), max(batch.last for batch in over)
+        sum_of_all = _checksum(stream, subject, rows, first, last, body)
         with self._catalog.atomic() as execute:
             execute(
                 "DELETE FROM batch WHERE stream = ? AND subject = ? AND seq >= ? AND seq < ?",
                 (stream, subject, over[0].seq, over[-1].seq),
             )
             execute(
-                "UPDATE batch SET row_count = ?, first = ?, last = ?, size = ?, body = ? WHERE seq = ?",
-                (
-                    sum(batch.rows for batch in over),
-                    min(batch.first for batch in over),
-                    max(batch.last for batch in over),
-                    len(body),
-                    bytes(body),
-                    over[-1].seq,
-                ),
+                "UPDATE batch SET row_count = ?, first = ?, last = ?, size = ?, body = ?, checksum = ? WHERE seq = ?",
+                (rows, first, last, len(body), bytes(body), sum_of_all, over[-1].seq),
             )
 
     def trim(self, stream: str, subject: str, *, before: float) -> int:
@@ -302,9 +310,16 @@ class Store:
         """
         return care.collect(self._catalog, self.blobs, before=time.time() - grace_s)
 
+    def spare(self, *, without: Collection[str] = (), grace_s: float = care.GRACE_S) -> care.Spare:
+        """Say what `gc` would delete once the records `without`, each "kind/id", were gone. Deletes nothing."""
+        return care.spare(self._catalog, self.blobs, before=time.time() - grace_s, without=without)
+
     def check(self, progress: care.Progress = care.quiet) -> list[Finding]:
         """Read everything and return what is wrong: a damaged catalog, missing or changed blobs, what can be tidied."""
-        return care.examine(self._catalog, self.blobs, progress)
+        findings = care.examine(self._catalog, self.blobs, progress)
+        if any(finding.code == "store/catalog-damaged" for finding in findings):
+            return findings
+        return [*self._damaged_batches(), *findings]
 
     def size_bytes(self) -> int:
         """Return what the store holds: all blobs, and the catalog's file (a server's catalog is not counted)."""
@@ -313,6 +328,28 @@ class Store:
         return blobs + (file.stat().st_size if self._local and file.is_file() else 0)
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _damaged_batches(self) -> Iterator[Finding]:
+        """Read every batch that has a checksum, and tell of each that no longer has it."""
+        if not self._summed:
+            return
+        for stream, subject in self._catalog.read("SELECT DISTINCT stream, subject FROM batch ORDER BY 1, 2"):
+            after = 0
+            while True:
+                try:
+                    for batch in self.read(stream, subject, after=after):
+                        after = batch.seq
+                    break
+                except CorruptError as error:
+                    # The batches before the damaged one were read; go on after it.
+                    sql = "SELECT MIN(seq) FROM batch WHERE stream = ? AND subject = ? AND seq > ?"
+                    after = self._catalog.read(sql, (stream, subject, after))[0][0]
+                    if after is None:
+                        break  # deleted meanwhile
+                    place = f"{stream}/{subject}/{after}"
+                    yield Finding(
+                        code="store/catalog-damaged", severity="error", place=place, said=str(error), hint=RESTORE
+                    )
 
     def _room(self, size: int) -> None:
         if self._local:
@@ -351,9 +388,10 @@ def _prepare(folder: Path) -> None:
             note.write_text("*\n", "ascii")
 
 
-def _has_tables(catalog: Catalog) -> None:
+def _has_tables(catalog: Catalog) -> set[int]:
+    """Return the numbers of the migrations that the database has; MissingError when it holds no store."""
     try:
-        applied(catalog)
+        return applied(catalog)
     except CorruptError:
         raise
     except StoreError as error:
@@ -413,6 +451,26 @@ def _body(text: str, place: str) -> dict[str, Any]:
         return msgspec.json.decode(text, type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise CorruptError(sentence("JSON", f"'{error}'", at=place, hint="run `tenon store check`")) from error
+
+
+def _batch(stream: str, subject: str, row: Sequence[Any]) -> Batch:
+    """Return a batch as read; CorruptError when it has a checksum and that is not its own."""
+    seq, at, rows, first, last, body, expected = row
+    if expected is not None:
+        try:
+            found = f"{_checksum(stream, subject, rows, first, last, body):08x}"
+        except (struct.error, TypeError):  # SQLite lets damage turn a number into anything
+            found = "fields of another type"
+        if found != f"{expected:08x}":
+            wanted = f"a batch with the checksum {expected:08x}"
+            raise CorruptError(sentence(wanted, found, at=f"{stream}/{subject}/{seq}", hint=RESTORE))
+    return Batch(seq=seq, at=at, rows=rows, first=first, last=last, body=bytes(body))
+
+
+def _checksum(stream: str, subject: str, rows: int, first: float, last: float, body: bytes) -> int:
+    """Return the CRC-32 of a batch: its bytes, and what stands beside them, so that no field can change unseen."""
+    beside = struct.pack("<qdd", rows, first, last) + f"{stream}\x00{subject}".encode("utf-8", "surrogatepass")
+    return zlib.crc32(beside, zlib.crc32(body))
 
 
 def _number(value: Any) -> float | None:
