@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Version:
     shared_rows: int
     contract_changed: bool
     why: tuple[str, ...]
-    used_by: tuple[str, ...]
+    used_by: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -125,10 +125,14 @@ def versions(store: Store, source: str = "") -> list[Version]:
     found = []
     used = _used(store)
     for name in [source] if source else sorted({record["source"] for record in store.find("dataset")}):
-        before: Version | None = None
-        for number, content, records in _numbers(_datasets(store, name)):
-            before = _version(store, number, content, records, before, used)
-            found.append(before)
+        made = _datasets(store, name)
+        # What a version came after is the dataset made last before it, which may hold the rows of an older version.
+        preceding = dict(zip((record["id"] for record in made[1:]), made, strict=False))
+        files: set[str] = set()
+        for number, content, records in _numbers(made):
+            version = _version(store, (number, content, records), preceding.get(records[0]["id"]), files)
+            found.append(replace(version, used_by=_users(records, used)))
+            files = set(records[-1]["files"])
     if source and not found:
         known = {record["source"] for record in store.find("dataset")}
         hint = nearest(source, known) if known else "run `tenon run` first"
@@ -194,16 +198,15 @@ def _numbers(records: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, str, l
     yield from sorted(found, key=lambda one: one[0])
 
 
+def _users(records: Iterable[Mapping[str, Any]], used: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for record in records for name in used.get(record["id"], ())))
+
+
 def _version(
-    store: Store,
-    number: int,
-    content: str,
-    records: list[Mapping[str, Any]],
-    before: Version | None,
-    used: Mapping[str, tuple[str, ...]],
+    store: Store, found: tuple[int, str, list[Mapping[str, Any]]], before: Mapping[str, Any] | None, theirs: set[str]
 ) -> Version:
+    number, content, records = found
     sizes = _sizes(store, records[-1])
-    theirs = set(before.record["files"]) if before else set()
     shared = {digest: size for digest, size in sizes.items() if digest in theirs}
     return Version(
         source=records[0]["source"],
@@ -213,9 +216,8 @@ def _version(
         bytes=sum(size for _, size in sizes.values()),
         shared_bytes=sum(size for _, size in shared.values()),
         shared_rows=sum(rows for rows, _ in shared.values()),
-        contract_changed=bool(before and before.record["contract"] != records[-1]["contract"]),
-        why=_why(before.record, records[0]) if before else ("first version",),
-        used_by=tuple(dict.fromkeys(name for record in records for name in used.get(record["id"], ()))),
+        contract_changed=bool(before and before["contract"] != records[0]["contract"]),
+        why=_why(before, records[0]) if before else ("first version",),
     )
 
 
