@@ -117,6 +117,8 @@ def express(data: bytes, layout: Layout) -> Text | None:
     # Polars drops a carriage return at the end of a value without a word.
     if b"\n" in data if dialect.newline == b"\r" else data.count(b"\r") != data.count(b"\r\n"):
         return None
+    if len(data) > layout.reach + 2 and _longer(data, dialect.newline, layout.reach + 2):
+        return None
     a = np.frombuffer(data, dtype=np.uint8)
     lines = int(np.count_nonzero(a == dialect.newline[0])) + (not data.endswith(dialect.newline))
     separator = dialect.delimiter or _spare(data)
@@ -135,6 +137,17 @@ def express(data: bytes, layout: Layout) -> Text | None:
     if dialect.delimiter and int(np.count_nonzero(a == dialect.delimiter[0])) != lines * (layout.width - 1):
         return None
     return Text(frame)
+
+
+def _longer(data: bytes, newline: bytes, most: int) -> bool:
+    """Whether a line is longer than `most` bytes: looked for in leaps of that size."""
+    begin = 0
+    while len(data) - begin > most:
+        end = data.rfind(newline, begin, begin + most)
+        if end < 0:
+            return True
+        begin = end + 1
+    return False
 
 
 def _missing(data: bytes, frame: pl.DataFrame, dialect: Dialect) -> int:
@@ -208,12 +221,13 @@ def _decide(data: bytes, table: Lines, layout: Layout) -> _Decided:
     waiting: list[tuple[int, int, bytes, str]] = []
     for first, last in _apart(data, table, layout):
         raw = data[table.starts[first] : table.ends[last]]
+        if len(raw) > layout.reach + 2:
+            begin = int(table.starts[first])
+            out.refused.extend(too_long(begin, begin + len(raw), first, layout.reach))
+            continue
         row, note = _cleaned(raw, layout, out.encodings)
         if not row.strip(b" \t\r\n" + layout.dialect.delimiter):
             out.skipped["blank"] = out.skipped.get("blank", 0) + len(raw)
-            continue
-        if len(raw) > layout.reach + 2:
-            out.refused.append(_refuse(table, first, last, -1, "too-long", f"a row of at most {layout.reach:,} bytes"))
             continue
         read = split(row, layout.dialect)
         quote = layout.dialect.quote
@@ -273,6 +287,13 @@ def _cleaned(raw: bytes, layout: Layout, encodings: dict[str, int]) -> tuple[byt
 
 def _refuse(table: Lines, first: int, last: int, column: int, code: str, fix: str) -> Refused:
     return Refused(int(table.starts[first]), int(table.ends[last]), first, column, code, fix)
+
+
+def too_long(begin: int, end: int, line: int, reach: int) -> Iterator[Refused]:
+    """Refuse a line that is longer than a row may be, in pieces of that size: the same however it was come by."""
+    fix = f"a row of at most {reach:,} bytes; this line is longer"
+    for place in range(begin, end, reach):
+        yield Refused(place, min(place + reach, end), line, -1, "too-long", fix)
 
 
 def _shown(raw: bytes) -> str:

@@ -8,6 +8,7 @@ becomes null. The account counts bytes of the file, shared out evenly over its r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,20 @@ ROWS = 1 << 18  # rows in a range
 
 def plan_of(source: Input) -> FilePlan:
     """Read names and types from the footer."""
-    try:
+    with _sound(source.label):
         schema = pl.scan_parquet(source.path).collect_schema()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        said = str(error).splitlines()[0][:200]
-        raise InputError(
-            sentence("a Parquet file", said, at=source.label, hint="fetch or write the file again")
-        ) from error
     profiles = tuple(Profile(reading=Reading(type=_type(kind)), cells=1) for kind in schema.dtypes())
     return FilePlan(label=source.label, format="parquet", header=tuple(schema.names()), profiles=profiles)
+
+
+@contextmanager
+def _sound(label: str) -> Iterator[None]:
+    """Tell a Parquet file that is damaged in words; Polars panics over some."""
+    try:
+        yield
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError, OverflowError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(sentence("a Parquet file", said, at=label, hint="fetch or write the file again")) from error
 
 
 def _type(kind: Any) -> ColumnType:
@@ -53,7 +59,8 @@ def jobs(
     file: FilePlan, one: Callable[[int, int, Any], dict[str, Any]], source: Input, view: Any
 ) -> Iterator[dict[str, Any]]:
     """Yield ranges of rows."""
-    height = int(pl.scan_parquet(source.path).select(pl.len()).collect().item())
+    with _sound(source.label):
+        height = int(pl.scan_parquet(source.path).select(pl.len()).collect().item())
     for begin in range(0, max(height, 1), ROWS):
         yield {**one(begin, min(begin + ROWS, height), view), "height": height}
 
@@ -61,7 +68,8 @@ def jobs(
 def read(job: dict[str, Any], plan: Plan, file: FilePlan) -> tuple[pl.DataFrame, pl.DataFrame, list[str], int]:
     """Return a range's rows as output columns, those that do not fit, the column each misses, and the range's bytes."""
     path = Path(job["view"]["path"])
-    frame = pl.scan_parquet(path).slice(job["begin"], job["end"] - job["begin"]).collect()
+    with _sound(file.label):
+        frame = pl.scan_parquet(path).slice(job["begin"], job["end"] - job["begin"]).collect()
     size, height = job["view"]["size"], max(job["height"], 1)
     share = size * job["end"] // height - size * job["begin"] // height if job["height"] else size
     columns, bad, why = [], pl.repeat(False, frame.height, eager=True, dtype=pl.Boolean), [""] * frame.height

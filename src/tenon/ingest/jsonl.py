@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from tenon.ingest.charset import Charset, to_utf8
-from tenon.ingest.chunk import Refused, Text
+from tenon.ingest.chunk import Refused, Text, too_long
 
 EXAMPLES = 50  # values kept of a name that the plan does not know
 DEPTH = 16  # nesting beyond this stays JSON
@@ -60,7 +60,9 @@ def records(data: bytes, charset: Charset) -> Iterable[tuple[int, int, dict[str,
         begin = end
 
 
-def text(data: bytes, names: Sequence[str], charset: Charset, unknown: dict[str, list[str]]) -> Text:
+def text(
+    data: bytes, names: Sequence[str], charset: Charset, unknown: dict[str, list[str]], *, reach: int = 1 << 22
+) -> Text:
     """Read lines into a text frame with one column for each name; lines that are no records are refused."""
     columns: list[list[str]] = [[] for _ in names]
     place = {name: number for number, name in enumerate(names)}
@@ -68,12 +70,17 @@ def text(data: bytes, names: Sequence[str], charset: Charset, unknown: dict[str,
     refused: list[Refused] = []
     skipped: dict[str, int] = {}
     for number, (begin, end, record, why) in enumerate(records(data, charset)):
-        if record is None and not why:
+        if end - begin > reach + 2:
+            refused.extend(too_long(begin, end, number, reach))
+            continue
+        if not why and not record:
             skipped["blank"] = skipped.get("blank", 0) + end - begin
             continue
         if record is None:
             refused.append(Refused(begin, end, number, -1, "json", f"a JSON object: {why}"))
             continue
+        if not names:  # what the plan has no column for yet is voted in, and read in the next pass
+            skipped["blank"] = skipped.get("blank", 0) + end - begin
         for column in columns:
             column.append("")
         for name, value in record.items():
@@ -83,9 +90,10 @@ def text(data: bytes, names: Sequence[str], charset: Charset, unknown: dict[str,
                 seen = unknown.setdefault(name, []) if len(unknown) < 1000 else []
                 if len(seen) < EXAMPLES:
                     seen.append(value)
-        begins.append(begin)
-        ends.append(end)
-        lines.append(number)
+        if names:
+            begins.append(begin)
+            ends.append(end)
+            lines.append(number)
     frame = pl.DataFrame({str(n): pl.Series(column, dtype=pl.String) for n, column in enumerate(columns)})
     first, last, line = (np.array(one, dtype=np.int64) for one in (begins, ends, lines))
     return Text(frame, first, last, line, refused=refused, skipped=skipped)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from tenon.errors import MissingError, sentence
@@ -25,7 +26,6 @@ from tenon.ingest import unit
 from tenon.ingest.charset import Charset, decode
 from tenon.ingest.job import Job, Progress, silent
 from tenon.ingest.plan import FilePlan, Plan
-from tenon.ingest.stream import View
 from tenon.ingest.unit import put
 
 
@@ -97,7 +97,7 @@ def replay(job: Job, progress: Progress = silent) -> Replayed:
             mine = records.filter((pl.col("file") == file.label) & (pl.col("offset") >= 0))
             waiting.append(records.filter((pl.col("file") == file.label) & (pl.col("offset") < 0)))
             if mine.height and file.format != "parquet":
-                good, bad = _again(mine, plan, number, work, job)
+                good, bad = _again(mine, plan, number)
                 done.append(good)
                 waiting.append(bad)
             progress(number + 1, len(plan.files), "reading quarantined rows")
@@ -135,38 +135,32 @@ def _mended(plan: Plan, job: Job) -> Plan:
     return replace(plan, outputs=outputs, files=tuple(files), policy=job.policy, patient=True)
 
 
-def _again(mine: pl.DataFrame, plan: Plan, number: int, work: Path, job: Job) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Read the raw rows of one file as a file of their own; return rows, and records that still wait."""
-    raws: Sequence[bytes] = [raw if raw.endswith((b"\n", b"\r")) else raw + b"\n" for raw in mine["raw"].to_list()]
-    data = work / f"rows-{number}"
-    data.write_bytes(b"".join(raws))
+def _again(mine: pl.DataFrame, plan: Plan, number: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Read the raw rows of one file again; return rows, and records that still wait with what is wrong with them now."""
+    # Pieces of a line that is too long are no rows.
+    whole = mine.filter(pl.col("reason") != "too-long")
+    raws: Sequence[bytes] = [raw if raw.endswith((b"\n", b"\r")) else raw + b"\n" for raw in whole["raw"].to_list()]
     file: FilePlan = replace(plan.files[number], begin=0, preamble=0, stop=-1, header_raw=b"")
-    alone = replace(plan, files=(file,))
-    saved = work / f"plan-{number}.json"
-    saved.write_text(_json(alone), "utf-8")
-    out = work / f"part-{number}"
-    view = View(path=data, size=data.stat().st_size)
-    job_ = {"plan": str(saved), "file": 0, "view": view.to_dict(), "begin": 0, "end": view.size, "out": str(out)}
-    told = unit.read({**job_, "chunk_bytes": job.limits.chunk_bytes, "compiled": job.compiled})
-    good = pl.read_parquet(str(out) + ".parquet") if told["rows"] else pl.DataFrame()
-    if not told["quarantined"]:
-        return good, mine.head(0)
-    # Every raw row is a row by itself, so what is refused now is one of them, found by where it lies.
-    begins, place = {}, 0
-    for row, raw in enumerate(raws):
-        begins[place] = row
-        place += len(raw)
-    refused = pl.read_parquet(str(out) + ".quarantine.parquet")
-    rows = [begins[offset] for offset in refused["offset"].to_list() if offset in begins]
-    told_now = refused.filter(pl.col("offset").is_in(list(begins)))
-    bad = mine[rows].with_columns(told_now["reason"], told_now["fix"], told_now["column"])
-    return good, bad
-
-
-def _json(plan: Plan) -> str:
-    import json
-
-    return json.dumps(plan.to_dict())
+    if not raws or not file.profiles:
+        return pl.DataFrame(), mine
+    ends = np.cumsum([len(raw) for raw in raws])
+    begins = ends - np.array([len(raw) for raw in raws])
+    good, read, done = unit.again(b"".join(raws), begins.astype(np.int64), plan, file)
+    taken = set(read)
+    names = [plan.outputs[target].name if target >= 0 else "" for target in file.targets]
+    now = {
+        one.begin: (one.code, one.fix, names[one.column] if 0 <= one.column < len(names) else "")
+        for one in done.refused
+    }
+    left = [row for row, begin in enumerate(begins.tolist()) if begin not in taken]
+    records = whole.to_dicts()
+    bad = []
+    for row in left:
+        record = records[row]
+        reason, fix, column = now.get(int(begins[row]), (record["reason"], record["fix"], record["column"]))
+        bad.append({**record, "reason": reason, "fix": fix, "column": column})
+    waiting = pl.concat([mine.filter(pl.col("reason") == "too-long"), pl.DataFrame(bad, schema=mine.schema)])
+    return good, waiting
 
 
 def _written(good: pl.DataFrame, bad: pl.DataFrame, path: Path, job: Job, work: Path) -> Path | None:

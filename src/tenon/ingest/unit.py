@@ -180,16 +180,9 @@ def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, acc
         return
     fast: Quick | None = None
     if file.format == "jsonl":
-        text = jsonl.text(data, file.header, file.charset, account.unknown)
+        text = jsonl.text(data, file.header, file.charset, account.unknown, reach=plan.row_bytes)
     else:
-        layout = Layout(
-            dialect=file.dialect,
-            charset=file.charset,
-            profiles=file.profiles,
-            header_rows=file.header_rows,
-            header_raw=file.header_raw,
-            reach=plan.row_bytes,
-        )
+        layout = layout_of(file, plan)
         fast = quick(data, layout, plan, file) if account.compiled else None
         if fast is not None and fast.table is None:
             _whole(offset, data, fast, plan, file, account)
@@ -228,9 +221,39 @@ def _whole(offset: int, data: bytes, fast: Quick, plan: Plan, file: FilePlan, ac
     _add(offset, data, text, done, _Places(data, text, file), plan, file, account)
 
 
+def layout_of(file: FilePlan, plan: Plan) -> Layout:
+    """Return how the chunks of a file are read."""
+    return Layout(
+        dialect=file.dialect,
+        charset=file.charset,
+        profiles=file.profiles,
+        header_rows=file.header_rows,
+        header_raw=file.header_raw,
+        reach=plan.row_bytes,
+    )
+
+
+def again(data: bytes, begins: NDArray[np.int64], plan: Plan, file: FilePlan) -> tuple[pl.DataFrame, list[int], Typed]:
+    """Read rows whose borders are known, so that a quote open in one swallows no other: frame, rows read, what was told."""
+    ends = np.append(begins[1:], len(data))
+    none = np.zeros(len(begins), dtype=bool)
+    groups = [(number, number) for number in range(len(begins))]
+    text = (
+        jsonl.text(data, file.header, file.charset, {}, reach=plan.row_bytes)
+        if file.format == "jsonl"
+        else careful(data, layout_of(file, plan), Lines(begins, ends, ends, none, none, groups))
+    )
+    places = _Places(data, text, file)
+    facts = [Facts() for _ in plan.outputs]
+    done = typed(text.frame, plan, file, facts, lambda row: places.raw(row, file), places)
+    starts = places()[0]
+    rows = done.rows if done.rows is not None else np.arange(text.frame.height)
+    return done.frame, starts[rows].tolist(), replace(done, refused=[*text.refused, *done.refused])
+
+
 def _giant(offset: int, data: bytes, file: FilePlan, plan: Plan, account: _Account) -> None:
     """Put a piece of a line that is longer than a row may be into quarantine."""
-    fix = f"a row of at most {plan.row_bytes:,} bytes; this line goes on"
+    fix = f"a row of at most {plan.row_bytes:,} bytes; this line is longer"
     account.quarantine.append((file.label, offset, account.lines, data, "", "too-long", fix))
     account.quarantine_bytes += len(data)
     account.lines += _line_count(data, file)

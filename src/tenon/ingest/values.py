@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
@@ -107,7 +107,7 @@ class Reading:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the reading as plain data."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in self.__slots__}
 
     @staticmethod
     def from_dict(body: Mapping[str, Any]) -> Reading:
@@ -446,13 +446,24 @@ def _dated(counts: Mapping[str, int], _: str) -> Reading | None:
     probe = series.head(60)
     for type_, patterns in (("date", DATES), ("timestamp", _stamps(some))):
         reads: dict[str, pl.Series] = {}
-        for pattern in patterns:
+        for pattern in _possible(patterns, probe.to_list()):
             if parse(probe, pattern, type_).null_count() < len(probe):  # type: ignore[arg-type]
                 reads[pattern] = parse(series, pattern, type_)  # type: ignore[arg-type]
         reading = _vote(reads, weight, total, type_)  # type: ignore[arg-type]
         if reading is not None:
             return reading
     return None
+
+
+def _possible(patterns: Sequence[str], cells: Sequence[str]) -> list[str]:
+    """Leave out the patterns with a sign that no cell has: they read nothing, and trying each takes time."""
+    seen = set("".join(cells))
+    words = any(sign.isalpha() for sign in seen)
+    return [
+        pattern
+        for pattern in patterns
+        if seen.issuperset(re.sub(r"%\.f|%[a-zA-Z]| ", "", pattern)) and (words or not re.search("%[abBp]", pattern))
+    ]
 
 
 def _stamps(cells: Sequence[str]) -> list[str]:
