@@ -1,10 +1,10 @@
 """Hostile inputs for ingest, seeded: input `n` of a seed is the same bytes on every machine and in every run.
 
-`make(seed, n)` gives a Case: bytes, the suffix of the file they go to, and how the file is read (row or cell policy, into
-how many ranges (0: one only), how long a row may be). Three families take turns. Structured: a random table written in a random
-dialect, encoding and packing, with faults between and inside its rows. Bytes: such a file, or one of a few nasty ones,
-flipped, cut, doubled and spliced. Soup: pieces that mean something to a reader of CSV, in any order. What is packed
-(gzip, zstd, bz2, xz, zip, Parquet) is also damaged after packing.
+`make(seed, n)` gives a Case: bytes, the suffix of the file they go to, and how the file is read: row or cell policy,
+into how many ranges (0: one only), how long a row may be. Structured ones are a random table written in a random
+dialect, encoding and packing, with faults between and inside its rows. Others are such a file flipped, cut, doubled and
+spliced, or pieces that mean something to a reader of CSV, in any order. What is packed (gzip, zstd, bz2, xz, zip,
+Parquet) is also damaged after packing.
 
 Nothing here knows what ingest makes of it; `fuzz.py` holds the promises against it.
 """

@@ -11,7 +11,7 @@ Where rows lie (offset and line) is computed only when somebody asks: most chunk
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import polars as pl
@@ -222,8 +222,7 @@ def _decide(data: bytes, table: Lines, layout: Layout) -> _Decided:
     for first, last in _apart(data, table, layout):
         raw = data[table.starts[first] : table.ends[last]]
         if len(raw) > layout.reach + 2:
-            begin = int(table.starts[first])
-            out.refused.extend(too_long(begin, begin + len(raw), first, layout.reach))
+            out.refused.extend(_pieces_of(table, first, last, layout.reach))
             continue
         row, note = _cleaned(raw, layout, out.encodings)
         if not row.strip(b" \t\r\n" + layout.dialect.delimiter):
@@ -287,6 +286,12 @@ def _cleaned(raw: bytes, layout: Layout, encodings: dict[str, int]) -> tuple[byt
 
 def _refuse(table: Lines, first: int, last: int, column: int, code: str, fix: str) -> Refused:
     return Refused(int(table.starts[first]), int(table.ends[last]), first, column, code, fix)
+
+
+def _pieces_of(table: Lines, first: int, last: int, reach: int) -> Iterator[Refused]:
+    """Refuse a row that is too long, each piece with the line it begins in."""
+    for piece in too_long(int(table.starts[first]), int(table.ends[last]), first, reach):
+        yield replace(piece, line=int(np.searchsorted(table.ends, piece.begin, side="right")))
 
 
 def too_long(begin: int, end: int, line: int, reach: int) -> Iterator[Refused]:

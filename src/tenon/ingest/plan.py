@@ -471,7 +471,7 @@ def vote(plan: Plan, facts: Sequence[Mapping[str, Any]]) -> Plan:
         if output.declared or output.type == "text":
             continue
         counts = [one["columns"][number] for one in facts if number < len(one["columns"])]
-        total = sum(one["rows"] - one["null"] for one in counts) + sum(one["misfits"] for one in counts)
+        total = sum(one["cells"] + one["misfits"] for one in counts)
         misfits = sum(one["misfits"] for one in counts)
         decimals = sum(one["decimals"] for one in counts)
         if output.type == "int" and decimals > max(1, WIDEN_SHARE * total) and misfits - decimals <= TEXT_SHARE * total:

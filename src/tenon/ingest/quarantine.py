@@ -136,7 +136,7 @@ def _mended(plan: Plan, job: Job) -> Plan:
 
 
 def _again(mine: pl.DataFrame, plan: Plan, number: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Read the raw rows of one file again; return rows, and records that still wait with what is wrong with them now."""
+    """Read the raw rows of one file again; return rows, and records that still wait, with what is wrong now."""
     # Pieces of a line that is too long are no rows.
     whole = mine.filter(pl.col("reason") != "too-long")
     raws: Sequence[bytes] = [raw if raw.endswith((b"\n", b"\r")) else raw + b"\n" for raw in whole["raw"].to_list()]

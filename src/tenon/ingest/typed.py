@@ -43,10 +43,15 @@ Where = Callable[[], tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int6
 
 @dataclass(slots=True)
 class Facts:
-    """What one range found out about one output column, to be added up and voted on."""
+    """What one range found out about one output column, to be added up and voted on.
+
+    `rows` and `null` are those of the result; `cells` counts cells that fit, and `misfits` those that do not, also in
+    rows that are quarantined or repaired for another reason.
+    """
 
     rows: int = 0
     null: int = 0
+    cells: int = 0
     misfits: int = 0
     repaired: int = 0
     quarantined: int = 0
@@ -57,6 +62,7 @@ class Facts:
         """Add what another piece of the range found out."""
         self.rows += other.rows
         self.null += other.null
+        self.cells += other.cells
         self.misfits += other.misfits
         self.repaired += other.repaired
         self.quarantined += other.quarantined
@@ -68,6 +74,7 @@ class Facts:
         return {
             "rows": self.rows,
             "null": self.null,
+            "cells": self.cells,
             "misfits": self.misfits,
             "repaired": self.repaired,
             "quarantined": self.quarantined,
@@ -105,12 +112,16 @@ def typed(
     `others` counts the rows of the same chunk that fit and are not in the frame.
     """
     columns, misfits = _cast(text, plan, file, facts)
+    for target, column in columns.items():
+        facts[target].cells += len(column) - column.null_count()
     if not misfits:
         return Typed(framed(columns, plan, text.height), None, [], [])
-    if not plan.patient and _too_many(misfits, file, text.height + others):
-        _count(text, misfits, file, facts)
-        return Typed(framed(columns, plan, text.height), None, [], [], bailed=True)
+    # What is counted for the vote must not depend on how the input is cut, so it is counted before anything is decided.
+    many = not plan.patient and _too_many(misfits, file, text.height + others)
     repaired = _soften(text, columns, misfits, plan, file, facts)
+    _count(text, misfits, file, facts)
+    if many:
+        return Typed(framed(columns, plan, text.height), None, [], [], bailed=True)
     bad = np.zeros(text.height, dtype=bool)
     for mask in misfits.values():
         bad |= mask
@@ -118,7 +129,6 @@ def typed(
         return Typed(framed(columns, plan, text.height), None, repaired, [])
     numbers = np.flatnonzero(bad)
     again, refused, kept = _again(numbers, misfits, plan, file, raw, where)
-    _count(text, misfits, file, facts, rows=np.array(sorted(set(numbers.tolist()) - set(again)), dtype=np.int64))
     whole = framed(columns, plan, text.height)
     drop = np.zeros(text.height, dtype=bool)
     drop[[row for row in numbers.tolist() if row not in kept]] = True
@@ -185,16 +195,9 @@ def _count(
     misfits: dict[int, NDArray[np.bool_]],
     file: FilePlan,
     facts: Sequence[Facts],
-    rows: NDArray[np.int64] | None = None,
 ) -> None:
-    """Count misfits by what they look like, leaving out rows that turned out to be broken."""
+    """Count misfits by what they look like."""
     for number, mask in misfits.items():
-        if rows is not None:
-            only = np.zeros(len(mask), dtype=bool)
-            only[rows] = True
-            mask = mask & only
-        if not mask.any():
-            continue
         fact = facts[file.targets[number]]
         cells = text[str(number)].filter(pl.Series(mask))
         fact.misfits += len(cells)
@@ -227,6 +230,7 @@ def _soften(
         if not plan.text:
             columns[target] = columns[target].clone().scatter(rows[fits].tolist(), read.filter(pl.Series(fits)))
             facts[target].repaired += int(fits.sum())
+            facts[target].cells += int(fits.sum())
             for row, cell, code, fit in zip(rows.tolist(), cells.to_list(), codes, fits.tolist(), strict=True):
                 if fit:
                     out.append(Repaired(row, number, code, cell))

@@ -9,7 +9,6 @@ so that a part with an account is whole, and a killed worker leaves nothing that
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from tenon.ingest.detect import TYPED, kind
 from tenon.ingest.dialect import chomp, split
 from tenon.ingest.plan import FilePlan, Plan
 from tenon.ingest.quick import Quick, keep_memory, quick
-from tenon.ingest.rows import first_fresh, line_end, plainly
+from tenon.ingest.rows import first_fresh, line_end, plainly, row_end
 from tenon.ingest.scan import Lines, Places, line_table
 from tenon.ingest.stream import View
 from tenon.ingest.typed import Facts, Typed, framed, typed
@@ -79,10 +78,12 @@ class _Account:
         if size:
             self.skipped[name] = self.skipped.get(name, 0) + size
 
-    def see(self, words: Mapping[int, Counter[str]]) -> None:
-        """Add the words for missing that were seen, by output."""
-        for target, counts in words.items():
+    def take(self, fast: Quick) -> None:
+        """Add what rows read at once say about their columns: words for missing that were seen, cells that fit."""
+        for target, counts in fast.words.items():
             self.facts[target].words.update(counts)
+        for target, column in fast.columns.items():
+            self.facts[target].cells += len(column) - column.null_count()
 
 
 def read(job: dict[str, Any]) -> dict[str, Any]:
@@ -98,11 +99,11 @@ def read(job: dict[str, Any]) -> dict[str, Any]:
     view = View.from_dict(job["view"])
     begin, end = borders(view, file, job["begin"], job["end"], plan.row_bytes)
     account = _Account([Facts() for _ in plan.outputs], compiled=job["compiled"])
-    for offset, data, giant in _pieces(view, file, begin, end, job["chunk_bytes"], plan.row_bytes):
+    for offset, data, after in _pieces(view, file, begin, end, job["chunk_bytes"], plan.row_bytes):
         if account.stop >= 0:
             break
-        if giant:
-            _giant(offset, data, file, plan, account)
+        if after is not None:
+            _giant(offset, data, after, file, plan, account)
         else:
             _piece(offset, data, view, plan, file, account)
     told = _told(account, begin, end if account.stop < 0 else account.stop)
@@ -120,7 +121,7 @@ def borders(view: View, file: FilePlan, begin: int, end: int, reach: int) -> tup
 
 
 def _border(view: View, file: FilePlan, place: int, last: int, reach: int) -> int:
-    """Return the first fresh line at or after a place, looking no further than needed."""
+    """Return the first fresh line at or after a place, looking no further than needed, a bounded piece at a time."""
     near = NEAR
     while True:
         stop = min(place + near, last)
@@ -131,32 +132,52 @@ def _border(view: View, file: FilePlan, place: int, last: int, reach: int) -> in
         sure = not file.dialect.quote or plainly(data, at, file.dialect) or data.find(file.dialect.quote, at) >= 0
         if (found < stop and (sure or stop >= last)) or stop >= last:
             return min(found, last)
-        near *= 16
+        if near > NEAR and found >= stop:
+            # No line that begins before `stop` is fresh, whatever follows; a line without an end is passed at once.
+            place = max(stop, _line_after(view, stop - 1, last, file)) if found >= stop + reach else stop
+            if place >= last:
+                return last
+        else:
+            near *= 16
 
 
 def _pieces(
     view: View, file: FilePlan, begin: int, end: int, chunk: int, reach: int
-) -> Iterator[tuple[int, bytes, bool]]:
-    """Yield the range in pieces that end at row borders, usually one; and whether a piece is of a giant line."""
+) -> Iterator[tuple[int, bytes, bytes | None]]:
+    """Yield the range in pieces that end at row borders, usually one; of a giant row what `reach` allows at once.
+
+    With a piece of a giant row comes the byte after it, with any other None.
+    """
     step = 2 * max(chunk, reach)
     while begin < end:
         if end - begin <= step + reach:
-            yield begin, view.read(begin, end), False
+            yield begin, view.read(begin, end), None
             return
         data = view.read(begin, begin + step + reach)
         cut = first_fresh(data, step, file.dialect, reach)
         if cut >= len(data):
-            cut = max(data.rfind(b"\n", 0, step), data.rfind(file.dialect.newline, 0, step)) + 1
+            cut = _last_border(data, step, file, reach)
         if cut:
-            yield begin, data[:cut], False
+            yield begin, data[:cut], None
             begin += cut
             continue
-        stop = min(_line_after(view, begin, end, file), end)
+        stop = begin + row_end(data, 0, file.dialect, reach)[0]
+        stop = min(stop if stop < begin + len(data) else _line_after(view, stop - 1, end, file), end)
         while begin < stop:
             size = min(reach, stop - begin)
-            yield begin, data[:size], True
+            yield begin, data[:size], data[size : size + 1]
             begin += size
-            data = view.read(begin, begin + reach)
+            data = view.read(begin, begin + reach + 1)
+
+
+def _last_border(data: bytes, most: int, file: FilePlan, reach: int) -> int:
+    """Return where the last row that ends by `most` does, from row to row; 0 when the first is longer."""
+    place = 0
+    while True:
+        end, _ = row_end(data, place, file.dialect, reach)
+        if end > most or end == place:
+            return place
+        place = end
 
 
 def _line_after(view: View, place: int, end: int, file: FilePlan) -> int:
@@ -208,7 +229,7 @@ def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, acc
     for known, fact in zip(account.facts, facts, strict=True):
         known.add(fact)
     if fast is not None and fast.table is not None:
-        account.see(fast.words)
+        account.take(fast)
         text, done = places.join(text, done, framed(fast.columns, plan, others), fast.lines, fast.table)
     _add(offset, data, text, done, places, plan, file, account)
 
@@ -216,7 +237,7 @@ def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, acc
 def _whole(offset: int, data: bytes, fast: Quick, plan: Plan, file: FilePlan, account: _Account) -> None:
     """Add a piece that was read at once, down to its last line."""
     text = Text(pl.DataFrame())
-    account.see(fast.words)
+    account.take(fast)
     done = Typed(framed(fast.columns, plan, len(fast.lines)), None, [], [])
     _add(offset, data, text, done, _Places(data, text, file), plan, file, account)
 
@@ -234,7 +255,7 @@ def layout_of(file: FilePlan, plan: Plan) -> Layout:
 
 
 def again(data: bytes, begins: NDArray[np.int64], plan: Plan, file: FilePlan) -> tuple[pl.DataFrame, list[int], Typed]:
-    """Read rows whose borders are known, so that a quote open in one swallows no other: frame, rows read, what was told."""
+    """Read rows whose borders are known: a quote open in one swallows no other. Returns rows, where they lie, the rest."""
     ends = np.append(begins[1:], len(data))
     none = np.zeros(len(begins), dtype=bool)
     groups = [(number, number) for number in range(len(begins))]
@@ -251,12 +272,12 @@ def again(data: bytes, begins: NDArray[np.int64], plan: Plan, file: FilePlan) ->
     return done.frame, starts[rows].tolist(), replace(done, refused=[*text.refused, *done.refused])
 
 
-def _giant(offset: int, data: bytes, file: FilePlan, plan: Plan, account: _Account) -> None:
-    """Put a piece of a line that is longer than a row may be into quarantine."""
+def _giant(offset: int, data: bytes, after: bytes, file: FilePlan, plan: Plan, account: _Account) -> None:
+    """Put a piece of a row that is longer than a row may be into quarantine."""
     fix = f"a row of at most {plan.row_bytes:,} bytes; this line is longer"
     account.quarantine.append((file.label, offset, account.lines, data, "", "too-long", fix))
     account.quarantine_bytes += len(data)
-    account.lines += _line_count(data, file)
+    account.lines += _line_count(data, file, after)
 
 
 def _blanks(offset: int, data: bytes, file: FilePlan, account: _Account) -> None:
@@ -402,10 +423,12 @@ def _add(
     account.frames.append(done.frame)
 
 
-def _line_count(data: bytes, file: FilePlan) -> int:
+def _line_count(data: bytes, file: FilePlan, after: bytes = b"") -> int:
+    """Count the line endings in a piece; `after` is the byte that follows, where that may be half of one."""
+    ends = data.count(file.dialect.newline)
     if file.dialect.mixed:
-        return len(line_table(np.frombuffer(data, dtype=np.uint8), file.dialect)[0])
-    return int(np.count_nonzero(np.frombuffer(data, dtype=np.uint8) == file.dialect.newline[0]))
+        ends += data.count(b"\r") - data.count(b"\r\n") - (data.endswith(b"\r") and after == b"\n")
+    return ends
 
 
 def _repairs(
@@ -449,6 +472,7 @@ def _columnar(job: dict[str, Any], plan: Plan, file: FilePlan, done: Path) -> di
     for number, fact in enumerate(account.facts):
         column = frame.to_series(number)
         fact.rows, fact.null = len(column), column.null_count()
+        fact.cells = fact.rows - fact.null
     told = _told(account, 0, share)
     _write(job["out"], account, plan, done, told)
     return told
