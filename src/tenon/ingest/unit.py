@@ -255,7 +255,7 @@ def layout_of(file: FilePlan, plan: Plan) -> Layout:
 
 
 def again(data: bytes, begins: NDArray[np.int64], plan: Plan, file: FilePlan) -> tuple[pl.DataFrame, list[int], Typed]:
-    """Read rows whose borders are known: a quote open in one swallows no other. Returns rows, where they lie, the rest."""
+    """Read rows whose borders are known, each by itself; return them, where each lies, and what became of others."""
     ends = np.append(begins[1:], len(data))
     none = np.zeros(len(begins), dtype=bool)
     groups = [(number, number) for number in range(len(begins))]
