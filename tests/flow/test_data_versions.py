@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +14,7 @@ import polars as pl
 import pytest
 
 from tenon import contract, sketch
-from tenon.errors import MissingError, UsageError
+from tenon.errors import CorruptError, MissingError, UsageError
 from tenon.flow import Work, begin, data, history, piece, run
 from tenon.flow.tidy import tidy
 from tenon.store import Store
@@ -265,6 +268,88 @@ def test_what_was_made_or_used_within_a_day_stays(used: Path) -> None:
         assert names(store) == ["invoices@1", "invoices@2", "invoices@3"]
 
 
+def test_a_damaged_piece_is_named_and_mended_by_doing_the_work_again(used: Path) -> None:
+    with Store.open(used) as store:
+        version = history.find(store, "invoices")
+        file = store.blobs.path(version.record["files"][0])
+        body = bytearray(file.read_bytes())
+        body[100] ^= 1
+        file.chmod(0o644)
+        file.write_bytes(body)
+        with pytest.raises(CorruptError, match=rf"it is piece 1 of \d+ of invoices {version.record['id']}, rows 1 to"):
+            piece.scan(store, version.record).collect()
+        (finding,) = [one for one in store.check() if one.severity == "error"]
+        assert finding.code == "store/blob-corrupt"
+    work = Work.open(used, {}, again=True)
+    try:
+        assert data.frame(work, data.datasets(work)["invoices"][1].body).height == version.rows
+        assert not [one for one in work.store.check() if one.severity == "error"]
+        assert history.find(work.store, "invoices").id == version.id
+    finally:
+        work.store.close()
+
+
 def test_fewer_than_one_version_cannot_be_kept(used: Path) -> None:
     with Store.open(used) as store, pytest.raises(UsageError, match="at least 1 version"):
         tidy(store, keep=0)
+
+
+TIDIER = """
+import sys, time
+from pathlib import Path
+from tenon.flow.tidy import tidy
+from tenon.store import Store
+
+with Store.open(Path(sys.argv[1])) as store:
+    went = 0
+    print("ready", flush=True)
+    while not (Path(sys.argv[1]) / "stop").exists():
+        went += len(tidy(store, keep=1, yes=True).records)
+    print(went, flush=True)
+"""
+
+
+def aged(folder: Path) -> None:
+    """Make all that is kept look as if it had lain there for two days."""
+    then = time.time() - 2 * 86_400
+    with Store.open(folder) as store:
+        for kept_blob in store.blobs.kept():
+            os.utime(store.blobs.path(kept_blob.digest), (then, then))
+        for kind in ("ingest", "dataset", "features", "stage"):
+            for record in store.find(kind):
+                body = {name: value for name, value in record.items() if name != "used"}
+                store.put(kind, record["id"], {**body, "at": record["at"] - 2 * 86_400})
+
+
+def test_tidying_takes_nothing_from_under_a_tenon_at_work(tmp_path: Path) -> None:
+    folder = tmp_path / "shop"
+    begin.init(folder)
+    raw = folder / "raw" / "invoices.csv"
+    texts = [raw.read_text("utf-8") + f"{9000 + i},C001,50,2025-12-01T00:00:00,,\n" for i in range(3)]
+    for text in texts:
+        raw.write_text(text, "utf-8")
+        kept(folder)
+    aged(folder)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", TIDIER, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as tidier:
+        assert tidier.stdout is not None and tidier.stdout.readline() == "ready\n"
+        try:
+            for turn in range(9):
+                raw.write_text(texts[turn % 3], "utf-8")
+                work = Work.open(folder, {})
+                try:
+                    stage = data.datasets(work)["invoices"][1]
+                    assert data.frame(work, stage.body).height == 6001
+                finally:
+                    work.store.close()
+                if turn == 4:
+                    aged(folder)
+        finally:
+            (folder / "stop").touch()
+        went = int(tidier.stdout.readline())
+    assert went > 0, "there was something to tidy away"
+    with Store.open(folder) as store:
+        assert not [finding for finding in store.check() if finding.severity == "error"]
+        for one in history.versions(store):
+            assert piece.frame(store, one.record).height == one.rows

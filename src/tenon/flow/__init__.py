@@ -2,6 +2,9 @@
 
 work.py     what stages work with, and how a stage is done once for what it is made of
 data.py     raw files -> datasets under contract
+piece.py    rows in pieces cut where their content says: kept once, opened lazily, written out
+history.py  versions of a source's data, what made them and how two differ
+tidy.py     what nothing needs any more
 learn.py    datasets -> features -> a run -> a version before its gate
 path.py     all of it in order, for `tenon run`
 promote.py  which version answers: aliases, rollback, the audit
