@@ -172,6 +172,12 @@ def test_blank_lines_and_rows_of_nothing_are_skipped(read: Read) -> None:
     assert done.frame.height == 19 and done.result.balance.skipped["blank"] == 1 + 4 + 4 + 2
 
 
+def test_an_odd_first_row_is_no_second_row_of_the_header(read: Read) -> None:
+    done = read("size,paid\n1_0,true\n" + "5,true\n" * 30)
+    assert [column.name for column in done.result.columns] == ["size", "paid"]
+    assert done.result.rows == 30 and done.quarantine["raw"].to_list() == [b"1_0,true\n"]
+
+
 def test_the_same_header_again_is_the_same_export_going_on(read: Read) -> None:
     done = read("id,day,size,code\n" + BODY + "id,day,size,code\n" + BODY)
     assert done.frame.height == 38 and done.result.balance.skipped["repeated-header"] == 17

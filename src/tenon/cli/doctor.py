@@ -32,6 +32,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,19 @@ def polars(_root: Path, _config: Config) -> Probe:
         "      f'{pl.thread_pool_size()} threads')\n"
     )
     return in_process(code, "pip install --upgrade polars; on a processor without AVX2: pip install 'polars[rtcompat]'")
+
+
+def kernel(_root: Path, _config: Config) -> Probe:
+    """Read a line with the compiled kernel of ingest, in a process of its own; without it ingest is only slower."""
+    if find_spec("tenon.ingest._kernel") is None:
+        return absent("not compiled: ingest works, about half as quickly; install with a C compiler for it")
+    code = (
+        "from tenon.ingest import _kernel\n"
+        "specs = (('i', False, b'', (), (), ()), ('s', False, b'', (), (), ()))\n"
+        "assert _kernel.read(b'1,x\\n', 44, 34, 10, 100, specs)[1] == bytes(1), 'a plain row was not read'\n"
+        "print('compiled')\n"
+    )
+    return in_process(code, "install tenon again, with a C compiler, on this machine")
 
 
 # y = x + x for one row, ONNX opset 13: 73 bytes, so that the probe needs no package to build a model with.
@@ -573,6 +587,7 @@ LOOKS: Mapping[str, Look] = {
     "store": store,
     "port": port,
     "Polars": polars,
+    "kernel": kernel,
     "ONNX": onnx,
     "GPU": gpu,
 }

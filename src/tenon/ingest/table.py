@@ -249,12 +249,20 @@ def _header(rows: Sequence[Row], first: int, width: int, kinds: list[str]) -> li
             last = n == len(rows) - 1
             if strange == 0 or fits > strange // 3 or (found and not _same_style(rows[found[-1]], row, strange, typed)):
                 break
-            if last and len(rows) > 1 and found:
+            if found and ((last and len(rows) > 1) or _comes_again(rows, n)):
                 break
         elif found or not _named(rows, n, width):
             break
         found.append(n)
     return found
+
+
+def _comes_again(rows: Sequence[Row], first: int) -> bool:
+    """Whether a cell of a row stands in its column again below: a value, so the row is no second row of a header."""
+    own = rows[first].values
+    # A row that is the same all through is the header once more.
+    body = [row.values for row in rows[first + 1 : first + 101] if len(row.values) == len(own) and row.values != own]
+    return any(value.strip() and any(row[column] == value for row in body) for column, value in enumerate(own))
 
 
 def _same_style(above: Row, row: Row, strange: int, typed: int) -> bool:
