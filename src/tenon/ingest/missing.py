@@ -39,7 +39,7 @@ def known(cell: str) -> bool:
     if len(cell) > 24:
         return False
     word = " ".join(cell.strip().lower().split())
-    if word in WORDS:
+    if word in WORDS or word.replace(" ", "") in WORDS:
         return True
     bare = word.strip("()[]<>{}\"'` ")
     if bare in WORDS:

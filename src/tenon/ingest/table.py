@@ -12,6 +12,7 @@ at their end are usual, so a header longer than its rows sets the width.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ NAMED = (
     ("url", (b"url", b"link", b"website")),
     ("email", (b"mail",)),
 )
+YEAR = rb"(?:1[89]|20|21)\d\d"
 HEADERS = 6  # more header rows than this are data
 FAMILY = {"float": "int", "number": "int", "percent": "percent", "money": "money", "stamp": "date"}
 
@@ -246,6 +248,8 @@ def _header(rows: Sequence[Row], first: int, width: int, kinds: list[str]) -> li
             break
         if typed:
             strange, fits = _strange(row.values, kinds), _fits(row.values, kinds)
+            if fits and _years(rows, n, kinds):
+                strange, fits = strange + fits, 0
             last = n == len(rows) - 1
             if strange == 0 or fits > strange // 3 or (found and not _same_style(rows[found[-1]], row, strange, typed)):
                 break
@@ -263,6 +267,18 @@ def _comes_again(rows: Sequence[Row], first: int) -> bool:
     # A row that is the same all through is the header once more.
     body = [row.values for row in rows[first + 1 : first + 101] if len(row.values) == len(own) and row.values != own]
     return any(value.strip() and any(row[column] == value for row in body) for column, value in enumerate(own))
+
+
+def _years(rows: Sequence[Row], n: int, kinds: Sequence[str]) -> bool:
+    """Whether all the numbers of a row are years that follow each other, over columns that hold none: it names them."""
+    row = rows[n]
+    typed = [c for c, name in enumerate(kinds) if name in TYPED and c < len(row.values) and row.values[c].strip()]
+    years = [int(row.values[c]) for c in typed if re.fullmatch(YEAR, row.values[c].strip())]
+    steps = {after - before for before, after in itertools.pairwise(years)}
+    if len(years) < max(2, len(typed)) or len(steps) != 1 or steps == {0}:
+        return False
+    below = [other.values[c].strip() for other in rows[n + 1 : n + 100] for c in typed if c < len(other.values)]
+    return sum(re.fullmatch(YEAR, cell) is not None for cell in below) <= 0.2 * len(below)
 
 
 def _same_style(above: Row, row: Row, strange: int, typed: int) -> bool:
@@ -326,9 +342,31 @@ def _names(rows: Sequence[Row], numbers: Sequence[int], width: int) -> tuple[lis
         if len(part) == width - 1 and len(parts) == 1:
             parts[n] = _short(part, rows, numbers, width)
         parts[n] = (parts[n] + [b""] * width)[:width]
-    if len(parts) == 1:
-        return parts[0], width
-    return [b" ".join(part[column] for part in parts if part[column].strip()) for column in range(width)], width
+    return (parts[0] if len(parts) == 1 else _joined(parts, width)), width
+
+
+def _joined(parts: Sequence[Sequence[bytes]], width: int) -> list[bytes]:
+    """Join several header rows, column by column, saying nothing twice, but for a header that is there twice.
+
+    A cell that goes over several columns is written in the first of them: where names are not told apart without it,
+    it counts for the empty cells after it as well.
+    """
+
+    def names(rows: Sequence[Sequence[bytes]]) -> list[bytes]:
+        said = ([part[column] for part in rows if part[column].strip()] for column in range(width))
+        return [b" ".join(column if twice else dict.fromkeys(column)) for column in said]
+
+    twice = all(list(part) == list(parts[0]) for part in parts)
+    plain = names(parts)
+    if len(set(plain)) == len(plain):
+        return plain
+    wide = [list(part) for part in parts]
+    for part in wide[:-1]:
+        for column in range(1, width):
+            if not part[column].strip() and parts[-1][column].strip():
+                part[column] = part[column - 1]
+    spread = names(wide)
+    return spread if len(set(spread)) == len(spread) else plain
 
 
 def _short(names: list[bytes], rows: Sequence[Row], numbers: Sequence[int], width: int) -> list[bytes]:

@@ -240,7 +240,8 @@ def number_pattern(reading: Reading) -> str:
     body = rf"(?:{whole}{decimal}{spare})"
     exponent = r"(?:[eE][+-]?\d+)?" if reading.type == "float" else ""
     inner = rf"{sign}[ \u00a0]?[+-]?{sign}[ \u00a0]?{body}{exponent}[ \u00a0]?{sign}"
-    return rf"^[ \u00a0]*(?:[+-]?{inner}-?|\({inner}\))[ \u00a0]*$"
+    owed = rf"\({inner}\)|{sign}[ \u00a0]?\({body}\)" if sign else rf"\({inner}\)"
+    return rf"^[ \u00a0]*(?:[+-]?{inner}-?|{owed})[ \u00a0]*$"
 
 
 def _plain_number(text: pl.Series, reading: Reading) -> pl.Series:
@@ -252,7 +253,7 @@ def _plain_number(text: pl.Series, reading: Reading) -> pl.Series:
             clean = clean.str.replace_all(mark, "", literal=True)
     if reading.decimal != ".":
         clean = clean.str.replace_all(reading.decimal, ".", literal=True)
-    negative = column.str.contains(r"^\s*\(") | column.str.contains(r"-\s*$")
+    negative = column.str.contains("(", literal=True) | column.str.contains(r"-\s*$")
     clean = pl.when(negative).then(pl.lit("-") + clean.str.strip_chars("-")).otherwise(clean)
     fits = column.str.contains(number_pattern(reading))
     return pl.select(pl.when(fits).then(clean).alias(text.name)).to_series()
@@ -270,7 +271,7 @@ def learn(cells: Sequence[str], *, comma: str = "") -> Reading:
         return Reading(null=words)
     some = dict(Counter(kept).most_common(DISTINCT))
     reading = _bool(dict(counts))
-    for attempt in (_whole, _decimal, _marked, _dated):
+    for attempt in (_whole, _decimal, _dated, _marked):
         reading = reading or attempt(some, comma)
     return _with_null(reading, counts) if reading else Reading()
 
@@ -362,7 +363,7 @@ def _decimal(counts: Mapping[str, int], comma: str) -> Reading | None:
 
 
 NUMBER = re.compile(
-    r"(?P<open>\()?[+-]?(?P<u1>[^\d\s.,()+\-']{1,3})?\s?[+-]?"
+    r"\(?[+-]?(?P<u1>[^\d\s.,()+\-']{1,3})?\s?[+-]?\(?"
     r"(?P<n>\d[\d., '\u00a0\u202f]*|[.,]\d+)\s?(?P<u2>[^\d\s.,()+\-']{1,4}\.?)?\)?-?"
 )
 
