@@ -86,7 +86,10 @@ PORTALS: dict[str, Portal] = {
     ),
     # A row of totals is a row like any other.
     "totals-row": Portal(
-        data=b"Department,Staff,Budget\nHealth,120,1500000\nTransport,340,2750000\nParks,45,310000\nTotal,505,4560000\n",
+        data=(
+            b"Department,Staff,Budget\nHealth,120,1500000\nTransport,340,2750000\nParks,45,310000\n"
+            b"Total,505,4560000\n"
+        ),
         names=["Department", "Staff", "Budget"],
         rows=[
             ("Health", 120, 1500000),
@@ -97,7 +100,10 @@ PORTALS: dict[str, Portal] = {
     ),
     # An export of a workbook with merged cells: the group stands only in its first row.
     "merged-cells": Portal(
-        data=b"District,School,Pupils\nCentre,Hill School,312\n,Park School,287\n,St Mary,401\nHarbour,Quay,198\n,Dock,155\n",
+        data=(
+            b"District,School,Pupils\nCentre,Hill School,312\n,Park School,287\n,St Mary,401\n"
+            b"Harbour,Quay,198\n,Dock,155\n"
+        ),
         names=["District", "School", "Pupils"],
         rows=[
             ("Centre", "Hill School", 312),
@@ -108,7 +114,10 @@ PORTALS: dict[str, Portal] = {
         ],
     ),
     "mark-and-tabs": Portal(
-        data="\ufeffstation\tdate\ttemp\r\nAbisko\t2024-01-01\t-12.5\r\nKiruna\t2024-01-01\t-15.0\r\nLuleå\t2024-01-01\t-8.25\r\n".encode(),
+        data=(
+            "\ufeffstation\tdate\ttemp\r\nAbisko\t2024-01-01\t-12.5\r\nKiruna\t2024-01-01\t-15.0\r\n"
+            "Luleå\t2024-01-01\t-8.25\r\n"
+        ).encode(),,
         names=["station", "date", "temp"],
         rows=[("Abisko", D(2024, 1, 1), -12.5), ("Kiruna", D(2024, 1, 1), -15.0), ("Luleå", D(2024, 1, 1), -8.25)],
     ),
@@ -142,7 +151,8 @@ PORTALS: dict[str, Portal] = {
     # Several tables under each other: the first is read, the others are a skip with a name.
     "several-tables": Portal(
         data=(
-            b"Name,Seats\nRed,12\nBlue,34\nGreen,7\nYellow,3\nWhite,1\n\nWard,Turnout,Valid\nA,61.5,1203\nB,58.2,998\nC,70.0,1410\n"
+            b"Name,Seats\nRed,12\nBlue,34\nGreen,7\nYellow,3\nWhite,1\n\nWard,Turnout,Valid\n"
+            b"A,61.5,1203\nB,58.2,998\nC,70.0,1410\n"
         ),
         names=["Name", "Seats"],
         rows=[("Red", 12), ("Blue", 34), ("Green", 7), ("Yellow", 3), ("White", 1)],
@@ -150,7 +160,8 @@ PORTALS: dict[str, Portal] = {
     "comment-lines": Portal(
         data=(
             b"# Hourly ozone, station DEBE010\n# unit: ug/m3\n# contact: air@example.org\n"
-            b"time,ozone,valid\n2024-06-01T00:00:00,55.1,true\n2024-06-01T01:00:00,51.7,true\n2024-06-01T02:00:00,48.9,false\n"
+            b"time,ozone,valid\n2024-06-01T00:00:00,55.1,true\n2024-06-01T01:00:00,51.7,true\n"
+            b"2024-06-01T02:00:00,48.9,false\n"
         ),
         names=["time", "ozone", "valid"],
         rows=[
@@ -189,7 +200,10 @@ PORTALS: dict[str, Portal] = {
         ],
     ),
     "quoted-numbers": Portal(
-        data=b'"id","amount","paid"\n"1","1,250.50","2024-02-01"\n"2","99.00","2024-02-03"\n"3","12,000.00","2024-02-07"\n"4","5.25","2024-03-01"\n',
+        data=(
+            b'"id","amount","paid"\n"1","1,250.50","2024-02-01"\n"2","99.00","2024-02-03"\n'
+            b'"3","12,000.00","2024-02-07"\n"4","5.25","2024-03-01"\n'
+        ),
         names=["id", "amount", "paid"],
         rows=[
             (1, 1250.5, D(2024, 2, 1)),
@@ -201,7 +215,8 @@ PORTALS: dict[str, Portal] = {
     # Words for "no value" in the languages of the offices that filled the form in.
     "words-for-missing": Portal(
         data=(
-            "id,áno,count,rate\n1,a,12,0.5\n2,b,k. A.,0.7\n3,c,s/d,n.d.\n4,d,17,н/д\n5,e,nd,1.25\n6,f,20,..\n7,g,21,0.9\n"
+            "id,áno,count,rate\n1,a,12,0.5\n2,b,k. A.,0.7\n3,c,s/d,n.d.\n4,d,17,н/д\n5,e,nd,1.25\n"
+            "6,f,20,..\n7,g,21,0.9\n"
             "8,h,22,1.1\n9,i,23,1.3\n10,j,24,0.8\n11,k,25,0.6\n12,l,26,1.0\n"
         ).encode(),
         names=["id", "áno", "count", "rate"],
@@ -222,14 +237,18 @@ PORTALS: dict[str, Portal] = {
     ),
     "percent-with-comma-and-space": Portal(
         data=(
-            "Jahr;Quote;Veränderung\n2019;5,0 %;-0,2 %\n2020;5,9 %;0,9 %\n2021;5,7 %;-0,2 %\n2022;1 234,5 %;-0,4 %\n2023;5,7 %;0,4 %\n"
+            "Jahr;Quote;Veränderung\n2019;5,0 %;-0,2 %\n2020;5,9 %;0,9 %\n2021;5,7 %;-0,2 %\n"
+            "2022;1 234,5 %;-0,4 %\n2023;5,7 %;0,4 %\n"
         ).encode(),
         names=["Jahr", "Quote", "Veränderung"],
         rows=[(2019, 5.0, -0.2), (2020, 5.9, 0.9), (2021, 5.7, -0.2), (2022, 1234.5, -0.4), (2023, 5.7, 0.4)],
     ),
     # Telephone numbers and postcodes are no numbers.
     "phones-and-postcodes": Portal(
-        data=b"name,plz,tel\nAmt A,01067,0351 4880\nAmt B,10115,030 901820\nAmt C,80331,+49 89 2330\nAmt D,04109,0341/1230\n",
+        data=(
+            b"name,plz,tel\nAmt A,01067,0351 4880\nAmt B,10115,030 901820\nAmt C,80331,+49 89 2330\n"
+            b"Amt D,04109,0341/1230\n"
+        ),
         names=["name", "plz", "tel"],
         rows=[
             ("Amt A", "01067", "0351 4880"),
@@ -239,7 +258,10 @@ PORTALS: dict[str, Portal] = {
         ],
     ),
     "coordinates-with-commas": Portal(
-        data=b"id;lon;lat;name\n1;13,404954;52,520008;Mitte\n2;9,993682;53,551086;Altona\n3;11,576124;48,137154;Au\n4;6,953101;50,935173;Deutz\n",
+        data=(
+            b"id;lon;lat;name\n1;13,404954;52,520008;Mitte\n2;9,993682;53,551086;Altona\n"
+            b"3;11,576124;48,137154;Au\n4;6,953101;50,935173;Deutz\n"
+        ),
         names=["id", "lon", "lat", "name"],
         rows=[
             (1, 13.404954, 52.520008, "Mitte"),
@@ -255,7 +277,8 @@ PORTALS: dict[str, Portal] = {
     ),
     "json-in-a-cell": Portal(
         data=(
-            b'id,kind,payload\n1,open,"{""a"": 1, ""b"": [1, 2]}"\n2,shut,"{""a"": 2, ""b"": []}"\n3,open,"{""a"": 3, ""b"": [7]}"\n'
+            b'id,kind,payload\n1,open,"{""a"": 1, ""b"": [1, 2]}"\n2,shut,"{""a"": 2, ""b"": []}"\n'
+            b'3,open,"{""a"": 3, ""b"": [7]}"\n'
         ),
         names=["id", "kind", "payload"],
         rows=[
@@ -271,7 +294,10 @@ PORTALS: dict[str, Portal] = {
     ),
     # Lines of an address inside quotes, on Windows.
     "address-over-lines": Portal(
-        data=b'id,address,opened\r\n1,"1 High St\r\nLeeds",01/03/2019\r\n2,"Flat 2\r\n9 Low Rd\r\nYork",25/12/2020\r\n3,Hull,14/07/2021\r\n',
+        data=(
+            b'id,address,opened\r\n1,"1 High St\r\nLeeds",01/03/2019\r\n2,"Flat 2\r\n9 Low Rd\r\n'
+            b'York",25/12/2020\r\n3,Hull,14/07/2021\r\n'
+        ),
         names=["id", "address", "opened"],
         rows=[
             (1, "1 High St\r\nLeeds", D(2019, 3, 1)),
@@ -281,7 +307,10 @@ PORTALS: dict[str, Portal] = {
     ),
     # United States: money with signs, negatives in brackets, month first.
     "us-money": Portal(
-        data=b'Agency,Obligated,Date\nDOE,"$1,250,000.00",12/31/2023\nNASA,"$(4,500.25)",01/15/2024\nEPA,$310.00,02/28/2024\nNSF,"$12,000.10",03/17/2024\n',
+        data=(
+            b'Agency,Obligated,Date\nDOE,"$1,250,000.00",12/31/2023\nNASA,"$(4,500.25)",01/15/2024\n'
+            b'EPA,$310.00,02/28/2024\nNSF,"$12,000.10",03/17/2024\n'
+        ),
         names=["Agency", "Obligated", "Date"],
         rows=[
             ("DOE", 1250000.0, D(2023, 12, 31)),
@@ -293,7 +322,8 @@ PORTALS: dict[str, Portal] = {
     # Russia: CP1251, semicolons, dates with dots, "нет данных".
     "russian-register": Portal(
         data=(
-            "Наименование;ИНН;Дата;Сумма\r\nООО Ромашка;7701234567;01.02.2024;1200,50\r\nЗАО Лютик;7712345678;15.03.2024;нет данных\r\n"
+            "Наименование;ИНН;Дата;Сумма\r\nООО Ромашка;7701234567;01.02.2024;1200,50\r\n"
+            "ЗАО Лютик;7712345678;15.03.2024;нет данных\r\n"
             "ИП Иванов;7723456789;28.11.2023;99,00\r\nАО Север;7734567890;07.07.2023;310000,25\r\n"
         ).encode("cp1251"),
         names=["Наименование", "ИНН", "Дата", "Сумма"],
@@ -306,7 +336,10 @@ PORTALS: dict[str, Portal] = {
     ),
     # Poland: UTF-16 with a mark and tabs, as Excel writes "Unicode text".
     "excel-unicode-text": Portal(
-        data="Województwo\tLiczba\tUdział\r\nŁódzkie\t2\u00a0394\u00a0946\t6,3\r\nŚląskie\t4\u00a0375\u00a0947\t11,6\r\nOpolskie\t948\u00a0583\t2,5\r\n".encode(
+        data=(
+            "Województwo\tLiczba\tUdział\r\nŁódzkie\t2\u00a0394\u00a0946\t6,3\r\n"
+            "Śląskie\t4\u00a0375\u00a0947\t11,6\r\nOpolskie\t948\u00a0583\t2,5\r\n"
+        ).encode(,
             "utf-16"
         ),
         names=["Województwo", "Liczba", "Udział"],
@@ -315,7 +348,8 @@ PORTALS: dict[str, Portal] = {
     # Eurostat: the dimensions in one column with commas, the years in tabs, ":" for missing, flags after values.
     "tabs-with-commas-inside": Portal(
         data=(
-            b"freq,unit,geo\\TIME_PERIOD\t2019 \t2020 \t2021 \nA,PC,AT\t5.1 \t6.0 \t6.2 \nA,PC,BE\t5.5 \t5.8 \t6.3 \nA,PC,DE\t3.0 \t3.7 \t3.7 \n"
+            b"freq,unit,geo\\TIME_PERIOD\t2019 \t2020 \t2021 \nA,PC,AT\t5.1 \t6.0 \t6.2 \n"
+            b"A,PC,BE\t5.5 \t5.8 \t6.3 \nA,PC,DE\t3.0 \t3.7 \t3.7 \n"
             b"A,PC,FI\t6.8 \t7.7 \t7.7 \n"
         ),
         names=["freq,unit,geo\\TIME_PERIOD", "2019", "2020", "2021"],
@@ -328,7 +362,10 @@ PORTALS: dict[str, Portal] = {
     ),
     # United Kingdom: names of months in words, a blank first column, padded numbers.
     "months-in-words": Portal(
-        data=b"Date,Average price,Volume\n1 January 2023,285000, 1200\n1 February 2023,284500, 980\n1 March 2023,286250, 1310\n1 April 2023,287000, 1002\n",
+        data=(
+            b"Date,Average price,Volume\n1 January 2023,285000, 1200\n1 February 2023,284500, 980\n"
+            b"1 March 2023,286250, 1310\n1 April 2023,287000, 1002\n"
+        ),
         names=["Date", "Average price", "Volume"],
         rows=[
             (D(2023, 1, 1), 285000, 1200),
@@ -340,8 +377,10 @@ PORTALS: dict[str, Portal] = {
     # Netherlands: a page of text above the table, with commas in it.
     "long-preamble": Portal(
         data=(
-            b'"Bevolking; kerncijfers"\n"Onderwerp";"Perioden";"Mannen";"Vrouwen"\n"Onderwerp";"Perioden";"aantal";"aantal"\n'
-            b'"Totaal";"2021";"8686536";"8788879"\n"Totaal";"2022";"8745468";"8845204"\n"Totaal";"2023";"8857054";"8954237"\n'
+            b'"Bevolking; kerncijfers"\n"Onderwerp";"Perioden";"Mannen";"Vrouwen"\n'
+            b'"Onderwerp";"Perioden";"aantal";"aantal"\n'
+            b'"Totaal";"2021";"8686536";"8788879"\n"Totaal";"2022";"8745468";"8845204"\n'
+            b'"Totaal";"2023";"8857054";"8954237"\n'
             b'"Bron: CBS"\n'
         ),
         names=["Onderwerp", "Perioden", "Mannen aantal", "Vrouwen aantal"],
@@ -354,7 +393,8 @@ PORTALS: dict[str, Portal] = {
     # Times without seconds, booleans in words of the country.
     "flags-and-times": Portal(
         data=(
-            b"sensor;datum;zeit;aktiv\nA1;01.06.2024;08:15;ja\nA2;01.06.2024;08:30;nein\nA3;13.06.2024;09:05;ja\nA4;14.06.2024;10:45;ja\n"
+            b"sensor;datum;zeit;aktiv\nA1;01.06.2024;08:15;ja\nA2;01.06.2024;08:30;nein\n"
+            b"A3;13.06.2024;09:05;ja\nA4;14.06.2024;10:45;ja\n"
         ),
         names=["sensor", "datum", "zeit", "aktiv"],
         rows=[
