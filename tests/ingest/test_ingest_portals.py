@@ -46,18 +46,18 @@ PORTALS: dict[str, Portal] = {
     # A statistics office: title, blank line, names and a row of units, totals and footnotes below.
     "units-row-and-footnotes": Portal(
         data=(
-            "Table 4.2: Energy by region\n"
-            "\n"
-            "Region,Population,Consumption,Share\n"
-            ",persons,GWh,%\n"
-            "North,120500,310.5,12.1\n"
-            "East,98200,280.1,10.9\n"
-            "South,301100,990.7,38.6\n"
-            "West,287000,985.2,38.4\n"
-            "\n"
-            "Source: Statistical Office\n"
-            "1) preliminary\n"
-        ).encode(),
+            b"Table 4.2: Energy by region\n"
+            b"\n"
+            b"Region,Population,Consumption,Share\n"
+            b",persons,GWh,%\n"
+            b"North,120500,310.5,12.1\n"
+            b"East,98200,280.1,10.9\n"
+            b"South,301100,990.7,38.6\n"
+            b"West,287000,985.2,38.4\n"
+            b"\n"
+            b"Source: Statistical Office\n"
+            b"1) preliminary\n"
+        ),
         names=["Region", "Population persons", "Consumption GWh", "Share %"],
         rows=[
             ("North", 120500, 310.5, 12.1),
@@ -87,8 +87,7 @@ PORTALS: dict[str, Portal] = {
     # A row of totals is a row like any other.
     "totals-row": Portal(
         data=(
-            b"Department,Staff,Budget\nHealth,120,1500000\nTransport,340,2750000\nParks,45,310000\n"
-            b"Total,505,4560000\n"
+            b"Department,Staff,Budget\nHealth,120,1500000\nTransport,340,2750000\nParks,45,310000\nTotal,505,4560000\n"
         ),
         names=["Department", "Staff", "Budget"],
         rows=[
@@ -117,7 +116,7 @@ PORTALS: dict[str, Portal] = {
         data=(
             "\ufeffstation\tdate\ttemp\r\nAbisko\t2024-01-01\t-12.5\r\nKiruna\t2024-01-01\t-15.0\r\n"
             "Luleå\t2024-01-01\t-8.25\r\n"
-        ).encode(),,
+        ).encode(),
         names=["station", "date", "temp"],
         rows=[("Abisko", D(2024, 1, 1), -12.5), ("Kiruna", D(2024, 1, 1), -15.0), ("Luleå", D(2024, 1, 1), -8.25)],
     ),
@@ -339,9 +338,7 @@ PORTALS: dict[str, Portal] = {
         data=(
             "Województwo\tLiczba\tUdział\r\nŁódzkie\t2\u00a0394\u00a0946\t6,3\r\n"
             "Śląskie\t4\u00a0375\u00a0947\t11,6\r\nOpolskie\t948\u00a0583\t2,5\r\n"
-        ).encode(,
-            "utf-16"
-        ),
+        ).encode("utf-16"),
         names=["Województwo", "Liczba", "Udział"],
         rows=[("Łódzkie", 2394946, 6.3), ("Śląskie", 4375947, 11.6), ("Opolskie", 948583, 2.5)],
     ),
