@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import polars as pl
 
-from tenon.ingest.charset import Charset, to_utf8
-from tenon.ingest.dialect import Dialect, chomp, split
+from tenon.ingest.charset import Charset, to_utf8, utf8
+from tenon.ingest.dialect import Dialect, Split, chomp, loose, split
 from tenon.ingest.profile import Profile
 from tenon.ingest.repair import Mended, mend
 from tenon.ingest.scan import Lines, Mask, Places, marks_of, pairs, scan
@@ -219,49 +219,61 @@ def _decide(data: bytes, table: Lines, layout: Layout) -> _Decided:
     """Read, repair or refuse every row that is no good line."""
     out = _Decided([], {}, [], {}, {})
     waiting: list[tuple[int, int, bytes, str]] = []
-    for first, last in _apart(data, table, layout):
-        raw = data[table.starts[first] : table.ends[last]]
+    reads: list[Split] = []
+    dialect, width = layout.dialect, layout.width
+    blank = b" \t\r\n" + dialect.delimiter
+    for first, last, begin, end in _apart(data, table, layout):
+        raw = data[begin:end]
         if len(raw) > layout.reach + 2:
             out.refused.extend(_pieces_of(table, first, last, layout.reach))
             continue
         row, note = _cleaned(raw, layout, out.encodings)
-        if not row.strip(b" \t\r\n" + layout.dialect.delimiter):
+        if not row.strip(blank):
             out.skipped["blank"] = out.skipped.get("blank", 0) + len(raw)
             continue
-        read = split(row, layout.dialect)
-        quote = layout.dialect.quote
-        loose = bool(quote) and any(quote in v and not q for v, q in zip(read.values, read.quoted, strict=True))
-        if read.closed and not read.faults and not loose and len(read.values) == layout.width:
+        read = split(row, dialect)
+        tidy = read.closed and not read.faults and not loose(read.values, read.quoted, dialect.quote)
+        if tidy and len(read.values) == width:
             out.rows.append((first, last, read.values))
             if note:
                 out.repaired[first] = (-1, note, _shown(raw))
         else:
             waiting.append((first, last, row, note))
-    for (first, last, row, note), mended in zip(
-        waiting, mend([row for _, _, row, _ in waiting], layout.dialect, layout.profiles), strict=True
-    ):
+            reads.append(read)
+    answers = mend([row for _, _, row, _ in waiting], dialect, layout.profiles, reads)
+    for (first, last, row, note), mended in zip(waiting, answers, strict=True):
         if mended.sure:
             code = "+".join(part for part in (note, mended.code) if part and part != "none")
             out.rows.append((first, last, mended.values))
             if code:
                 out.repaired[first] = (mended.column, code, _shown(row))
         else:
-            out.refused.append(_refuse(table, first, last, mended.column, "fields", said(mended)))
+            begin, end = int(table.starts[first]), int(table.ends[last])
+            out.refused.append(Refused(begin, end, first, mended.column, "fields", said(mended)))
     return out
 
 
-def _apart(data: bytes, table: Lines, layout: Layout) -> Iterator[tuple[int, int]]:
-    """Yield the rows that are no good lines; lines that only a faulty quote holds together are rows by themselves.
+def _apart(data: bytes, table: Lines, layout: Layout) -> Iterator[tuple[int, int, int, int]]:
+    """Yield the rows that are no good lines: first and last line, begin and end.
 
-    A stray quote in one row and a quote at the end of the next look like one value over two lines.
+    Lines that only a faulty quote holds together are rows by themselves: a stray quote in one row and a quote at the
+    end of the next look like one value over two lines.
     """
-    for first, last in table.groups:
-        whole = data[table.starts[first] : table.ends[last]]
-        read = split(chomp(whole), layout.dialect) if last > first else None
-        if read is not None and (read.faults or not read.closed):
-            yield from ((line, line) for line in range(first, last + 1))
-        else:
-            yield first, last
+    if not table.groups:
+        return
+    groups = np.array(table.groups, dtype=np.int64)
+    firsts, lasts = groups[:, 0], groups[:, 1]
+    places = zip(
+        firsts.tolist(), lasts.tolist(), table.starts[firsts].tolist(), table.ends[lasts].tolist(), strict=True
+    )
+    for first, last, begin, end in places:
+        if last > first:
+            read = split(chomp(data[begin:end]), layout.dialect)
+            if read.faults or not read.closed:
+                for line in range(first, last + 1):
+                    yield line, line, int(table.starts[line]), int(table.ends[line])
+                continue
+        yield first, last, begin, end
 
 
 def said(mended: Mended) -> str:
@@ -277,15 +289,11 @@ def _cleaned(raw: bytes, layout: Layout, encodings: dict[str, int]) -> tuple[byt
     row, note = chomp(raw), ""
     if b"\x00" in row:
         row, note = row.replace(b"\x00", b""), "nul"
-    if not row.isascii():
+    if not row.isascii() and not utf8(row):
         (row,), counts = to_utf8([row], layout.charset)
         for name, count in counts.items():
             encodings[name] = encodings.get(name, 0) + count
     return row, note
-
-
-def _refuse(table: Lines, first: int, last: int, column: int, code: str, fix: str) -> Refused:
-    return Refused(int(table.starts[first]), int(table.ends[last]), first, column, code, fix)
 
 
 def _pieces_of(table: Lines, first: int, last: int, reach: int) -> Iterator[Refused]:

@@ -80,6 +80,13 @@ class Split:
     closed: bool
 
 
+def loose(values: list[bytes], quoted: list[bool], quote: bytes) -> bool:
+    """Whether a value that was not quoted holds a quote."""
+    if not quote or quote not in b"".join(values):
+        return False
+    return any(quote in value and not closed for value, closed in zip(values, quoted, strict=True))
+
+
 def chomp(row: bytes) -> bytes:
     """Return the row without its line ending (LF, CRLF or CR)."""
     if row.endswith(b"\n"):
@@ -129,25 +136,37 @@ def _split_tidy(row: bytes, dialect: Dialect) -> Split:
     quoted: list[bool] = []
     at, size, step = 0, len(row), len(delimiter)
     while True:
+        at = _skip_plain(row, at, dialect, values, quoted)
+        if at > size:
+            return Split(values, quoted, 0, True)
         if dialect.spaced and values and row[at : at + 1] == b" ":
             at += 1
-        if row[at : at + 1] == quote:
-            end = row.find(quote, at + 1)
-            while row[end + 1 : end + 2] == quote:
-                end = row.find(quote, end + 2)
-            value = row[at + 1 : end]
-            values.append(value.replace(quote + quote, quote) if quote in value else value)
-            quoted.append(True)
-            at = end + 1
-        else:
-            end = row.find(delimiter, at)
-            end = size if end < 0 else end
-            values.append(row[at:end])
-            quoted.append(False)
-            at = end
+        end = row.find(quote, at + 1)
+        while row[end + 1 : end + 2] == quote:
+            end = row.find(quote, end + 2)
+        value = row[at + 1 : end]
+        values.append(value.replace(quote + quote, quote) if quote in value else value)
+        quoted.append(True)
+        at = end + 1
         if at >= size:
             return Split(values, quoted, 0, True)
         at += step
+
+
+def _skip_plain(row: bytes, at: int, dialect: Dialect, values: list[bytes], quoted: list[bool]) -> int:
+    """Read the fields from a place on that come before one with a quote; return where that begins, or past the end."""
+    place = row.find(dialect.quote, at)
+    plain = row[at : len(row) if place < 0 else place].split(dialect.delimiter)
+    if place >= 0:
+        begin = place - len(plain.pop())
+    else:
+        # A field that begins where the row ends is empty, and is one.
+        begin = len(row) + 1
+    if dialect.spaced:
+        plain = [v[1:] if v[:1] == b" " and (n or values) else v for n, v in enumerate(plain)]
+    values += plain
+    quoted += [False] * len(plain)
+    return begin
 
 
 def _split_quoted(row: bytes, dialect: Dialect) -> Split:
@@ -156,6 +175,10 @@ def _split_quoted(row: bytes, dialect: Dialect) -> Split:
     quoted: list[bool] = []
     faults, closed, at, size, step = 0, True, 0, len(row), len(delimiter)
     while True:
+        if quote and not dialect.escape:
+            at = _skip_plain(row, at, dialect, values, quoted)
+            if at > size:
+                break
         begin = at
         if dialect.spaced and values and row[at : at + 1] == b" ":
             begin = at = at + 1

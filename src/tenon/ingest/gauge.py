@@ -45,11 +45,11 @@ SURE = 18  # digits that fit an integer whatever they are
 # What stands for a part of a date, as strict as can be: what matches is one, if the month has the day.
 PARTS = {
     "Y": rb"(?P<Y>[1-9][0-9]{3})",
-    "m": rb"(?P<m>0[1-9]|1[0-2])",
-    "d": rb"(?P<d>0[1-9]|[12][0-9]|3[01])",
-    "H": rb"(?:[01][0-9]|2[0-3])",
-    "M": rb"[0-5][0-9]",
-    "S": rb"[0-5][0-9]",
+    "m": rb"(?P<m>0?[1-9]|1[0-2])",
+    "d": rb"(?P<d>0?[1-9]|[12][0-9]|3[01])",
+    "H": rb"(?:[01]?[0-9]|2[0-3])",
+    "M": rb"[0-5]?[0-9]",
+    "S": rb"[0-5]?[0-9]",
 }
 
 
@@ -59,9 +59,7 @@ def gauge(profile: Profile) -> Gauge:
     null = frozenset((b"", *(word.encode() for word in profile.reading.null)))
     if profile.typed:
         return _typed(profile, null)
-    if profile.missing >= 1:
-        return _any(profile, null, lambda cell: 3.0)
-    return _words(profile, null) if profile.words else _any(profile, null, _text(profile))
+    return _words(profile, null) if profile.words and profile.missing < 1 else _text(profile, null)
 
 
 def stripped(cell: bytes) -> bytes:
@@ -98,7 +96,8 @@ def _typed(profile: Profile, null: frozenset[bytes]) -> Gauge:
     def judge(cell: bytes) -> float:
         shape = cell.translate(ONES)
         known = seen.get(shape)
-        if known is not None and not (digits and cell.lstrip(b" +-")[:1] == b"0"):
+        # Zeros in front are no part of the shape: few cells begin with a sign or a zero.
+        if known is not None and not (digits and cell[:1] <= b"0" and cell.lstrip(b" +-")[:1] == b"0"):
             return known
         if sure(cell):
             return 0.0
@@ -150,8 +149,8 @@ def _fits(reading: Reading) -> tuple[Fits, Fits, Fits]:
     fits = _hopeful(asked, None if named else re.sub(r"%(\.f|.)", "", "".join(reading.formats)))
     if "%a" in "".join(reading.formats) or "%A" in "".join(reading.formats):
         return fits, _dated(reading.formats), _never
-    # Of a shape that is no date with ones, no other digits make one; a sign may stand before a longer year.
-    return fits, _dated(reading.formats), lambda shape: shape[:1] not in (b"+", b"-") and not fits(shape)
+    # Of a shape that is no date with ones, no other digits make one; but for a signed year of more than four.
+    return fits, _dated(reading.formats), lambda shape: not re.match(rb"[+-]1{5}", shape) and not fits(shape)
 
 
 def _hopeful(asked: Fits, letters: str | None) -> Fits:
@@ -194,7 +193,8 @@ def _dated(formats: tuple[str, ...]) -> Fits:
     for pattern in formats:
         parts = re.findall(r"%(\.f|.)|(.)", pattern, re.DOTALL)
         signs = [sign for sign, _ in parts if sign]
-        if len(set(signs)) == len(signs) and {"Y", "m", "d"} <= set(signs) <= set(PARTS):
+        apart = not re.search(r"%.%|%.[0-9]", pattern)
+        if apart and len(set(signs)) == len(signs) and {"Y", "m", "d"} <= set(signs) <= set(PARTS):
             whole = b"".join(PARTS[sign] if sign else re.escape(literal.encode()) for sign, literal in parts)
             return _calendar(re.compile(whole).fullmatch)
     return _never
@@ -205,11 +205,11 @@ def _calendar(match: Callable[[bytes], re.Match[bytes] | None]) -> Fits:
         found = match(cell)
         if found is None:
             return False
-        day = found["d"]
-        if day <= b"28":
+        day = int(found["d"])
+        if day <= 28:
             return True
         try:
-            date(int(found["Y"]), int(found["m"]), int(day))
+            date(int(found["Y"]), int(found["m"]), day)
         except ValueError:
             return False
         return True
@@ -235,14 +235,9 @@ def _words(profile: Profile, null: frozenset[bytes]) -> Gauge:
     return judge
 
 
-def _any(profile: Profile, null: frozenset[bytes], rough: Gauge) -> Gauge:
-    """Judge missing cells by how rare they are, others by `rough`."""
-    empty = profile.empty_cost
-    return lambda cell: empty if stripped(cell) in null else rough(cell)
-
-
-def _text(profile: Profile) -> Gauge:
+def _text(profile: Profile, null: frozenset[bytes]) -> Gauge:
     """Judge by shapes or by how cells begin, by a common beginning, and by length."""
+    empty, strange = profile.empty_cost, 3.0 if profile.missing >= 1 else -1.0
     shapes = re.compile(pattern(profile)).fullmatch if profile.shapes else None
     first = _first(profile) if profile.begins and not profile.shapes else None
     prefix = profile.prefix.encode()
@@ -250,6 +245,10 @@ def _text(profile: Profile) -> Gauge:
     sizes: dict[int, float] = {}
 
     def judge(cell: bytes) -> float:
+        if stripped(cell) in null:
+            return empty
+        if strange >= 0:
+            return strange
         cost = 0.0
         if shapes is not None:
             cost = 0.0 if shapes(cell) else 4.0

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from operator import itemgetter
 
-from tenon.ingest.dialect import Dialect, Split, split, tidy
+from tenon.ingest.dialect import Dialect, Split, loose, split, tidy
 from tenon.ingest.gauge import Gauge, gauge
 from tenon.ingest.profile import MISFIT, Profile
 
@@ -182,7 +182,7 @@ def _weighed(row: bytes, read: Split, dialect: Dialect) -> Attempt:
     """Weigh a row as it stands."""
     cost = FAULT * read.faults + (0.5 if not read.closed else 0.0)
     quote = dialect.quote
-    if quote and quote in row:
+    if quote and quote in row and quote in b"".join(read.values):
         pairs = zip(read.values, read.quoted, strict=True)
         cost += LOOSE * sum(not quoted and value.count(quote) % 2 for value, quoted in pairs)
     return Attempt(read.values, read.quoted, cost, "quote" if read.faults else "")
@@ -191,34 +191,27 @@ def _weighed(row: bytes, read: Split, dialect: Dialect) -> Attempt:
 def _others(row: bytes, plain: Attempt, columns: _Columns) -> Iterator[Attempt]:
     """Yield every other way to cut a row."""
     seen = [plain.fields]
-    tried: list[Iterable[Attempt]] = []
-    dialect, width = columns.dialect, columns.width
-    quote = dialect.quote
+    quote = columns.dialect.quote
     # Quotes that are all in order leave no doubt, unless two fields may have met at a doubled one.
     if (
         quote
         and quote in row
-        and (plain.cost > 0 or _loose(plain, quote) or (len(plain.fields) < width and quote * 2 in row))
+        and (
+            plain.cost > 0
+            or loose(plain.fields, plain.quoted, quote)
+            or (len(plain.fields) < columns.width and quote * 2 in row)
+        )
     ):
-        tried.append(_quote_attempts(row, dialect, width))
-    tried.append(_foreign_attempts(row, columns))
-    for ways in tried:
-        for one in ways:
+        for one in _quote_attempts(row, columns.dialect, columns.width):
             if one.fields not in seen:
                 seen.append(one.fields)
                 yield one
-
-
-def _loose(plain: Attempt, quote: bytes) -> bool:
-    return any(quote in value and not quoted for value, quoted in zip(plain.fields, plain.quoted, strict=True))
-
-
-def _foreign_attempts(row: bytes, columns: _Columns) -> Iterator[Attempt]:
-    width = columns.width
+    least = columns.width - 1
     for other, dialect in columns.foreign:
-        if row.count(other) >= width - 1 > 0:
+        if row.count(other) >= least > 0:
             read = split(row, dialect)
-            if width <= len(read.values) <= 2 * width and not read.faults:
+            if least < len(read.values) <= 2 * columns.width and not read.faults and read.values not in seen:
+                seen.append(read.values)
                 yield Attempt(read.values, read.quoted, FOREIGN, "delimiter")
 
 
@@ -275,17 +268,16 @@ def _readings(attempt: Attempt, columns: _Columns, bound: float) -> Iterable[_Fo
     if abs(shift) > max(3, width) or room <= 0:
         return ()
     # A stray quote at either end of a cell is not held against it.
-    cells = fields
-    if quote and any(quote in field for field in fields):
-        cells = [field.strip(quote) for field in fields]
+    cells = [field.strip(quote) for field in fields] if quote and quote in b"".join(fields) else fields
     if shift > 0:
         return _too_many(attempt, cells, columns, room)
     if shift < 0:
         return _too_few(attempt, cells, columns, room)
     total = peak = 0.0
     worst = -1
-    for place, judge in enumerate(columns.gauges):
-        cost = judge(cells[place])
+    gauges = columns.gauges
+    for place, cell in enumerate(cells):
+        cost = gauges[place](cell)
         if cost:
             total += cost
             if total >= room:
@@ -325,13 +317,15 @@ def _too_many(attempt: Attempt, cells: Sequence[bytes], columns: _Columns, room:
     # Of a run of empty fields, the last ones are dropped: dropping others gives the same values.
     drops = [
         place
-        for place in range(width + 1)
+        for place in (range(width + 1) if b"" in fields else ())
         if not fields[place + shift - 1]
         and (place == width or fields[place + shift])
         and not any(fields[place : place + shift])
     ]
     joins = columns.texts if most >= JOIN else ()
     before = _prefix(cells, columns, most, max((*drops[-1:], *joins[-1:]), default=0))
+    if len(before) == 1 and not (drops and drops[0] == 0) and not (joins and joins[0] == 0):
+        return
     drops = [place for place in drops if place < len(before)]
     joins = tuple(place for place in joins if place < len(before))
     deep = max([*(width - place for place in drops[:1]), *(width - place - 1 for place in joins[:1])], default=0)
