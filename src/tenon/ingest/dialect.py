@@ -70,9 +70,12 @@ class Dialect:
         return f"{text} and space" if self.spaced else text
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Split:
-    """A row read under a dialect: values, which of them were quoted, faults tolerated, whether quotes closed."""
+    """A row read under a dialect: values, which of them were quoted, faults tolerated, whether quotes closed.
+
+    Not frozen, because one is made for every way to read a broken row, and freezing triples what that costs.
+    """
 
     values: list[bytes]
     quoted: list[bool]

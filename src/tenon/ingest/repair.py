@@ -49,9 +49,12 @@ HOLD = b"\x1a"
 SLACK = 1e-9  # sums that differ by less may be the same
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Attempt:
-    """One way to cut a row into fields, what it costs, and the repair it stands for."""
+    """One way to cut a row into fields, what it costs, and the repair it stands for.
+
+    It and `Mended` are made for every broken row, several times a row: freezing them would triple what that costs.
+    """
 
     fields: list[bytes]
     quoted: list[bool]
@@ -59,7 +62,7 @@ class Attempt:
     code: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Mended:
     """What came of one row: its values in columns when it was repaired, else why not and what would have fixed it.
 
