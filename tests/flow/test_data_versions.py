@@ -75,7 +75,7 @@ def test_a_version_says_what_it_shares_and_what_made_it(store: Store) -> None:
     assert second["why"] == ["changed: invoices.csv"] and not second["contract_changed"]
     assert third["why"] == ["contract"] and third["contract_changed"] and third["quarantined"] > 0
     made = third["datasets"][0]["made"]
-    assert made["tenon"] and made["polars"] == pl.__version__
+    assert made["tenon"] and made["config"] and made["declared"] and made["polars"] == pl.__version__
     (raw,) = second["datasets"][0]["raw"]
     assert raw["path"].endswith("invoices.csv") and raw["bytes"] > 0 and len(raw["content"]) == 40
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -241,6 +242,19 @@ def test_what_cannot_be_written_whole_is_not_written(store: Store, tmp_path: Pat
         piece.write(store, record, tmp_path / "out.xlsx")
     with pytest.raises(StoreError, match="absent"):
         piece.write(store, record, tmp_path / "absent" / "out.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["project"]
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.csv", "out.jsonl"])
+def test_a_disk_that_is_full_is_told_and_leaves_no_half_file(store: Store, tmp_path: Path, name: str) -> None:
+    record = piece.keep(store, [rows_of(60_000)])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        with pytest.raises(StoreError, match="got a full disk"):
+            piece.write(store, record, tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [path.name for path in tmp_path.iterdir()] == ["project"]
 
 

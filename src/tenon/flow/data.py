@@ -224,12 +224,13 @@ def dataset(work: Work, source: Source, read: Stage, lookups: Mapping[str, Stage
 
 
 def _made(work: Work) -> dict[str, Any]:
-    """Say with what a dataset is made, beside its raw files and its declaration: the code."""
+    """Say with what a dataset is made, beside its raw files and its declaration: the code and the configuration."""
     git = setting.git(work.project.root)
     return {
         "tenon": tenon.__version__,
         "polars": pl.__version__,
         "python": platform.python_version(),
+        "config": digest(work.config.to_dict())[:12],
         "git": {"commit": git["commit"][:40], "dirty": git["dirty"]} if git else {},
     }
 

@@ -301,10 +301,13 @@ def _join(store: Store, record: Mapping[str, Any], target: Path) -> None:
     join(paths, target)
 
 
+# Made as text first and written here: a full disk then says so by its number, which Polars' own writing loses.
+
+
 def _csv(store: Store, record: Mapping[str, Any], target: Path) -> None:
     with target.open("wb") as file:
         for number, rows in enumerate(_frames(store, record, None, None, None)):
-            rows.write_csv(file, include_header=not number)
+            file.write(rows.write_csv(include_header=not number).encode())
         file.flush()
         os.fsync(file.fileno())
 
@@ -312,6 +315,6 @@ def _csv(store: Store, record: Mapping[str, Any], target: Path) -> None:
 def _jsonl(store: Store, record: Mapping[str, Any], target: Path) -> None:
     with target.open("wb") as file:
         for rows in _frames(store, record, None, None, None):
-            rows.write_ndjson(file)
+            file.write(rows.write_ndjson().encode())
         file.flush()
         os.fsync(file.fileno())

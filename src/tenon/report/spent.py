@@ -131,12 +131,17 @@ def _keeping(records: Records, store: Store) -> float:
     config = records.run.get("config")
     found = config.get("prices") if isinstance(config, dict) else None
     price = finite(found.get("usd_per_gb_month")) if isinstance(found, dict) else None
-    digests = {str(digest) for one in records.datasets for digest in one.get("files") or ()}
-    digests |= {str(digest) for digest in records.names()["blobs"].values()}
+    known: dict[str, int] = {}  # a dataset's record knows its pieces' sizes: there may be thousands to ask for
+    for one in records.datasets:
+        files, pieces = list(one.get("files") or ()), list(one.get("pieces") or ())
+        sizes = [int(piece[1]) for piece in pieces] if len(pieces) == len(files) else [-1] * len(files)
+        known |= dict(zip(map(str, files), sizes, strict=True))
+    for digest in map(str, records.names()["blobs"].values()):
+        known.setdefault(digest, -1)
     size = 0
-    for digest in digests:
+    for digest, held in known.items():
         with suppress(TenonError):
-            size += store.blobs.size(digest)
+            size += held if held >= 0 else store.blobs.size(digest)
     return size / ledger.GB * (price if price is not None else Prices().usd_per_gb_month)
 
 

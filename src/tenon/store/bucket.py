@@ -47,30 +47,30 @@ IN_USE_S = 3600.0  # a file used within this long stays in the cache
 TIMEOUT = "120s"
 RETRIES = 4
 ASKED_AT_ONCE = 16
+TRIMS = 64  # the cache is looked through whenever such a part of its bound has come in
 
 
 class Bucket:
     """Blobs as objects of one bucket, under one prefix, with a bounded cache of files on this machine."""
 
-    __slots__ = ("_limits", "_store", "_url", "cache")
+    __slots__ = ("_limits", "_store", "_untrimmed", "_url", "cache")
 
     def __init__(self, config: StoreConfig, cache: Path, limits: StoreLimits, *, retries: int = RETRIES) -> None:
         self.cache = cache
         self._url = config.blobs
         self._limits = limits
         self._store = _open(config, retries)
+        self._untrimmed = limits.cache_bytes  # the first file that comes looks at what others have left
 
     def put(self, data: bytes | Path) -> str:
         """Keep bytes, or the content of a file, and return their digest. It is whole or absent."""
         if isinstance(data, bytes):
             digest = hashlib.sha256(data).hexdigest()
-            kept = self._head(digest)
-            if kept is not None and kept.size == len(data) and kept.at >= time.time() - YOUNG_S:
+            if self._young(digest, len(data)):
                 return digest
         digest, temporary = stage(data, self.cache, self._limits)
         with leaving_nothing(temporary):
-            kept = self._head(digest)
-            if kept is None or kept.size != temporary.stat().st_size or kept.at < time.time() - YOUNG_S:
+            if isinstance(data, bytes) or not self._young(digest, temporary.stat().st_size):
                 self._call("put", self._key(digest), temporary)
             self._into_cache(temporary, digest)
         return digest
@@ -188,6 +188,11 @@ class Bucket:
             return None
         return Kept(digest=digest, size=found["size"], at=found["last_modified"].timestamp())
 
+    def _young(self, digest: str, size: int) -> bool:
+        """Ask whether the object store has the blob, whole, and so lately that no collection will take it."""
+        kept = self._head(digest)
+        return kept is not None and kept.size == size and kept.at >= time.time() - YOUNG_S
+
     def _call(self, verb: str, *arguments: Any) -> Any:
         try:
             with self._words():
@@ -206,12 +211,16 @@ class Bucket:
     def _into_cache(self, temporary: Path, digest: str) -> None:
         file = self._cached(digest)
         with words_of_disk(file):
+            self._untrimmed += temporary.stat().st_size
             make_folder(file.parent)
             temporary.replace(file)
-        self._trim()
+        # Looking at every file for each of thousands of small ones would cost more than sending them.
+        if self._untrimmed * TRIMS > self._limits.cache_bytes:
+            held = self._trim()
+            self._untrimmed = held if held > self._limits.cache_bytes else 0
 
-    def _trim(self) -> None:
-        """Remove the least recently used files while the cache is larger than its bound."""
+    def _trim(self) -> int:
+        """Remove the least recently used files while the cache is larger than its bound; return what it holds."""
         files = []
         for file in self.cache.glob("??/*"):
             with suppress(FileNotFoundError):
@@ -220,9 +229,10 @@ class Bucket:
         held = sum(size for _, size, _ in files)
         for used, size, file in sorted(files):
             if held <= self._limits.cache_bytes or used > time.time() - IN_USE_S:
-                return
+                break
             file.unlink(missing_ok=True)
             held -= size
+        return held
 
     @contextmanager
     def _words(self) -> Iterator[None]:
