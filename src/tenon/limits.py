@@ -73,6 +73,18 @@ class ServingLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RouteLimits:
+    """Bounds of routing to replicas, and of simulating it."""
+
+    blocks: int = 1_000_000  # cached blocks remembered over all replicas
+    prompt_blocks: int = 4_096  # blocks of one request that are looked at
+    waiting: int = 1_024  # requests one replica may hold that have not begun to answer; more are told LATER
+    sessions: int = 100_000  # sessions whose replica is remembered
+    trace_requests: int = 5_000_000  # requests of a trace that is replayed
+    trace_line_bytes: int = 16 * MIB  # a longer line of a trace is refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreLimits:
     """Bounds of the store."""
 
@@ -112,6 +124,7 @@ class Limits:
     ingest: IngestLimits = IngestLimits()
     track: TrackLimits = TrackLimits()
     serving: ServingLimits = ServingLimits()
+    route: RouteLimits = RouteLimits()
     store: StoreLimits = StoreLimits()
     engine: EngineLimits = EngineLimits()
     watch: WatchLimits = WatchLimits()

@@ -6,7 +6,9 @@
 `app` finds the door of a request; `rows` checks it, `lane` batches and scores, `live` and `oip` speak JSON and the Open
 Inference Protocol, `posting` and `keeping` take facts and labels durably, `tap` and `meter` let others watch,
 `server` listens.
-`play` (replay) and `client` are the other side of the wire. Starting it imports neither torch nor ingest nor training.
+`play` (replay) and `client` are the other side of the wire. `route` chooses among replicas, with the beliefs of
+`cachemap`; `simulation` replays a trace through it, `shape` makes one up.
+Starting it imports neither torch nor ingest nor training.
 """
 
 from __future__ import annotations
@@ -19,41 +21,62 @@ if TYPE_CHECKING:
     from tenon.serving.client import Client
     from tenon.serving.keeping import restore, to_ipc
     from tenon.serving.play import Pace, Replayed, Tick, replay
+    from tenon.serving.route import Need, Router, Routing, Ticket
     from tenon.serving.server import listen, run, running
     from tenon.serving.service import Seams, Service, Settings
+    from tenon.serving.shape import shaped
+    from tenon.serving.simulation import Fleet, Simulated, read_trace, simulate
 
 _HOMES = {
     "App": "app",
     "Client": "client",
+    "Fleet": "simulation",
+    "Need": "route",
     "Pace": "play",
     "Replayed": "play",
+    "Router": "route",
+    "Routing": "route",
     "Seams": "service",
     "Service": "service",
     "Settings": "service",
+    "Simulated": "simulation",
     "Tick": "play",
+    "Ticket": "route",
     "build_app": "app",
     "listen": "server",
+    "read_trace": "simulation",
     "replay": "play",
     "restore": "keeping",
     "run": "server",
     "running": "server",
+    "shaped": "shape",
+    "simulate": "simulation",
     "to_ipc": "keeping",
 }
 __all__ = [
     "App",
     "Client",
+    "Fleet",
+    "Need",
     "Pace",
     "Replayed",
+    "Router",
+    "Routing",
     "Seams",
     "Service",
     "Settings",
+    "Simulated",
     "Tick",
+    "Ticket",
     "build_app",
     "listen",
+    "read_trace",
     "replay",
     "restore",
     "run",
     "running",
+    "shaped",
+    "simulate",
     "to_ipc",
 ]
 

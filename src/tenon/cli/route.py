@@ -1,0 +1,61 @@
+"""`tenon route`: choose how requests find replicas, on recorded traffic first.
+
+`simulate` replays a trace through the router that serves. Each command is one library call.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tenon.cli.output import Output, table
+from tenon.cli.shared import json_flag
+
+NAMES = ("cache", "least-loaded", "round-robin", "hash")  # tenon.serving.route.POLICIES; a test compares them
+
+
+@click.group()
+def route() -> None:
+    """Send requests to the replica that answers soonest, given what each has cached."""
+
+
+@route.command()
+@click.argument("trace", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--replicas", "-n", type=int, default=8, show_default=True, help="How many replicas.")
+@click.option("--blocks", "-b", type=int, default=6_000, show_default=True, help="Blocks of 512 tokens each can cache.")
+@click.option("--policy", "-p", multiple=True, help=f"One of {', '.join(NAMES)}; may be repeated (default: all).")
+@click.option("--thrift", type=float, default=24.0, show_default=True, help="Seconds to wait to save one of work.")
+@click.option("--target", type=float, default=3.0, show_default=True, help="Seconds to the first answer to aim for.")
+@click.option(
+    "--prefill", type=float, default=20_000.0, show_default=True, help="Input tokens a replica does a second."
+)
+@click.option("--decode", type=float, default=60.0, show_default=True, help="Output tokens a second of each request.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of ties.")
+@json_flag
+def simulate(
+    trace: Path, replicas: int, blocks: int, policy: tuple[str, ...], thrift: float, target: float, prefill: float,
+    decode: float, seed: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Replay TRACE (JSON lines of timestamp, input_length, output_length, hash_ids) through the router.
+
+    With one policy, --json prints one object; with several, a list of them.
+    """
+    from tenon.serving.route import Routing
+    from tenon.serving.simulation import Fleet, read_trace, simulate
+
+    output = Output(as_json)
+    routings = [Routing(policy=name, thrift=thrift, target_s=target) for name in policy or NAMES]
+    fleet = Fleet(replicas=replicas, blocks=blocks, prefill_per_s=prefill, decode_per_s=decode)
+    requests = read_trace(trace)
+    found = []
+    for number, routing in enumerate(routings):
+        output.progress(number, len(routings), routing.policy)
+        found.append(simulate(requests, fleet, routing, seed=seed))
+    header = ["policy", "hit", "ttft p50 s", "ttft p99 s", "imbalance", "refused", f"within {target:g} s"]
+    rows = [
+        [d.policy, d.hit, d.ttft_p50_s, d.ttft_p99_s, d.imbalance, d.refused, f"{d.goodput:.1%}"] for d in found
+    ]  # fmt: skip
+    plain = [done.to_dict() for done in found]
+    said = f"{found[0].requests:,} requests to {replicas} replicas of {blocks:,} blocks\n\n"
+    output.emit(plain[0] if len(policy) == 1 else plain, said + table(header, rows))
