@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +88,11 @@ def finish(
         repaired=sum(one.told["repaired"] for one in ranges),
         balance=balance,
         columns=columns,
-        findings=tuple(_findings(job, plan, ranges, about, feet, balance, columns, quarantine, repairs)),
+        findings=(),
         seconds=0.0,
         dialects={file.label: _dialect(file) for file in plan.files},
     )
+    done = replace(done, findings=tuple(_findings(job, plan, ranges, about, feet, done)))
     # The same bytes wherever and however often it is made: no times, and names instead of paths.
     body = {key: value for key, value in done.to_dict().items() if key != "seconds"}
     body["files"] = [file.name for file in done.files]
@@ -305,19 +306,17 @@ def _findings(
     ranges: Sequence[Range],
     about: Sequence[dict[str, Any]],
     feet: Sequence[_Foot],
-    balance: Balance,
-    columns: Sequence[ColumnFacts],
-    quarantine: Path | None,
-    repairs: Path | None,
+    done: Ingested,
 ) -> Iterable[Finding]:
     for number, file in enumerate(plan.files):
         mine = [one for one in ranges if one.file == number]
         yield from _file_findings(plan, file, mine, about[number], feet[number])
-    yield from _column_findings(plan, columns)
-    if quarantine:
-        yield _counted("ingest/quarantined", "warning", quarantine, "reason", "row", "wait in quarantine", job)
-    if repairs:
-        yield _counted("ingest/repaired", "info", repairs, "repair", "cell or row", "were repaired, each flagged", job)
+    yield from _column_findings(plan, done.columns)
+    if done.quarantine:
+        yield _counted("ingest/quarantined", "warning", done.quarantine, "reason", "row", "wait in quarantine", job)
+    if done.repairs:
+        said = "were repaired, each flagged"
+        yield _counted("ingest/repaired", "info", done.repairs, "repair", "cell or row", said, job)
 
 
 def _file_findings(

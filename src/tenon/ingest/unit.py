@@ -9,7 +9,7 @@ so that a part with an account is whole, and a killed worker leaves nothing that
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -231,7 +231,7 @@ def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, acc
     if fast is not None and fast.table is not None:
         account.take(fast)
         text, done = places.join(text, done, framed(fast.columns, plan, others), fast.lines, fast.table)
-    _add(offset, data, text, done, places, plan, file, account)
+    _add(_Piece(offset, data, text, done, places), plan, file, account)
 
 
 def _whole(offset: int, data: bytes, fast: Quick, plan: Plan, file: FilePlan, account: _Account) -> None:
@@ -239,7 +239,7 @@ def _whole(offset: int, data: bytes, fast: Quick, plan: Plan, file: FilePlan, ac
     text = Text(pl.DataFrame())
     account.take(fast)
     done = Typed(framed(fast.columns, plan, len(fast.lines)), None, [], [])
-    _add(offset, data, text, done, _Places(data, text, file), plan, file, account)
+    _add(_Piece(offset, data, text, done, _Places(data, text, file)), plan, file, account)
 
 
 def layout_of(file: FilePlan, plan: Plan) -> Layout:
@@ -379,24 +379,26 @@ def _blank(frame: pl.DataFrame) -> NDArray[np.bool_] | None:
     return mask
 
 
-def _add(
-    offset: int, data: bytes, text: Text, done: Typed, places: _Places, plan: Plan, file: FilePlan, account: _Account
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A piece that has been read: where it lies, its bytes, its rows as text and as values, and their places in it."""
+
+    offset: int
+    data: bytes
+    text: Text
+    done: Typed
+    places: _Places
+
+
+def _add(piece: _Piece, plan: Plan, file: FilePlan, account: _Account) -> None:
     """Add what came of a piece to the account."""
+    offset, data, text, done, places = piece.offset, piece.data, piece.text, piece.done, piece.places
     columns = [plan.outputs[target].name if target >= 0 else "" for target in file.targets]
     quarantine = sorted([*text.refused, *done.refused], key=lambda one: one.begin)
     for one in quarantine:
         name = columns[one.column] if 0 <= one.column < len(columns) else ""
-        row = (
-            file.label,
-            offset + one.begin,
-            account.lines + one.line,
-            data[one.begin : one.end],
-            name,
-            one.code,
-            one.fix,
-        )
-        account.quarantine.append(row)
+        raw, line = data[one.begin : one.end], account.lines + one.line
+        account.quarantine.append((file.label, offset + one.begin, line, raw, name, one.code, one.fix))
         account.quarantine_bytes += one.end - one.begin
         if one.code == "type" and 0 <= one.column < len(columns) and file.targets[one.column] >= 0:
             account.facts[file.targets[one.column]].quarantined += 1
@@ -405,12 +407,12 @@ def _add(
     for name, count in text.encodings.items():
         account.encodings[name] = account.encodings.get(name, 0) + count
     if places.known or quarantine or done.repaired:
-        begins, ends, lines = places()
+        begins, ends, _ = places()
         rows = done.rows if done.rows is not None else np.arange(text.frame.height)
         account.row_bytes += int((ends[rows] - begins[rows]).sum())
         if len(rows):
             account.last_row_end = max(account.last_row_end, offset + int(ends[rows].max()))
-        _repairs(offset, text, done, rows, begins, lines, columns, file, account)
+        _repairs(piece, rows, columns, file, account)
     else:
         account.row_bytes += len(data)
         account.last_row_end = offset + len(data)
@@ -431,30 +433,20 @@ def _line_count(data: bytes, file: FilePlan, after: bytes = b"") -> int:
     return ends
 
 
-def _repairs(
-    offset: int,
-    text: Text,
-    done: Typed,
-    rows: NDArray[np.int64],
-    begins: NDArray[np.int64],
-    lines: NDArray[np.int64],
-    columns: list[str],
-    file: FilePlan,
-    account: _Account,
-) -> None:
+def _repairs(piece: _Piece, rows: NDArray[np.int64], columns: list[str], file: FilePlan, account: _Account) -> None:
     """Record the repairs of rows that made it into the result, by the number the row has there."""
-    told = [*text.repaired, *done.repaired]
-    if not told:
+    told = sorted([*piece.text.repaired, *piece.done.repaired], key=lambda one: (one.row, one.column))
+    if not told or not len(rows):
         return
-    number = np.full(int(rows.max()) + 1 if len(rows) else 0, -1, dtype=np.int64)
+    begins, _, lines = piece.places()
+    number = np.full(max(int(rows.max()), told[-1].row) + 1, -1, dtype=np.int64)
     number[rows] = np.arange(len(rows))
-    told = sorted(
-        (one for one in told if one.row < len(number) and number[one.row] >= 0), key=lambda one: (one.row, one.column)
-    )
-    for one in told:
-        name = columns[one.column] if 0 <= one.column < len(columns) else ""
-        place, line = offset + int(begins[one.row]), account.lines + int(lines[one.row])
-        account.repairs.append((account.rows + int(number[one.row]), file.label, place, line, name, one.code, one.was))
+    struck = np.array([one.row for one in told], dtype=np.int64)
+    places, at = (piece.offset + begins[struck]).tolist(), (account.lines + lines[struck]).tolist()
+    for one, row, place, line in zip(told, number[struck].tolist(), places, at, strict=True):
+        if row >= 0:
+            name = columns[one.column] if 0 <= one.column < len(columns) else ""
+            account.repairs.append((account.rows + row, file.label, place, line, name, one.code, one.was))
 
 
 def _columnar(job: dict[str, Any], plan: Plan, file: FilePlan, done: Path) -> dict[str, Any]:
@@ -563,12 +555,18 @@ def _write(out: str, account: _Account, plan: Plan, done: Path, told: Mapping[st
         if frame.height:
             put(frame, Path(out + ".parquet"))
     if account.quarantine:
-        put(pl.DataFrame(account.quarantine, schema=QUARANTINE, orient="row"), Path(out + ".quarantine.parquet"))
+        put(_records(account.quarantine, QUARANTINE), Path(out + ".quarantine.parquet"))
     if account.repairs:
-        put(pl.DataFrame(account.repairs, schema=REPAIRS, orient="row"), Path(out + ".repairs.parquet"))
+        put(_records(account.repairs, REPAIRS), Path(out + ".repairs.parquet"))
     temporary = done.with_name(done.name + ".new")
     temporary.write_text(json.dumps(told), "utf-8")
     temporary.replace(done)
+
+
+def _records(rows: Sequence[tuple[Any, ...]], schema: Mapping[str, Any]) -> pl.DataFrame:
+    """Build a frame of records, a column at a time."""
+    columns = zip(*rows, strict=True)
+    return pl.DataFrame([pl.Series(name, one, dtype=schema[name]) for name, one in zip(schema, columns, strict=True)])
 
 
 def put(frame: pl.DataFrame, path: Path) -> None:
