@@ -85,6 +85,22 @@ class RouteLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageLimits:
+    """Bounds of serving one language model."""
+
+    requests: int = 256  # texts being generated or waiting; more get 429
+    batch: int = 32  # texts generated together
+    step_rows: int = 64  # tokens computed in one step, of prompts and of what is generated
+    cache_bytes: int = 256 * MIB  # keys and values, in use and kept for the next prompt
+    new_tokens: int = 4_096  # tokens of one answer, where the context has room for them
+    choices: int = 8  # answers to one prompt (`n`)
+    inputs: int = 64  # prompts, or texts to embed, in one request
+    stops: int = 4  # stop strings
+    stop_characters: int = 64  # of one stop string
+    wait_s: float = 30.0  # the longest a text waits for its beginning; then 503
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreLimits:
     """Bounds of the store."""
 
@@ -125,6 +141,7 @@ class Limits:
     track: TrackLimits = TrackLimits()
     serving: ServingLimits = ServingLimits()
     route: RouteLimits = RouteLimits()
+    language: LanguageLimits = LanguageLimits()
     store: StoreLimits = StoreLimits()
     engine: EngineLimits = EngineLimits()
     watch: WatchLimits = WatchLimits()
