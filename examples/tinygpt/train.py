@@ -32,6 +32,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tenon.errors import GateError, InputError, sentence
+from tenon.flow import language
 from tenon.ledger import Budget
 from tenon.serving.lm.tokenizer import Tokenizer
 from tenon.store import Store
@@ -66,7 +68,7 @@ class Shape:
 
 
 SHAPE = Shape()
-BATCH = 8  # sequences of a step
+BATCH = 4  # sequences of a step: at this size many small steps learn more from a token than few large ones
 
 
 # ── the text ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -158,9 +160,9 @@ class Corpus:
     tokenizer: Tokenizer
 
 
-def corpus(home: Path = HERE / ".tenon", shape: Shape = SHAPE) -> Corpus:
-    """Return the corpus, from its cache when this Python's files have not changed; the cache is written whole."""
-    texts = sources()
+def corpus(home: Path = HERE / ".tenon", shape: Shape = SHAPE, every: int = 1) -> Corpus:
+    """Return the corpus (of every so-manieth file), from its cache when this Python's files have not changed."""
+    texts = sources()[::every]
     made_of = hashlib.sha256(f"1 {shape.vocab} {platform.python_version()}".encode())
     for name, text in texts:
         made_of.update(f"{name}\0{len(text)}\0".encode() + hashlib.sha256(text.encode()).digest())
@@ -225,7 +227,7 @@ def ngram_loss(train: Tokens, valid: Tokens, vocab: int, order: int = 5) -> floa
         asked = _codes(valid, size, vocab)[1 if size == 1 else 0 :]
         lower = found[max(size - 2, 0) :]
         once, twice = int((counts == 1).sum()), int((counts == 2).sum())
-        discount = once / (once + 2 * twice)
+        discount = once / (once + 2 * twice) if once else 0.5
         contexts, starts = np.unique(codes // vocab, return_index=True)
         total = np.add.reduceat(counts, starts)
         kinds = np.diff([*starts, len(codes)])
@@ -372,13 +374,15 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     """Return the nearest matrix with singular values near one, by a quintic Newton-Schulz iteration."""
     x = matrix / (matrix.norm() + 1e-7)
+    if quick_bfloat16(matrix.device.type):
+        x = x.bfloat16()
     tall = x.shape[0] > x.shape[1]
     if tall:
         x = x.T
     for _ in range(steps):
         square = x @ x.T
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return x.T if tall else x
+    return (x.T if tall else x).to(matrix.dtype)
 
 
 def optimizer(model: nn.Module) -> torch.optim.Optimizer:
@@ -388,9 +392,9 @@ def optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return Muon(hidden, others, lr=0.02, adam_lr=0.004)
 
 
-def batch(size: int = BATCH) -> tuple[Tensor, Tensor]:
+def batch(size: int = BATCH, home: Path = HERE / ".tenon") -> tuple[Tensor, Tensor]:
     """Return `size` sequences of the training text and, for each of their tokens, the next one."""
-    return next(batches(corpus().train, size, SHAPE.context, SEED))
+    return next(batches(corpus(home).train, size, SHAPE.context, SEED))
 
 
 def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -413,6 +417,7 @@ def batches(tokens: Tokens, size: int, context: int, seed: int) -> Iterator[tupl
             yield rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
 
+@lru_cache(maxsize=4)
 def quick_bfloat16(device: str = "cpu") -> bool:
     """Say whether this device multiplies bfloat16 in hardware; emulated, it would be many times slower."""
     if device != "cpu":
@@ -433,6 +438,7 @@ class Plan:
     home: Path = HERE / ".tenon"
     shape: Shape = SHAPE
     valid_tokens: int = 1 << 30  # of those held out, how many to judge by
+    every: int = 1  # take every so-manieth file of the library
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -449,14 +455,14 @@ class Judged:
 
 @torch.no_grad()
 def judge(net: nn.Module, valid: Tokens, context: int) -> float:
-    """Return the mean loss on `valid` without its first token; each is predicted from at least half a context.
+    """Return the mean loss on `valid` without its first token; `valid` is as long as `whole_steps` says.
 
-    But for the first half context, which has less before it: windows step by half their length, and each judges its
-    second half.
+    Windows step by half their length and each judges its second half, so that every token but the first few is
+    predicted from at least half a context.
     """
     half = context // 2
     text = torch.from_numpy(valid.astype(np.int64))
-    text = text[: (len(text) - 1) // half * half + 1]  # whole steps; what is left is shorter than one
+    assert len(text) % half == 1, (len(text), half)
     starts = torch.arange(0, max(len(text) - context, 1), half)
     total = 0.0
     for group in starts.split(16):
@@ -466,6 +472,12 @@ def judge(net: nn.Module, valid: Tokens, context: int) -> float:
         losses = functional.cross_entropy(logits.transpose(1, 2).float(), rows[:, 1:], reduction="none")
         total += float(losses[:, half:].sum()) + (float(losses[0, :half].sum()) if not group[0] else 0.0)
     return total / (len(starts) * half + half)
+
+
+def whole_steps(valid: Tokens, context: int, most: int) -> Tokens:
+    """Return the beginning of the held-out tokens that both models are judged by."""
+    half = context // 2
+    return valid[: (min(len(valid), most) - 1) // half * half + 1]
 
 
 def pace(part: float) -> float:
@@ -552,8 +564,8 @@ def export(net: nn.Module, text: Corpus, plan: Plan, folder: Path, about: dict[s
 
 def main(plan: Plan, say: Callable[[str], None]) -> Judged:
     """Judge the n-gram, train the network, judge it by the same tokens, and export it if it is the better one."""
-    text = corpus(plan.home, plan.shape)
-    valid = text.valid[: plan.valid_tokens]
+    text = corpus(plan.home, plan.shape, plan.every)
+    valid = whole_steps(text.valid, plan.shape.context, plan.valid_tokens)
     per_byte = len(text.valid) / text.valid_bytes / math.log(2)
     say(f"{text.files} files: {len(text.train):,} tokens train, {len(valid):,} held out judge")
     simple = ngram_loss(text.train, valid, plan.shape.vocab)
@@ -585,6 +597,7 @@ def main(plan: Plan, say: Callable[[str], None]) -> Judged:
                 raise GateError(sentence(f"a loss under the 5-gram's {simple:.4f}", got, hint="train for longer"))
             about = {"about": "Python source, from its standard library", "run": id, "valid": asdict(judged)}
             export(net, text, plan, plan.home / "export", about)
+            language.keep(store, plan.home / "export", run=id)
             say(f"exported to {plan.home / 'export'}")
     return judged
 
@@ -595,4 +608,9 @@ if __name__ == "__main__":
     parser.add_argument("--tokens", type=int, default=0, help="how many tokens to see, instead of minutes")
     parser.add_argument("--home", type=Path, default=HERE / ".tenon", help="where everything is kept")
     given = parser.parse_args()
-    main(Plan(minutes=given.minutes, tokens=given.tokens, home=given.home), lambda said: print(said, file=sys.stderr))
+
+    def say(said: str) -> None:
+        """Say how far it is."""
+        sys.stderr.write(said + "\n")
+
+    main(Plan(minutes=given.minutes, tokens=given.tokens, home=given.home), say)

@@ -6,7 +6,9 @@ override the address for one call only.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -45,14 +47,23 @@ def predict(rows: Path, out: Path, project: Path, model: str, version: str, as_j
 @click.option("--port", type=int, default=0, help="Port to listen on (default: tenon.toml, else 8321).")
 @click.option("--version", "version", default="production", show_default=True, help="Version id, number or alias.")
 @click.option("--as-of", "as_of", default="", help="Know only what was known by this moment, for an honest replay.")
+@click.option("--lm", "languages", multiple=True, help="An exported language model, FOLDER or NAME=FOLDER; repeatable.")
 @json_flag
-def serve(project: Path, model: str, host: str, port: int, version: str, as_of: str, as_json: bool) -> None:
-    """Serve PROJECT's model over HTTP: plain JSON rows and the Open Inference Protocol v2."""
-    from tenon.flow import live
+def serve(project: Path, as_json: bool, **given: Any) -> None:
+    """Serve PROJECT's model over HTTP: plain JSON rows, Open Inference Protocol v2, OpenAI for language models.
+
+    PROJECT may also be a folder that a language model was exported to.
+    """
+    from tenon.flow import language, live
 
     output = Output(as_json)
+    if language.is_alone(project):
+        where = {name: given[name] for name in ("host", "port", "languages")}
+        language.serve(language.Alone(folder=project, **where), os.environ, output.say)
+        output.emit({"served": True}, "stopped")
+        return
     with opened(project, output) as work:
-        live.serve(work, live.Serving(model=model, host=host, port=port, version=version, as_of=as_of), output.say)
+        live.serve(work, live.Serving(**given), output.say)
     output.emit({"served": True}, "stopped; every observation is kept")
 
 

@@ -27,7 +27,7 @@ from tenon.contract.column import Source
 from tenon.errors import InputError, UsageError, sentence
 from tenon.feature import FeatureSet, Online
 from tenon.feature.plan import duration_us
-from tenon.flow import learn, promote
+from tenon.flow import language, learn, promote
 from tenon.flow.data import frame
 from tenon.flow.work import Work, newest
 from tenon.serving.play import replay as play
@@ -112,6 +112,7 @@ class Serving:
     port: int = 0
     version: str = "production"
     as_of: str = ""
+    languages: Sequence[str] = ()
 
 
 def service(work: Work, live: Live, *, facts_seq: int = 0) -> serving.Service:
@@ -188,7 +189,8 @@ def serve(work: Work, asked: Serving, say: Callable[[str], None]) -> None:
         clock=work.clock,
     )
     settings = serving.Settings(serve=work.config.serve, limits=work.config.limits.serving)
-    app = serving.build_app([service(work, live, facts_seq=seen)], seams=seams, settings=settings)
+    languages = language.opened(work.store, asked.languages, work.config.limits.language)
+    app = serving.build_app([service(work, live, facts_seq=seen)], seams=seams, settings=settings, languages=languages)
     stop = threading.Event()
     charger = threading.Thread(target=_charge, args=(work, name, collector, stop), name="tenon-cost", daemon=True)
 
@@ -196,6 +198,9 @@ def serve(work: Work, asked: Serving, say: Callable[[str], None]) -> None:
         say(f"serving {name}, version {live.record['number']} ({live.record['id']}), at {url}")
         example = msgspec.json.encode(example_row(work, live)).decode()
         say(f"try it:  curl -s {url}/predict/{name} -d '{example}'")
+        for one in languages:
+            for line in language.said(one, url):
+                say(line)
         say(f"in a browser: {url}    Ctrl-C ends it")
 
     charger.start()

@@ -20,18 +20,22 @@ import secrets
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from contextlib import aclosing
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tenon.errors import ConfigError, MissingError, TenonError, nearest, quoted, sentence
 from tenon.serving import oip, pages
-from tenon.serving.door import JSON, Asked, Door, Page, Result
+from tenon.serving.door import JSON, Asked, Door, Page, Result, Stream
 from tenon.serving.keeping import Keeper, restore
 from tenon.serving.live import Live
 from tenon.serving.meter import Meter
 from tenon.serving.posting import Posting
 from tenon.serving.refusal import Refused
 from tenon.serving.service import Seams, Service, Settings
+
+if TYPE_CHECKING:
+    from tenon.serving.lm.language import Language
 
 log = logging.getLogger("tenon.serving")
 
@@ -48,16 +52,24 @@ NOTHING: Mapping[str, Any] = {}
 NO_HEADERS: Sequence[tuple[bytes, bytes]] = ()
 
 
-def build_app(services: Iterable[Service], *, seams: Seams | None = None, settings: Settings | None = None) -> App:
-    """Build the ASGI app that serves these models; nothing runs until a server starts it."""
-    return App(tuple(services), seams or Seams(), settings or Settings())
+def build_app(
+    services: Iterable[Service],
+    *,
+    seams: Seams | None = None,
+    settings: Settings | None = None,
+    languages: Iterable[Language] = (),
+) -> App:
+    """Build the ASGI app that serves these models, tabular and language; nothing runs until a server starts it."""
+    return App(tuple(services), seams or Seams(), settings or Settings(), tuple(languages))
 
 
 class App:
     """The ASGI callable, the doors it has, and the versions it serves."""
 
-    def __init__(self, services: tuple[Service, ...], seams: Seams, settings: Settings) -> None:
-        names = [service.name for service in services]
+    def __init__(
+        self, services: tuple[Service, ...], seams: Seams, settings: Settings, languages: tuple[Language, ...] = ()
+    ) -> None:
+        names = [service.name for service in services] + [language.name for language in languages]
         if len(set(names)) != len(names):
             raise ConfigError(sentence("each model once", quoted(names), at="build_app", hint="remove one"))
         self.seams = seams
@@ -70,6 +82,12 @@ class App:
         self.keeper = Keeper(seams.store, settings.limits.queue_rows) if seams.store is not None else None
         ids = secrets.token_hex(4)
         self.lives = {s.name: Live(s, seams, settings, self.meter, f"{ids}{n:x}") for n, s in enumerate(services)}
+        self.languages = {one.name: one for one in languages}
+        if languages:
+            from tenon.serving.lm.gauge import Scrape
+
+            numbers = {name: one.engine.numbers for name, one in self.languages.items()}
+            self.meter.registry.register(Scrape({name: one.gauge for name, one in self.languages.items()}, numbers))
         self._token = settings.serve.token.encode()
         self._refused_loads: dict[tuple[str, str], float] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -94,6 +112,10 @@ class App:
             self.in_flight -= 1
         if result is None:
             return  # the caller has left
+        if isinstance(result, Stream):
+            await self._stream(result, headers, send)
+            self.meter.request(door.name if door is not None else "none", 200)
+            return
         if isinstance(result, bytes):
             status, kind, body, more = 200, JSON, result, NO_HEADERS
         else:
@@ -110,6 +132,22 @@ class App:
             await send({"type": "http.response.start", "status": status, "headers": answer})
             await send({"type": "http.response.body", "body": body})
         self.meter.request(door.name if door is not None else "none", status)
+
+    async def _stream(self, stream: Stream, headers: Mapping[bytes, bytes], send: Send) -> None:
+        """Send an answer part by part; a slow reader holds up this coroutine and nothing else."""
+        answer = [(b"content-type", stream.kind), *stream.headers]
+        trace = headers.get(b"traceparent")
+        if trace is not None and TRACEPARENT.fullmatch(trace):
+            answer.append((b"traceparent", trace))
+        self.in_flight += 1
+        try:
+            async with aclosing(stream.parts) as parts:
+                await send({"type": "http.response.start", "status": 200, "headers": answer})
+                async for part in parts:
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            self.in_flight -= 1
 
     async def _result(
         self, door: Door | None, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, arrived: float
@@ -137,7 +175,7 @@ class App:
         if not isinstance(content, bytes):
             return content
         try:
-            return await act(Asked(headers, content, arrived, self.seams.clock()))
+            return await act(Asked(headers, content, arrived, self.seams.clock(), receive))
         except Exception:  # the edge of a request: answered as 500, logged with its traceback
             log.exception("%s %s failed", method, door.name)
             return Refused(status=500, said="this request failed inside the service; its log says why")
@@ -167,7 +205,9 @@ class App:
 
     def _missing(self, path: str) -> Refused:
         doors = sorted(
-            name for name, door in self._doors.items() if door.name in ("predict", "facts", "labels", "infer")
+            name
+            for name, door in self._doors.items()
+            if door.name in ("predict", "facts", "labels", "infer", "completions", "chat", "embeddings")
         )
         return Refused(status=404, said=f"nothing is at {path[:200]!r}; {nearest(path[:200], doors)}")
 
@@ -177,7 +217,7 @@ class App:
         """Build the table of paths from what is served now."""
         posting = Posting(self.keeper, self.seams, self.settings.limits, self.meter, self.lives)
         doors = {
-            **pages.doors(self.lives, self.seams.sources, self.meter, self._is_ready),
+            **pages.doors(self.lives, self.seams.sources, self.meter, self._is_ready, self.languages),
             **oip.doors(self.lives, self._is_ready),
         }
         for name, live in self.lives.items():
@@ -186,6 +226,10 @@ class App:
             self.meter.versions[name] = live.service.version
         for name, source in self.seams.sources.items():
             doors[f"/facts/{name}"] = Door(name="facts", acts={"POST": posting.facts(source)})
+        if self.languages:
+            from tenon.serving.lm import openai
+
+            doors.update(openai.doors(self.languages))
         self._doors = doors
 
     async def swap(self, service: Service) -> None:
@@ -279,9 +323,13 @@ class App:
             self._tasks.append(asyncio.create_task(self._follow()))
             if threading.current_thread() is threading.main_thread():
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.look)
+        for language in self.languages.values():
+            await asyncio.to_thread(language.start)
         self.ready = True
         for live in self.lives.values():
             await asyncio.to_thread(self._record, "start", live.service)
+        for language in self.languages.values():
+            await asyncio.to_thread(self._record, "start", language)
 
     async def stop(self) -> None:
         """Offer what monitoring has not seen, finish what is being written, and let the threads go."""
@@ -293,13 +341,16 @@ class App:
         for live in self.lives.values():
             live.close()
             await asyncio.to_thread(self._record, "stop", live.service)
+        for language in self.languages.values():
+            await asyncio.to_thread(language.close)
+            await asyncio.to_thread(self._record, "stop", language)
         if self.keeper is not None:
             await asyncio.to_thread(self.keeper.close)
 
     def _is_ready(self) -> bool:
         return self.ready
 
-    def _record(self, state: str, service: Service, **more: Any) -> None:
+    def _record(self, state: str, service: Service | Language, **more: Any) -> None:
         host, port = self.address
         body = {"state": state, "version": service.version, "pid": os.getpid(), "host": host, "port": port, **more}
         try:

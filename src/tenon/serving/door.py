@@ -1,15 +1,16 @@
 """A Door is what stands at a path: for each method, the coroutine that turns what was asked into an answer.
 
-A coroutine returns bytes (JSON, status 200), a Page (anything else that went well) or a Refused. Doors are found by the
+A coroutine returns bytes (JSON, status 200), a Page (anything else that went well), a Stream (an answer sent while it
+is made) or a Refused. Doors are found by the
 whole path in one dictionary, built from the names of what is served; there are no patterns to match.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tenon.limits import KIB
 from tenon.serving.refusal import Refused
@@ -30,19 +31,42 @@ class Page:
     headers: Sequence[tuple[bytes, bytes]] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """An answer that is sent part by part; `parts` is closed when it ends, and when the caller has gone."""
+
+    parts: AsyncGenerator[bytes, None]
+    kind: bytes = b"text/event-stream; charset=utf-8"
+    headers: Sequence[tuple[bytes, bytes]] = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+
 class Asked:
     """One request: the headers that doors may look at, the body, and when it came (perf_counter and Unix seconds)."""
 
-    __slots__ = ("arrived", "at", "body", "headers")
+    __slots__ = ("_receive", "arrived", "at", "body", "headers")
 
-    def __init__(self, headers: Mapping[bytes, bytes], body: bytes, arrived: float, at: float) -> None:
+    def __init__(
+        self, headers: Mapping[bytes, bytes], body: bytes, arrived: float, at: float, receive: Receive | None = None
+    ) -> None:
         self.headers = headers
         self.body = body
         self.arrived = arrived
         self.at = at
+        self._receive = receive
+
+    async def gone(self) -> None:
+        """Return when the caller has gone; never when nobody could tell."""
+        if self._receive is None:
+            await asyncio.Event().wait()
+            return
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
 
 
-Result = bytes | Page | Refused
+Result = bytes | Page | Stream | Refused
 Act = Callable[[Asked], Awaitable[Result]]
 
 

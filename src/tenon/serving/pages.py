@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Mapping
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -19,6 +19,9 @@ from tenon.serving.door import HTML, Act, Asked, Door, Page, Result
 from tenon.serving.live import Live
 from tenon.serving.meter import Meter
 from tenon.serving.refusal import Refused, reply
+
+if TYPE_CHECKING:
+    from tenon.serving.lm.language import Language
 
 METRICS = b"text/plain; version=0.0.4; charset=utf-8"
 SAMPLES: dict[str, Any] = {
@@ -39,19 +42,31 @@ JSON_TYPES: dict[str, dict[str, Any]] = {
 }
 
 
+LANGUAGE_PATHS = {
+    "/v1/completions": "Continue a text, in OpenAI's words",
+    "/v1/chat/completions": "Answer a conversation, in OpenAI's words",
+    "/v1/embeddings": "Embed texts, in OpenAI's words",
+}
+NO_LANGUAGES: Mapping[str, Language] = {}
+
+
 def doors(
-    lives: Mapping[str, Live], sources: Mapping[str, Source], meter: Meter, ready: Callable[[], bool]
+    lives: Mapping[str, Live],
+    sources: Mapping[str, Source],
+    meter: Meter,
+    ready: Callable[[], bool],
+    languages: Mapping[str, Language],
 ) -> dict[str, Door]:
     """Return the doors of the pages, for the models and sources served."""
 
     async def home(_: Asked) -> Result:
-        return Page(body=home_page(lives), kind=HTML)
+        return Page(body=home_page(lives, languages), kind=HTML)
 
     async def documentation(_: Asked) -> Result:
-        return Page(body=docs_page(lives, sources), kind=HTML)
+        return Page(body=docs_page(lives, sources, languages), kind=HTML)
 
     async def described(_: Asked) -> Result:
-        return reply(openapi(lives, sources))
+        return reply(openapi(lives, sources, languages))
 
     async def metrics(_: Asked) -> Result:
         return Page(body=meter.text(), kind=METRICS)
@@ -61,6 +76,7 @@ def doors(
 
     async def is_ready(_: Asked) -> Result:
         models = {name: live.service.version for name, live in lives.items()}
+        models.update((name, language.version) for name, language in languages.items())
         if ready():
             return reply({"status": "ready", "models": models})
         return Refused(
@@ -99,17 +115,23 @@ def sample(column: Column) -> Any:
     return SAMPLES[column.type]
 
 
-def home_page(lives: Mapping[str, Live]) -> bytes:
+def home_page(lives: Mapping[str, Live], languages: Mapping[str, Language] = NO_LANGUAGES) -> bytes:
     """Return the page on which a person tries a request."""
     models = [
         {"name": name, "version": live.service.version, "label": live.service.label, "example": example(live)}
         for name, live in lives.items()
     ]
+    for name, language in languages.items():
+        asks = {"model": name, "prompt": "def ", "max_tokens": 40, "temperature": 0.5}
+        shown = {"name": name, "version": language.version, "label": "continues a text", "example": asks}
+        models.append({**shown, "post": "v1/completions"})
     data = msgspec.json.encode(models).decode().replace("<", "\\u003c")  # so that no value can end the script element
     return _template("home.html").replace("/*MODELS*/[]", data).encode()
 
 
-def docs_page(lives: Mapping[str, Live], sources: Mapping[str, Source]) -> bytes:
+def docs_page(
+    lives: Mapping[str, Live], sources: Mapping[str, Source], languages: Mapping[str, Language] = NO_LANGUAGES
+) -> bytes:
     """Return the documentation of what is served: each model with its columns, each source, the other doors."""
     parts = []
     for name, live in lives.items():
@@ -125,6 +147,14 @@ def docs_page(lives: Mapping[str, Live], sources: Mapping[str, Source]) -> bytes
         )
     for name, source in sources.items():
         parts.append(f"<h2>POST /facts/{html.escape(name)}</h2>{_columns([c for c in source.columns if not c.derive])}")
+    for name, language in languages.items():
+        known, shape = html.escape(name), language.bundle.shape
+        parts.append(
+            f"<h2 id='{known}'>{known}</h2><p>A language model, version <code>{language.version}</code>, with a context"
+            f" of {shape.context:,} tokens. OpenAI's clients can ask it; their base URL is this service's address"
+            f" and <code>/v1</code>: <code>/v1/completions</code>, <code>/v1/chat/completions</code>"
+            f"{', <code>/v1/embeddings</code>' if language.bundle.embeddings else ''}.</p>"
+        )
     return _template("docs.html").replace("<!--PARTS-->", "\n".join(parts)).encode()
 
 
@@ -156,7 +186,9 @@ def _template(name: str) -> str:
 # ── OpenAPI ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def openapi(lives: Mapping[str, Live], sources: Mapping[str, Source]) -> dict[str, Any]:
+def openapi(
+    lives: Mapping[str, Live], sources: Mapping[str, Source], languages: Mapping[str, Language] = NO_LANGUAGES
+) -> dict[str, Any]:
     """Describe the doors of this service as OpenAPI 3.1."""
     paths: dict[str, Any] = {}
     for name, live in lives.items():
@@ -180,6 +212,9 @@ def openapi(lives: Mapping[str, Live], sources: Mapping[str, Source]) -> dict[st
     for name, source in sources.items():
         row = _row([column for column in source.columns if not column.derive])
         paths[f"/facts/{name}"] = _post(f"Post rows of {name} as they become known", row, _kept("source"))
+    for path, said in LANGUAGE_PATHS.items() if languages else ():
+        names = {"type": "object", "properties": {"model": {"enum": sorted(languages)}}, "required": ["model"]}
+        paths[path] = _post(said, names, {"type": "object"}, bare=True)
     for path, said in (
         ("/healthz", "Is the process alive"),
         ("/readyz", "Are requests welcome"),

@@ -105,8 +105,22 @@ class _Text:
     """A text as the engine's thread has it."""
 
     __slots__ = (
-        "answer", "arrived", "began", "cached", "chance", "cancelled", "done", "first_at", "hidden", "last_at", "names",
-        "number", "pages", "reader", "tokens", "until",
+        "answer",
+        "arrived",
+        "began",
+        "cached",
+        "cancelled",
+        "chance",
+        "done",
+        "first_at",
+        "hidden",
+        "last_at",
+        "names",
+        "number",
+        "pages",
+        "reader",
+        "tokens",
+        "until",
     )  # fmt: skip
 
     def __init__(self, answer: Answer, number: int, arrived: float, reader: Reader) -> None:
@@ -202,7 +216,7 @@ class Engine:
 
     def submit(self, ask: Ask) -> Answer:
         """Begin to answer; on an event loop, which gets the pieces. The caller has checked limits and admission."""
-        assert 0 < len(ask.prompt) and len(ask.prompt) + (not ask.embed) <= self.bundle.shape.context, len(ask.prompt)
+        assert len(ask.prompt) > 0 and len(ask.prompt) + (not ask.embed) <= self.bundle.shape.context, len(ask.prompt)
         answer = Answer(self, ask)
         with self._lock:
             self._count += 1
@@ -218,8 +232,9 @@ class Engine:
     def cancel(self, text: _Text) -> None:
         """Take a text out, wherever it is; it ends before the next step."""
         with self._lock:
-            self._gone.append(text)
-            self._lock.notify()
+            if self._open:
+                self._gone.append(text)
+                self._lock.notify()
 
     # ── the thread ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -228,7 +243,7 @@ class Engine:
             try:
                 self._admit()
                 self._step()
-            except Exception:  # noqa: BLE001 - the edge of the worker: texts of this step fail, the next ones are served
+            except Exception:
                 log.exception("a step of '%s' failed", self.bundle.name)
                 self.gauge.failures += 1
                 for text in tuple(self._running):

@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -36,7 +37,7 @@ WORDS: Mapping[Kind, tuple[str, str, str]] = {  # id, object, object of one even
 }
 
 
-def doors(languages: Mapping[str, Language], depth: int) -> dict[str, Door]:
+def doors(languages: Mapping[str, Language]) -> dict[str, Door]:
     """Return the doors of these language models."""
 
     async def models(_: Asked) -> Result:
@@ -54,7 +55,7 @@ def doors(languages: Mapping[str, Language], depth: int) -> dict[str, Door]:
         "embeddings": "/v1/embeddings",
     }
     for kind, path in paths.items():
-        found[path] = door(kind, "POST", partial(_answer, kind, languages, depth))
+        found[path] = door(kind, "POST", partial(_answer, kind, languages))
     return found
 
 
@@ -95,10 +96,10 @@ def wrong(refusal: Refused) -> Page:
 # ── one request ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _answer(kind: Kind, languages: Mapping[str, Language], depth: int, asked: Asked) -> Result:
+async def _answer(kind: Kind, languages: Mapping[str, Language], asked: Asked) -> Result:
     """Answer a request of this kind."""
     try:
-        body = table(asked.body, depth)
+        body = table(asked.body)
         language = _chosen(body.get("model"), languages)
         wanted = await aside(len(asked.body), partial(read, kind, body, language.bundle, language.limits))
     except WrongError as error:
@@ -145,8 +146,10 @@ def _chosen(name: Any, languages: Mapping[str, Language]) -> Language:
     if not isinstance(name, str):
         raise WrongError("$.model", "the name of a model served here", name)
     if name not in languages:
-        said = f"a language model served here; {nearest(name[:200], languages)}"
-        raise WrongError("$.model", said, name[:200], code="model_not_found", status=404)
+        hint = nearest(name[:200], languages)
+        raise WrongError(
+            "$.model", "a language model served here", name[:200], code="model_not_found", status=404, hint=hint
+        )
     return languages[name]
 
 
@@ -156,16 +159,17 @@ def _cancel(answers: Sequence[Answer]) -> None:
 
 
 async def _joined(
-    first: bytes, events: AsyncIterator[bytes | Refused], gone: asyncio.Future[None], answers: Sequence[Answer]
-) -> AsyncIterator[bytes]:
+    first: bytes, events: AsyncGenerator[bytes | Refused, None], gone: asyncio.Future[None], answers: Sequence[Answer]
+) -> AsyncGenerator[bytes, None]:
     """Yield the events of a stream; a failure after the first is an event of its own, for the status has gone out."""
     try:
         yield first
-        async for event in events:
-            if isinstance(event, Refused):
-                yield b"data: " + wrong(event).body + b"\n\n"
-                return
-            yield event
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, Refused):
+                    yield b"data: " + wrong(event).body + b"\n\n"
+                    return
+                yield event
     finally:
         gone.cancel()
         _cancel(answers)
@@ -226,7 +230,7 @@ class Made:
 
     # ── as events ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def events(self) -> AsyncIterator[bytes | Refused]:
+    async def events(self) -> AsyncGenerator[bytes | Refused, None]:
         """Yield server-sent events as the texts grow; a Refused, when something fails, is the last."""
         waiting = {
             asyncio.ensure_future(answer.next()): (number, answer) for number, answer in enumerate(self._answers)

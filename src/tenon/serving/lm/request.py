@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from tenon.errors import InputError, nearest
+from tenon.errors import InputError, nearest, sentence
 from tenon.limits import LanguageLimits
 from tenon.serving.lm.bundle import Bundle
 from tenon.serving.lm.sample import Choice
@@ -86,8 +86,11 @@ class Wanted:
 class WrongError(Exception):
     """A request that is refused, on its way from where it was noticed to the door; never leaves this room."""
 
-    def __init__(self, path: str, expected: str, got: Any, *, code: str = "", status: int = 400) -> None:
+    def __init__(
+        self, path: str, expected: str, got: Any, *, code: str = "", status: int = 400, hint: str = ""
+    ) -> None:
         super().__init__(path)
+        self.hint = hint
         self.fault: Fault = {"path": path, "expected": expected, "got": got if isinstance(got, str) else shown(got)}
         self.code = code
         self.status = status
@@ -95,16 +98,16 @@ class WrongError(Exception):
     def refused(self) -> Refused:
         """Return it as a refusal."""
         fault = {**self.fault, "code": self.code} if self.code else self.fault
-        said = f"expected {fault['expected']}, got {fault['got']} - at {fault['path']}"
+        said = sentence(fault["expected"], fault["got"], at=fault["path"], hint=self.hint)
         return Refused(status=self.status, said=said, faults=(fault,))
 
 
-def table(body: bytes, depth: int) -> dict[str, Any]:
-    """Decode a body; Wrong when it is not a JSON object, or one nested deeper than `depth`."""
+def table(body: bytes) -> dict[str, Any]:
+    """Decode a body; WrongError when it is not a JSON object."""
     try:
         found = msgspec.json.decode(body)
     except RecursionError:
-        raise WrongError("$", f"JSON of at most {depth} levels", "deeper nesting") from None
+        raise WrongError("$", "a JSON object", "one nested beyond reading") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise WrongError("$", "a JSON object", str(error)[:200]) from None
     if not isinstance(found, dict):
@@ -113,15 +116,16 @@ def table(body: bytes, depth: int) -> dict[str, Any]:
 
 
 def read(kind: Kind, body: Mapping[str, Any], bundle: Bundle, limits: LanguageLimits) -> Wanted:
-    """Check a decoded body for this model; Wrong names the first fault."""
+    """Check a decoded body for this model; WrongError names the first fault."""
     nothing = NOTHING[kind]
     for name, value in body.items():
         if name in nothing:
             if not any(value == only and type(value) is type(only) for only in nothing[name]) and not _zero(value):
-                raise WrongError(f"$.{name}", f"{shown(nothing[name][0])}: this model does not do it", value)
+                hint = "this model does nothing else there"
+                raise WrongError(f"$.{name}", shown(nothing[name][0]), value, hint=hint)
         elif name not in OWN[kind] and name not in NOTES:
-            said = f"a known field; {nearest(name[:100], (*OWN[kind], *nothing))}"
-            raise WrongError(f"$.{name[:100]}", said, shown(value))
+            hint = nearest(name[:100], (*OWN[kind], *nothing))
+            raise WrongError(f"$.{name[:100]}", "a known field", shown(value), hint=hint)
     if kind == "embeddings":
         form = body.get("encoding_format") or "float"
         if form not in ("float", "base64"):
@@ -273,7 +277,7 @@ def _too_long(place: str, most: int, got: int | str) -> WrongError:
 def _conversation(body: Mapping[str, Any], bundle: Bundle) -> Sequence[int]:
     """Return the tokens of the conversation as the model's template writes it."""
     if not bundle.chat:
-        raise WrongError("$.model", "a model with a chat template; ask /v1/completions", bundle.name)
+        raise WrongError("$.model", "a model with a chat template", bundle.name, hint="ask /v1/completions")
     given = body.get("messages")
     if not isinstance(given, list) or not given:
         raise WrongError("$.messages", "a list of at least one message", given)

@@ -14,6 +14,7 @@ caller says otherwise.
 from __future__ import annotations
 
 import codecs
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,7 +104,7 @@ class Tokenizer:
         ids = [first + byte for byte in data]
         merges, never = self.merges, (1 << 62, 0)
         while len(ids) > 1:
-            rank, made = min(merges.get(pair, never) for pair in zip(ids, ids[1:], strict=False))
+            rank, made = min(merges.get(pair, never) for pair in itertools.pairwise(ids))
             if rank == never[0]:
                 break
             out: list[int] = []
