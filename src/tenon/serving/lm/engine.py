@@ -243,7 +243,7 @@ class Engine:
             try:
                 self._admit()
                 self._step()
-            except Exception:
+            except Exception:  # the edge of the worker: texts of this step fail, the next ones are served
                 log.exception("a step of '%s' failed", self.bundle.name)
                 self.gauge.failures += 1
                 for text in tuple(self._running):
