@@ -125,14 +125,15 @@ async def _answer(kind: Kind, languages: Mapping[str, Language], asked: Asked) -
     made = Made(kind, language, wanted, answers, asked.at)
     if wanted.stream:
         events = made.events()
+        begun = False
         try:
             first = await anext(events)
-        except BaseException:
-            gone.cancel()
-            _cancel(answers)
-            raise
+            begun = not isinstance(first, Refused)
+        finally:
+            if not begun:
+                gone.cancel()
+                _cancel(answers)
         if isinstance(first, Refused):
-            gone.cancel()
             return first
         return Stream(parts=_joined(first, events, gone, answers))
     try:
