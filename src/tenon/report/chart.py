@@ -508,7 +508,7 @@ def scale(low: float, high: float, start: float, end: float) -> Callable[[float]
 
 def ticks(low: float, high: float, about: int) -> list[float]:
     """Return round values from at or below low to at or above high, about as many as asked."""
-    if high <= low:
+    if high - low < 1e-300:  # no logarithm is taken of what is no span at all
         spread = abs(low) * 0.1 or 1.0
         low, high = low - spread, high + spread
     raw = (high - low) / max(about, 1)
