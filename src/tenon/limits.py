@@ -57,6 +57,13 @@ class TrackLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FitLimits:
+    """Bounds of predicting whether a training step fits a GPU."""
+
+    step_s: float = 600.0  # the longest one run of the step on fake tensors may take
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServingLimits:
     """Bounds of one serving process."""
 
@@ -139,6 +146,7 @@ class Limits:
 
     ingest: IngestLimits = IngestLimits()
     track: TrackLimits = TrackLimits()
+    fit: FitLimits = FitLimits()
     serving: ServingLimits = ServingLimits()
     route: RouteLimits = RouteLimits()
     language: LanguageLimits = LanguageLimits()
