@@ -8,6 +8,7 @@ the policy: the row goes to quarantine, or the cell becomes null. Every change i
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -246,18 +247,37 @@ def soften(cells: pl.Series, reading: Reading) -> tuple[pl.Series, list[str]]:
     tidy = tidy.str.strip_chars()
     out = values.cast(tidy, replace(reading, null=())).values
     codes = ["blanks"] * len(cells)
+    left = _left(tidy, out)
+    tried: set[str] = set()
     for code, other in _kinder(reading):
-        todo = out.is_null()
-        if not todo.any():
-            break
+        # Looking first is cheaper than asking Polars: a reading helps no cell that lacks its marks. One with groups is
+        # tried all the same, because it reads brackets, and signs behind a number, as well.
+        if not left or ((code in tried or code == "format") and not _helps(code, other, left)):
+            continue
+        tried.add(code)
         found = values.cast(tidy, other).values
         if reading.type == "int" and found.dtype == pl.Float64:
             found = pl.select(pl.when(found.floor() == found).then(found)).to_series()
         found = found.cast(out.dtype, strict=False)
-        for row in np.flatnonzero((todo & found.is_not_null()).to_numpy()).tolist():
-            codes[row] = code
-        out = pl.select(pl.coalesce(out, found)).to_series()
+        helped = np.flatnonzero((out.is_null() & found.is_not_null()).to_numpy()).tolist()
+        if helped:
+            for row in helped:
+                codes[row] = code
+            out = pl.select(pl.coalesce(out, found)).to_series()
+            left = _left(tidy, out)
     return out.alias(cells.name), codes
+
+
+def _left(cells: pl.Series, read: pl.Series) -> str:
+    """Return the cells that are not read yet, one after the other."""
+    return "\n".join(cells.filter(read.is_null()).to_list())
+
+
+def _helps(code: str, reading: Reading, left: str) -> bool:
+    """Whether the marks of a reading occur in any of these cells."""
+    if code == "format":
+        return all(mark in left for mark in re.sub(r"%(\.f|.)|\s", "", reading.formats[0]))
+    return (reading.unit if code == "unit" else reading.group) in left
 
 
 def _kinder(reading: Reading) -> list[tuple[str, Reading]]:
