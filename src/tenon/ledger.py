@@ -350,7 +350,7 @@ def cpu_seconds() -> float:
     """Return the processor time of this process, of its ended children, and of its living descendants."""
     times = os.times()
     own = times.user + times.system + times.children_user + times.children_system
-    return own + sum(_cpu_of(pid) for pid in descendants())
+    return own + sum(cpu_of(pid) for pid in descendants())
 
 
 def resident_bytes(pid: int | None = None) -> int:
@@ -399,7 +399,8 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def _cpu_of(pid: int) -> float:
+def cpu_of(pid: int) -> float:
+    """Return the processor time of a process and of its ended children; 0 when it has ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text("ascii", errors="replace")
         words = text[text.rindex(")") + 2 :].split()

@@ -114,8 +114,8 @@ def test_rules_can_be_turned_off() -> None:
 def test_memory_is_bounded_however_long_the_run() -> None:
     guard = Guard(rules=Rules(diverged=False, flat=False))
     play(guard, np.linspace(2, 1, 30_000))
-    assert len(guard._losses) <= 257
-    assert guard._every == 128
+    assert len(guard.trend.losses) <= 257
+    assert guard.trend._every == 128
 
 
 def test_another_model_begins_with_a_clean_history() -> None:
@@ -149,6 +149,18 @@ def test_money_and_energy_stop_a_run_too() -> None:
         sum(i * i for i in range(1_000_000))  # some work to be paid for
         assert play(guard, falling(1_000, seed=0)) < 1_000
         assert guard.stopped is not None and guard.stopped.code == "training/budget-spent"
+
+
+def test_the_invoice_has_a_line_for_each_thing_used_and_adds_up(run: Run) -> None:
+    guard = Guard(budget=Budget(usd=1e-9), run=run, prices=Prices(usd_per_core_hour=10.0), clock=minutes())
+    sum(i * i for i in range(1_000_000))
+    play(guard, falling(1_000, seed=0))
+    assert guard.stopped is not None
+    assert "Invoice in USD: compute " in guard.stopped.said or "Invoice in USD: memory " in guard.stopped.said
+    entries = guard.invoice()
+    assert {entry.kind for entry in entries} == {"compute", "memory", "energy"}
+    assert {entry.subject for entry in entries} == {"abc123"}
+    assert sum(entry.usd for entry in entries) >= guard.stopped.numbers["usd"] > 0
 
 
 def test_a_loop_that_does_not_listen_is_stopped_by_an_error() -> None:

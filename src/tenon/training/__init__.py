@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from tenon.training.admit import Fit, fit
     from tenon.training.data import Data, Matrices, Part
     from tenon.training.fitted import Fitted, Linear
-    from tenon.training.guard import Guard, Rules
+    from tenon.training.guard import Guard
     from tenon.training.option import Options
     from tenon.training.study import TRAINERS, Outcome, experiment
     from tenon.training.track import Run
+    from tenon.training.trend import Plan, Rules
 
 # public name -> the module that defines it
 _HOME = {
@@ -31,7 +32,8 @@ _HOME = {
     "Options": "tenon.training.option",
     "Outcome": "tenon.training.study",
     "Part": "tenon.training.data",
-    "Rules": "tenon.training.guard",
+    "Plan": "tenon.training.trend",
+    "Rules": "tenon.training.trend",
     "Run": "tenon.training.track",
     "TRAINERS": "tenon.training.study",
     "experiment": "tenon.training.study",
@@ -49,6 +51,7 @@ __all__ = [
     "Options",
     "Outcome",
     "Part",
+    "Plan",
     "Rules",
     "Run",
     "experiment",
