@@ -87,6 +87,15 @@ class RouteLimits:
     prompt_blocks: int = 4_096  # blocks of one request that are looked at
     waiting: int = 1_024  # requests one replica may hold that have not begun to answer; more are told LATER
     sessions: int = 100_000  # sessions whose replica is remembered
+    connections: int = 512  # open connections to one replica
+    idle_connections: int = 64  # kept open to one replica without a request
+    connect_s: float = 2.0  # the longest a connection to a replica may take
+    first_s: float = 120.0  # the first answer must come within this, tries elsewhere included
+    silent_s: float = 120.0  # an answer that has begun and says nothing for this long is broken off
+    hold_s: float = 5.0  # how long a request waits when no replica is up, before 503
+    probe_s: float = 1.0  # how often a replica is asked whether it is ready
+    whole_bytes: int = 256 * KIB  # a shorter answer is passed on when it is whole, so that it can still be retried
+    keys: int = 10_000  # callers whose rate and money are counted
     trace_requests: int = 5_000_000  # requests of a trace that is replayed
     trace_line_bytes: int = 16 * MIB  # a longer line of a trace is refused
 

@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("learn", "List, promote and roll back model versions; audit what served when."),
     "predict": ("live", "Score a file of rows into another file."),
     "serve": ("live", "Serve a project's model over HTTP."),
-    "route": ("route", "Choose how requests find replicas: replay a trace through the router."),
+    "route": ("route", "Send requests to the replica that answers soonest; replay a trace through the same router."),
     "replay": ("live", "Play recorded rows against the running service as live traffic, facts arriving late."),
     "labels": ("live", "Record true outcomes that arrived late."),
     "watch": ("tell", "Look at what was served: drift, performance as labels mature, latency, errors, cost."),

@@ -1,6 +1,6 @@
 """`tenon route`: choose how requests find replicas, on recorded traffic first.
 
-`simulate` replays a trace through the router that serves. Each command is one library call.
+`simulate` replays a trace through the router that serves; `serve` is the gateway itself.
 """
 
 from __future__ import annotations
@@ -59,3 +59,43 @@ def simulate(
     plain = [done.to_dict() for done in found]
     said = f"{found[0].requests:,} requests to {replicas} replicas of {blocks:,} blocks\n\n"
     output.emit(plain[0] if len(policy) == 1 else plain, said + table(header, rows))
+
+
+@route.command("serve")
+@click.option("--replica", "-r", "replicas", multiple=True, required=True, help="URL of a replica; may be repeated.")
+@click.option("--host", default="", help="Address to listen on (default: tenon.toml, else 127.0.0.1).")
+@click.option("--port", type=int, default=0, help="Port to listen on (default: tenon.toml, else 8321).")
+@click.option("--policy", "-p", default="cache", show_default=True, help=f"One of {', '.join(NAMES)}.")
+@click.option("--thrift", type=float, default=24.0, show_default=True, help="Seconds to wait to save one of work.")
+@click.option("--target", type=float, default=3.0, show_default=True, help="Seconds to the first answer to aim for.")
+@click.option(
+    "--state", type=click.Path(dir_okay=False, path_type=Path), default=".tenon/route.state", show_default=True,
+    help="File that keeps what was learnt over a restart.",
+)  # fmt: skip
+@json_flag
+def route_serve(
+    replicas: tuple[str, ...], host: str, port: int, policy: str, thrift: float, target: float, state: Path,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Be one address in front of REPLICAs: another tenon, a vLLM, SGLang, llama.cpp or Triton server."""
+    import os
+
+    from tenon import config
+    from tenon.serving.gateway import Gateway, connect
+    from tenon.serving.route import Routing
+    from tenon.serving.server import run
+
+    output = Output(as_json)
+    settings = config.load(Path(), os.environ)
+    routing = Routing(policy=policy, thrift=thrift, target_s=target)
+    gateway = Gateway(
+        connect(replicas, settings.limits),
+        routing=routing,
+        serve=settings.serve,
+        limits=settings.limits,
+        state=state,
+    )
+    run(gateway, host, port or None, started=lambda url: output.say(f"{len(replicas)} replicas behind {url}"))
+    output.emit(
+        gateway.tally.summary(), f"stopped; {gateway.tally.offered:,} requests, {gateway.tally.retried} retried"
+    )

@@ -8,6 +8,7 @@ Inference Protocol, `posting` and `keeping` take facts and labels durably, `tap`
 `server` listens.
 `play` (replay) and `client` are the other side of the wire. `route` chooses among replicas, with the beliefs of
 `cachemap`; `simulation` replays a trace through it, `shape` makes one up.
+`gateway` stands in front of `replica`s, by `need`, `admission` and `tally`; `scale` and `fleet` say and do how many.
 Starting it imports neither torch nor ingest nor training.
 """
 
@@ -17,11 +18,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tenon.serving.admission import Gate, Quota
     from tenon.serving.app import App, build_app
     from tenon.serving.client import Client
+    from tenon.serving.fleet import LocalFleet, Machine
+    from tenon.serving.gateway import Gateway, connect
     from tenon.serving.keeping import restore, to_ipc
     from tenon.serving.play import Pace, Replayed, Tick, replay
+    from tenon.serving.replica import Remote, Within
     from tenon.serving.route import Need, Router, Routing, Ticket
+    from tenon.serving.scale import Decision, Sample, Scaling, Starts, decide
     from tenon.serving.server import listen, run, running
     from tenon.serving.service import Seams, Service, Settings
     from tenon.serving.shape import shaped
@@ -30,19 +36,32 @@ if TYPE_CHECKING:
 _HOMES = {
     "App": "app",
     "Client": "client",
+    "Decision": "scale",
     "Fleet": "simulation",
+    "Gate": "admission",
+    "Gateway": "gateway",
+    "LocalFleet": "fleet",
+    "Machine": "fleet",
     "Need": "route",
     "Pace": "play",
+    "Quota": "admission",
+    "Remote": "replica",
     "Replayed": "play",
     "Router": "route",
     "Routing": "route",
+    "Sample": "scale",
+    "Scaling": "scale",
     "Seams": "service",
     "Service": "service",
     "Settings": "service",
     "Simulated": "simulation",
+    "Starts": "scale",
     "Tick": "play",
     "Ticket": "route",
+    "Within": "replica",
     "build_app": "app",
+    "connect": "gateway",
+    "decide": "scale",
     "listen": "server",
     "read_trace": "simulation",
     "replay": "play",
@@ -56,19 +75,32 @@ _HOMES = {
 __all__ = [
     "App",
     "Client",
+    "Decision",
     "Fleet",
+    "Gate",
+    "Gateway",
+    "LocalFleet",
+    "Machine",
     "Need",
     "Pace",
+    "Quota",
+    "Remote",
     "Replayed",
     "Router",
     "Routing",
+    "Sample",
+    "Scaling",
     "Seams",
     "Service",
     "Settings",
     "Simulated",
+    "Starts",
     "Tick",
     "Ticket",
+    "Within",
     "build_app",
+    "connect",
+    "decide",
     "listen",
     "read_trace",
     "replay",

@@ -229,9 +229,14 @@ class Router:
 
     # ── one request ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def route(self, need: Need, now: float) -> Ticket | None:
-        """Choose a replica and count the request there; None when every open replica has as many as it may hold."""
+    def route(self, need: Need, now: float, *, avoid: int = 0) -> Ticket | None:
+        """Choose a replica and count the request there; None when every open replica has as many as it may hold.
+
+        `avoid` are replicas, as bits, that have failed this request already.
+        """
+        shut, self._shut = self._shut, self._shut | avoid
         found = self._home(need, now) or self._choose(need, now)
+        self._shut = shut
         if found is None:
             return None
         replica, depth = found

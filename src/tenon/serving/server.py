@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 import uvicorn
@@ -29,11 +29,25 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from tenon.errors import UsageError, sentence
 from tenon.limits import ServingLimits
-from tenon.serving.app import App
+from tenon.serving.app import Receive, Scope, Send
 from tenon.serving.refusal import Refused
+from tenon.serving.service import Settings
 
 PORTS_TRIED = 20
 Headers = Sequence[tuple[bytes, bytes]]
+
+
+class App(Protocol):
+    """What can be run here: the app of services, or a gateway."""
+
+    settings: Settings
+    address: tuple[str, int]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+
+    def restore(self) -> None:
+        """Take back what was kept, before serving."""
 
 
 def run(app: App, host: str = "", port: int | None = None, *, started: Callable[[str], None] | None = None) -> None:
@@ -206,7 +220,7 @@ class Guarded(HttpToolsProtocol):
     # ── answering ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        extensions: Any = {"tenon.answer": partial(self._answer, cycle)}
+        extensions: Any = {"tenon.answer": partial(self._answer, cycle), "tenon.abort": self.transport.abort}
         cycle.scope["extensions"] = extensions
         super()._start_asgi_task(cycle, app)
 

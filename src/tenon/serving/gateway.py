@@ -1,0 +1,530 @@
+"""The gateway: one address in front of several replicas, each request where its answer will begin soonest.
+
+    run(Gateway({"a": Remote("http://10.0.0.7:8000"), "b": Remote("http://10.0.0.8:8000")}))
+
+A request takes one way: the token, admission, what it needs (`need`), the router's choice, the replica, the answer
+back. A replica that does not answer, breaks off or says 502 or 503 is passed over, and a request that may be
+asked twice goes to another within its deadline: nobody notices a replica that is killed. Short answers are
+passed on when they are whole, so that this also holds in the middle of a body; streams and long answers pass through as
+they come, no faster than they are taken.
+
+Every `probe_s` a replica is asked whether it is ready; one that is not gets nothing, and what it had not begun to
+answer goes elsewhere. What the router has learnt is written to a file every half minute, atomically, and read on start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import os
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic, perf_counter
+from typing import Any
+
+import msgspec
+
+from tenon.config import ServeConfig
+from tenon.errors import UsageError, sentence
+from tenon.limits import Limits
+from tenon.serving.admission import Gate
+from tenon.serving.client import Address
+from tenon.serving.need import cached_units, need_of, repeatable
+from tenon.serving.refusal import Refused
+from tenon.serving.replica import Answer, Forward, Remote, Replica, Unanswered
+from tenon.serving.route import Need, Router, Routing, Ticket
+from tenon.serving.service import Settings
+from tenon.serving.tally import Tally
+
+log = logging.getLogger("tenon.serving")
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+# Headers of one connection (RFC 9110, 7.6.1), and those that are written anew for the next.
+HOP = frozenset(
+    b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade host "
+    b"content-length expect proxy-connection traceparent".split()
+)
+READY = ("/readyz", "/health", "/v2/health/ready", "/v1/models", "/")  # tenon; vLLM, SGLang, llama.cpp; Triton; OpenAI
+TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+ELSEWHERE = frozenset((502, 503))  # said by a replica that drains or is full: another may answer
+SAVE_S = 30.0
+PROBE_ANSWER_S = 2.0
+MISSED = 2  # probes without an answer until a replica is down
+
+
+@dataclass(slots=True, kw_only=True)
+class _State:
+    """What the gateway knows of a replica beside what the router does."""
+
+    replica: Replica
+    up: bool = True
+    missed: int = 0
+    ready: str = ""
+    trying: set[asyncio.Task[Any]] = field(default_factory=set)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Passing:
+    """One request on its way through."""
+
+    forward: Forward
+    need: Need
+    again: bool  # may be asked twice
+    deadline: float
+    trace: bytes
+    arrived: float
+    tried: int = 0  # replicas, as bits
+
+
+class Gateway:
+    """The ASGI callable in front of named replicas."""
+
+    def __init__(
+        self,
+        replicas: Mapping[str, Replica],
+        *,
+        routing: Routing | None = None,
+        serve: ServeConfig | None = None,
+        limits: Limits | None = None,
+        gate: Gate | None = None,
+        state: Path | None = None,
+    ) -> None:
+        bounds = limits or Limits()
+        self.limits = bounds.route
+        self.settings = Settings(serve=serve or ServeConfig(), limits=bounds.serving)
+        self.address: tuple[str, int] = ("", 0)
+        self.router = Router(routing, limits=self.limits)
+        self.gate = gate or Gate(most=self.limits.keys)
+        self.tally = Tally(self.router)
+        self.ready = False
+        self._path = state
+        self._token = self.settings.serve.token.encode()
+        self._states: list[_State] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._changed = asyncio.Event()
+        for name, replica in replicas.items():
+            self.add(name, replica)
+
+    # ── replicas ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def add(self, name: str, replica: Replica, *, capacity: int = 0) -> int:
+        """Take in a replica while running or before; returns its number."""
+        number = self.router.add(name, capacity=capacity)
+        self._states.append(_State(replica=replica))
+        return number
+
+    def drain(self, number: int) -> None:
+        """Send a replica nothing more; what it has begun it finishes, and its sessions move as they come."""
+        self.router.close(number, lost=False)
+        self._states[number].up = False
+        self._states[number].missed = -1
+
+    def _down(self, number: int, why: str) -> None:
+        """Take a replica for lost: nothing goes there, and what it has not begun to answer goes elsewhere."""
+        state = self._states[number]
+        if state.up:
+            log.warning("replica '%s' is down: %s", self.router.names[number], why)
+        state.up = False
+        self.router.close(number, lost=True)
+        for task in tuple(state.trying):
+            task.cancel()
+
+    def _up(self, number: int) -> None:
+        state = self._states[number]
+        if not state.up:
+            log.warning("replica '%s' is up", self.router.names[number])
+            state.up = True
+            self.router.reopen(number)
+        state.missed = 0
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # ── one request ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; the ASGI entry point."""
+        if scope["type"] != "http":
+            await self._lifespan(scope, receive, send)
+            return
+        arrived = perf_counter()
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        page = self._page(scope["path"])
+        if page is not None and scope["method"] in ("GET", "HEAD"):
+            await _say(scope, send, *page)
+            return
+        refusal = self._refuse(headers, arrived)
+        if refusal is None:
+            body = await self._body(headers, receive)
+            if body is None:
+                return  # the caller has left
+            if isinstance(body, Refused):
+                refusal = body
+            else:
+                passing = self._passing(scope, headers, body, arrived)
+                refusal = await self._pass(passing, self._key(headers), scope, receive, send)
+        if refusal is not None:
+            self.tally.refused(refusal.status)
+            await _say(scope, send, refusal.status, [(b"content-type", b"application/json"), *refusal.headers()],
+                       refusal.body())  # fmt: skip
+
+    def _refuse(self, headers: Mapping[bytes, bytes], now: float) -> Refused | None:
+        """Say why a request may not come in: no token, or its key has asked too often or spent too much."""
+        if self._token and not hmac.compare_digest(headers.get(b"authorization", b""), b"Bearer " + self._token):
+            return Refused(
+                status=401, said="expected 'Authorization: Bearer TOKEN' with this service's token", close=True
+            )
+        admission = self.gate.ask(self._key(headers), now)
+        if admission:
+            return None
+        return Refused(status=429, said=admission.reason, retry_after_s=max(admission.retry_after_s, 1e-3))
+
+    def _key(self, headers: Mapping[bytes, bytes]) -> str:
+        given = headers.get(b"x-api-key") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+        return given.decode("latin-1")
+
+    def _passing(self, scope: Scope, headers: Mapping[bytes, bytes], body: bytes, arrived: float) -> _Passing:
+        path: str = scope["path"]
+        query: bytes = scope.get("query_string", b"")
+        target = (scope.get("raw_path") or path.encode()).decode("latin-1") + ("?" + query.decode() if query else "")
+        trace = _trace(headers.get(b"traceparent", b""))
+        dropped = {name.strip().lower() for name in headers.get(b"connection", b"").split(b",")} | HOP
+        kept = [(name, value) for name, value in scope["headers"] if name not in dropped]
+        kept.append((b"traceparent", trace))
+        return _Passing(
+            forward=Forward(method=scope["method"], target=target, headers=kept, body=body),
+            need=need_of(path, headers, body, self.limits.prompt_blocks),
+            again=repeatable(scope["method"], path, headers),
+            deadline=monotonic() + self.limits.first_s,
+            trace=trace,
+            arrived=arrived,
+        )
+
+    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes | Refused | None:
+        limit = self.settings.limits.body_bytes
+        said = f"expected a body of at most {limit:,} bytes, got more"
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > limit:
+            return Refused(status=413, said=said, close=True)
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return None
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > limit:
+                return Refused(status=413, said=said, close=True)
+            if not message.get("more_body"):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    # ── passing on ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _pass(self, passing: _Passing, key: str, scope: Scope, receive: Receive, send: Send) -> Refused | None:
+        """Pass a request to replica after replica until one answers; returns the refusal when none did."""
+        why = "no replica is up"
+        while True:
+            ticket = self.router.route(passing.need, monotonic(), avoid=passing.tried)
+            if ticket is None:
+                if not await self._wait(passing):
+                    return Refused(status=503, said=f"expected a replica that answers, got none: {why}; come back",
+                                   retry_after_s=1.0)  # fmt: skip
+                continue
+            admission = self.gate.crowded(key, ticket.wait_s, self.router.routing.target_s)
+            if not admission and not passing.tried:
+                self.router.done(ticket, monotonic(), failed=True)
+                return Refused(status=503, said=admission.reason, retry_after_s=max(1.0, admission.retry_after_s))
+            try:
+                return await self._try(ticket, passing, scope, receive, send)
+            except Unanswered as error:
+                why = str(error)
+                passing.tried |= 1 << ticket.replica
+                self.tally.retried += 1
+                if error.begun and not passing.again:
+                    said = f"the replica broke off ({why}) and this request may not be asked twice"
+                    return Refused(status=502, said=said)
+                if not error.begun:
+                    self._down(ticket.replica, why)
+            finally:
+                self.router.done(ticket, monotonic())
+
+    async def _wait(self, passing: _Passing) -> bool:
+        """Wait until a replica may take the request; False when it has waited long enough."""
+        left_s = min(passing.deadline, monotonic() + self.limits.hold_s) - monotonic()
+        full = any(state.up for state in self._states)
+        if left_s <= 0 or (full and not passing.tried):
+            return False
+        passing.tried = 0
+        try:
+            async with asyncio.timeout(left_s):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _try(
+        self, ticket: Ticket, passing: _Passing, scope: Scope, receive: Receive, send: Send
+    ) -> Refused | None:
+        """Pass a request to one replica and its answer back; Unanswered as long as nothing has been passed back."""
+        state = self._states[ticket.replica]
+        asking = asyncio.ensure_future(self._ask(state.replica, ticket, passing))
+        state.trying.add(asking)
+        try:
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + passing.deadline - monotonic()):
+                answer, whole = await asking
+        except TimeoutError:
+            said = f"expected an answer within {self.limits.first_s:g} s, got none"
+            return Refused(status=504, said=said)
+        except asyncio.CancelledError:
+            if asking.cancelled() and not state.up:
+                raise Unanswered("it is down", begun=True) from None
+            asking.cancel()
+            raise
+        finally:
+            state.trying.discard(asking)
+        headers = [(name, value) for name, value in answer.headers if name.lower() not in HOP]
+        headers.append((b"traceparent", passing.trace))
+        if whole is not None:
+            self._count(ticket, passing, answer.status, perf_counter() - passing.arrived)
+            if passing.forward.method == "HEAD":
+                headers += [(name, value) for name, value in answer.headers if name.lower() == b"content-length"]
+            await _say(scope, send, answer.status, headers, whole)
+            return None
+        whole_s = perf_counter() - passing.arrived
+        try:
+            await self._stream(answer, headers, receive, send)
+        except _BrokenError:
+            self.tally.broken += 1
+            abort = scope.get("extensions", {}).get("tenon.abort")
+            if abort is None:
+                raise
+            abort()
+            await receive()  # until the server knows that the connection is gone
+            return None
+        self._count(ticket, passing, answer.status, whole_s)
+        return None
+
+    async def _ask(self, replica: Replica, ticket: Ticket, passing: _Passing) -> tuple[Answer, bytes | None]:
+        """Ask, and read the answer whole when it is short and no stream; the router learns when it began."""
+        answer = await replica.ask(passing.forward)
+        if answer.status in ELSEWHERE and passing.again and self._others(passing.tried | 1 << ticket.replica):
+            answer.drop()
+            raise Unanswered(f"it said {answer.status}", begun=True)
+        length = next((value for name, value in answer.headers if name.lower() == b"content-length"), b"")
+        if passing.forward.method == "HEAD" or answer.status in (204, 304):
+            whole = b""
+        elif length.isdigit() and int(length) <= self.limits.whole_bytes:
+            whole = b"".join([part async for part in answer.chunks()])
+        else:
+            self.router.began(ticket, monotonic())
+            return answer, None
+        self.router.began(ticket, monotonic(), cached_units(passing.need, whole))
+        return answer, whole
+
+    def _others(self, tried: int) -> bool:
+        return any(self.router.is_open(n) and not tried >> n & 1 for n in range(len(self._states)))
+
+    async def _stream(self, answer: Answer, headers: list[tuple[bytes, bytes]], receive: Receive, send: Send) -> None:
+        """Pass an answer on as it comes; a caller who leaves ends it, and so does a silence or a break."""
+        headers += [(name, value) for name, value in answer.headers if name.lower() == b"content-length"]
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        left = asyncio.ensure_future(receive())
+        parts = answer.chunks()
+        try:
+            while True:
+                coming = asyncio.ensure_future(anext(parts, None))
+                done, _ = await asyncio.wait(
+                    (coming, left), timeout=self.limits.silent_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                if coming not in done:
+                    coming.cancel()
+                    await asyncio.gather(coming, return_exceptions=True)
+                    raise _BrokenError
+                part = coming.result()
+                if part is None:
+                    break
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        except Unanswered as error:
+            # What was sent cannot be taken back: the connection ends without its end, which every client notices.
+            raise _BrokenError from error
+        finally:
+            left.cancel()
+            await parts.aclose()  # type: ignore[attr-defined]
+            answer.drop()
+
+    def _count(self, ticket: Ticket, passing: _Passing, status: int, first_s: float) -> None:
+        self.tally.answered(ticket, status, first_s, self.router.routing.target_s)
+
+    # ── its own pages ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _page(self, path: str) -> tuple[int, Sequence[tuple[bytes, bytes]], bytes] | None:
+        if path == "/healthz":
+            return 200, JSON, b'{"live":true}'
+        if path == "/readyz":
+            up = self.ready and any(state.up for state in self._states)
+            return (200, JSON, b'{"ready":true}') if up else (503, JSON, b'{"ready":false}')
+        if path == "/metrics":
+            return 200, ((b"content-type", b"text/plain; version=0.0.4; charset=utf-8"),), self.tally.text()
+        if path == "/replicas":
+            return 200, JSON, msgspec.json.encode(self.tally.replicas([state.up for state in self._states]))
+        return None
+
+    # ── beginning, health and end ────────────────────────────────────────────────────────────────────────────────────
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "lifespan":
+            return
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                self._tasks = [asyncio.create_task(self._probe_all()), asyncio.create_task(self._save_often())]
+                self.ready = True
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                self.ready = False
+                for task in self._tasks:
+                    task.cancel()
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+                await self._save()
+                for state in self._states:
+                    await state.replica.close()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    def restore(self) -> None:
+        """Read what was learnt before; a file that cannot be read is nothing learnt."""
+        if self._path is None or not self._path.exists():
+            return
+        try:
+            known = self.router.restore(self._path.read_bytes(), monotonic())
+        except OSError as error:
+            log.warning("what was learnt cannot be read: %s", error)
+            return
+        if not known:
+            log.warning("%s is no state of a router; beginning anew", self._path)
+
+    async def _save_often(self) -> None:
+        while True:
+            await asyncio.sleep(SAVE_S)
+            await self._save()
+
+    async def _save(self) -> None:
+        """Write what was learnt, whole or not at all; a full disk costs the memory and no request."""
+        if self._path is None:
+            return
+        try:
+            await asyncio.to_thread(_replace, self._path, self.router.keep())
+        except OSError as error:
+            log.warning("what was learnt cannot be written: %s", error)
+
+    async def _probe_all(self) -> None:
+        while True:
+            numbers = [n for n, state in enumerate(self._states) if state.missed >= 0]
+            await asyncio.gather(*(self._probe(number) for number in numbers))
+            await asyncio.sleep(self.limits.probe_s)
+
+    async def _probe(self, number: int) -> None:
+        """Ask a replica whether it is ready; after two times that it is not, or says nothing, it is down."""
+        state = self._states[number]
+        try:
+            state.ready = await _ready_path(state.replica, state.ready)
+        except Unanswered as error:
+            if state.missed >= 0:
+                state.missed += 1
+                if state.missed >= MISSED:
+                    self._down(number, str(error))
+            return
+        if state.missed >= 0:
+            self._up(number)
+
+
+async def is_ready(replica: Replica) -> bool:
+    """Say whether a replica answers and is ready."""
+    try:
+        await _ready_path(replica, "")
+    except Unanswered:
+        return False
+    return True
+
+
+async def _ready_path(replica: Replica, known: str) -> str:
+    """Return the path on which a replica says that it is ready, of the usual ones; Unanswered if it is not."""
+    status = 0
+    try:
+        async with asyncio.timeout(PROBE_ANSWER_S):
+            for path in (known,) if known else READY:
+                answer = await replica.ask(Forward(method="GET", target=path, headers=()))
+                async for _ in answer.chunks():
+                    pass
+                status = answer.status
+                if status < 400 or status in (401, 403):
+                    return path
+                if status != 404:
+                    break
+    except TimeoutError:
+        raise Unanswered(f"no answer within {PROBE_ANSWER_S:g} s", begun=True) from None
+    raise Unanswered(f"it says {status}", begun=True)
+
+
+class _BrokenError(Exception):
+    """An answer that has begun cannot be finished: the server closes the connection without its end."""
+
+
+JSON = ((b"content-type", b"application/json"),)
+
+
+def connect(urls: Sequence[str], limits: Limits | None = None) -> dict[str, Replica]:
+    """Return replicas at these URLs, by their URLs; UsageError for one that is none or is given twice."""
+    found: dict[str, Replica] = {}
+    for url in urls:
+        address = Address.of(url)
+        name = f"{address.host}:{address.port}{address.path}"
+        if name in found:
+            raise UsageError(sentence("each replica once", f"'{name}' twice", at="--replica", hint="remove one"))
+        found[name] = Remote(url, (limits or Limits()).route)
+    return found
+
+
+async def _say(scope: Scope, send: Send, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
+    """Send a whole answer, in one write where the server offers it."""
+    every = list(headers)
+    if not any(name.lower() == b"content-length" for name, _ in every) and status not in (204, 304):
+        every.append((b"content-length", b"%d" % len(body)))
+    write = scope.get("extensions", {}).get("tenon.answer")
+    if write is not None:
+        write(status, every, body)
+        return
+    await send({"type": "http.response.start", "status": status, "headers": every})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _trace(given: bytes) -> bytes:
+    """Return the trace context to pass on: the caller's trace with a span of ours, or a trace of our own."""
+    found = TRACEPARENT.fullmatch(given)
+    trace, flags = (found[1], found[3]) if found else (secrets.token_hex(16).encode(), b"00")
+    return b"00-" + trace + b"-" + secrets.token_hex(8).encode() + b"-" + flags
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
