@@ -31,6 +31,7 @@ from tenon.ingest.values import POLARS
 FILE_BYTES = 4 << 30  # a result larger than this becomes several files
 FILE_PARTS = 4_000
 EXAMPLE_ROWS = 50
+HELD = 1 << 25  # bytes of quarantine held at once while it is joined
 FOOT_ROWS = 40  # more refused rows at the end than this are no footnote
 
 
@@ -134,7 +135,10 @@ def _foot(file: FilePlan, ranges: Sequence[Range]) -> _Foot:
     tail: list[dict[str, Any]] = []
     for one in reversed(ranges):
         if one.told["quarantined"]:
-            frame = pl.read_parquet(one.companion(".quarantine.parquet")).filter(pl.col("offset") >= last)
+            found = pl.scan_parquet(one.companion(".quarantine.parquet")).filter(pl.col("offset") >= last)
+            if found.select(pl.len()).collect().item() > FOOT_ROWS or one.told["quarantine_bytes"] > HELD:
+                return _Foot(frozenset(), 0, -1)
+            frame = found.collect()
             tail = frame.to_dicts() + tail
         if one.told["rows"] or len(tail) > FOOT_ROWS:
             break
@@ -183,19 +187,22 @@ def _joined(job: Job, name: str, what: str, ranges: Sequence[Range], feet: Seque
             file, lines = one.file, one.told["first_line"]
         source = one.companion(f".{what}.parquet")
         if one.told["quarantined" if what == "quarantine" else "repairs"]:
-            frame = pl.read_parquet(source).with_columns(pl.col("line") + lines + 1)
-            if what == "quarantine":
-                foot = feet[one.file]
-                frame = frame.filter(~pl.col("offset").is_in(list(foot.notes)))
-                frame = frame.with_columns(
-                    reason=pl.when(pl.col("offset") == foot.cut).then(pl.lit("truncated")).otherwise("reason"),
-                    fix=pl.when(pl.col("offset") == foot.cut).then(pl.lit("the rest of the file")).otherwise("fix"),
-                )
-            else:
-                frame = frame.with_columns(pl.col("row") + rows)
-            if frame.height:
-                parts.append(folder / source.name)
-                put(frame, parts[-1])
+            count = one.told["quarantined" if what == "quarantine" else "repairs"]
+            step = max(1, count * HELD // max(one.told["quarantine_bytes"], 1)) if what == "quarantine" else count
+            for begin in range(0, count, step):
+                frame = pl.scan_parquet(source).slice(begin, step).with_columns(pl.col("line") + lines + 1).collect()
+                if what == "quarantine":
+                    foot = feet[one.file]
+                    frame = frame.filter(~pl.col("offset").is_in(list(foot.notes)))
+                    frame = frame.with_columns(
+                        reason=pl.when(pl.col("offset") == foot.cut).then(pl.lit("truncated")).otherwise("reason"),
+                        fix=pl.when(pl.col("offset") == foot.cut).then(pl.lit("the rest of the file")).otherwise("fix"),
+                    )
+                else:
+                    frame = frame.with_columns(pl.col("row") + rows)
+                if frame.height:
+                    parts.append(folder / f"{source.name}-{begin}")
+                    put(frame, parts[-1])
         lines += one.told["lines"]
         rows += one.told["rows"]
     if not parts:
@@ -433,7 +440,7 @@ def _column_findings(plan: Plan, columns: Sequence[ColumnFacts]) -> Iterable[Fin
 def _counted(code: str, severity: Any, path: Path, column: str, noun: str, verb: str, job: Job) -> Finding:
     """Tell how many of what kind a file of records holds, with the place of the first."""
     counts = pl.scan_parquet(path).group_by(column).len().sort("len", column, descending=[True, False]).collect()
-    first = pl.scan_parquet(path).head(1).collect().to_dicts()[0]
+    first = pl.scan_parquet(path).select("file", "line", "column").head(1).collect().to_dicts()[0]
     total = int(counts["len"].sum())
     told = ", ".join(f"{name} {count:,}" for name, count in counts.head(job.limits.examples_per_finding).iter_rows())
     place = f"{first['file']}:{first['line']}" + (f":{first['column']}" if first["column"] else "")

@@ -290,24 +290,30 @@ def _spooled(file: FilePlan, source: _Source, folder: Path, step: int, one: Any,
     if source.charset.wide:
         stream = transcoded(stream, source.charset.name, source.charset.mark)
     size, ended, begin = 0, False, file.begin
-    ahead = 2 * job.limits.row_bytes + unit.NEAR + 3 * job.limits.chunk_bytes
+    near = job.limits.row_bytes + unit.NEAR
+    ahead = 2 * near + job.limits.chunk_bytes
     segments = _Segments(folder, max(step, 1 << 20))
     kept = 2 * AHEAD * (max(1, job.engine.workers) if job.engine is not None else 1)
     try:
         while not ended or begin < size:
-            while not ended and size < begin + step + ahead:
-                try:
-                    block = next(stream, b"")
-                except EOFError:
-                    block = b""
-                ended = not block
-                size += len(block)
-                segments.add(block)
-            segments.flush()
-            end = min(begin + step, size)
-            # The size is known only at the end; before it, a range must not take what is decoded so far for all.
-            yield one(begin, end if end < size or not ended else size, View(path=folder, size=size, step=segments.step))
-            begin = end
+            end, border = begin + step, -1
+            while border < 0:
+                while not ended and size < end + ahead:
+                    try:
+                        block = next(stream, b"")
+                    except EOFError:
+                        block = b""
+                    ended = not block
+                    size += len(block)
+                    segments.add(block)
+                segments.flush()
+                view = View(path=folder, size=size, step=segments.step)
+                # Borders are found here: a worker cannot know whether what is decoded so far is all there is.
+                border = unit.border(view, file, min(end, size), job.limits.row_bytes)
+                if not ended and border + near >= size:
+                    border, ahead = -1, ahead + near
+            yield {**one(begin, border, view), "exact": True}
+            begin = border
             segments.drop((begin - kept * step) // segments.step)
             if ended and begin >= size:
                 return

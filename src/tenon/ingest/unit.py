@@ -19,7 +19,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tenon.errors import InputError, sentence
-from tenon.ingest import columnar, jsonl, table
+from tenon.ingest import columnar, jsonl, parquet, table
 from tenon.ingest.charset import to_utf8
 from tenon.ingest.chunk import Layout, Repaired, Text, careful, express
 from tenon.ingest.detect import TYPED, kind
@@ -33,6 +33,7 @@ from tenon.ingest.typed import Facts, Typed, framed, typed
 
 KEEP = 1 << 27  # bytes of freed memory held for the next chunk
 NEAR = 1 << 16  # how far is looked for a row border at first
+SPILL = 1 << 25  # bytes of one giant row held before they are written
 FOLLOWING = 3  # rows after a header of another table that must look like it
 QUARANTINE = {
     "file": pl.String,
@@ -73,10 +74,24 @@ class _Account:
     stop: int = -1
     bailed: bool = False
     unknown: dict[str, list[str]] = field(default_factory=dict)
+    spilled: list[Path] = field(default_factory=list)
+    spilled_rows: int = 0
+    spilled_bytes: int = 0
 
     def skip(self, name: str, size: int) -> None:
         if size:
             self.skipped[name] = self.skipped.get(name, 0) + size
+
+    def spill(self, out: str) -> None:
+        """Write what is in quarantine to a file of its own when it is a lot, to hold no more."""
+        if self.quarantine_bytes - self.spilled_bytes < SPILL:
+            return
+        path = Path(f"{out}.spill-{len(self.spilled):06d}")
+        put(_records(self.quarantine, QUARANTINE), path)
+        self.spilled.append(path)
+        self.spilled_rows += len(self.quarantine)
+        self.spilled_bytes = self.quarantine_bytes
+        self.quarantine.clear()
 
     def take(self, fast: Quick) -> None:
         """Add what rows read at once say about their columns: words for missing that were seen, cells that fit."""
@@ -97,13 +112,15 @@ def read(job: dict[str, Any]) -> dict[str, Any]:
         return _columnar(job, plan, file, done)
     keep_memory(KEEP)
     view = View.from_dict(job["view"])
-    begin, end = borders(view, file, job["begin"], job["end"], plan.row_bytes)
+    exact = job.get("exact", False)
+    begin, end = (job["begin"], job["end"]) if exact else borders(view, file, job["begin"], job["end"], plan.row_bytes)
     account = _Account([Facts() for _ in plan.outputs], compiled=job["compiled"])
     for offset, data, after in _pieces(view, file, begin, end, job["chunk_bytes"], plan.row_bytes):
         if account.stop >= 0:
             break
         if after is not None:
             _giant(offset, data, after, file, plan, account)
+            account.spill(job["out"])
         else:
             _piece(offset, data, view, plan, file, account)
     told = _told(account, begin, end if account.stop < 0 else account.stop)
@@ -118,6 +135,11 @@ def borders(view: View, file: FilePlan, begin: int, end: int, reach: int) -> tup
         begin if begin <= file.begin else _border(view, file, begin, last, reach),
         last if end >= last else _border(view, file, max(end, file.begin), last, reach),
     )
+
+
+def border(view: View, file: FilePlan, place: int, reach: int) -> int:
+    """Return where a range ends that is to end at a place or soon after: there begins a fresh line."""
+    return view.size if place >= view.size else _border(view, file, max(place, file.begin), view.size, reach)
 
 
 def _border(view: View, file: FilePlan, place: int, last: int, reach: int) -> int:
@@ -497,20 +519,22 @@ def _table_break(offset: int, data: bytes, text: Text, done: Typed, places: _Pla
         shared = sum(cell.strip().lower() in names for cell in cells)
         if tuple(cells) in own or (shared >= 2 and 2 * shared >= len(cells)):
             return begin
-        if len(set(cells)) == len(cells) and _followed(offset + end, len(cells), view, file):
+        if len(set(cells)) == len(cells) and _followed(offset + end, cells, view, file):
             return begin
     return -1
 
 
-def _followed(place: int, width: int, view: View, file: FilePlan) -> bool:
+def _followed(place: int, cells: Sequence[bytes], view: View, file: FilePlan) -> bool:
     """Whether the rows after a place are of a table with this header: as wide, and not as wide as the first table."""
-    data = view.read(place, place + NEAR)
+    data, width = view.read(place, place + NEAR), len(cells)
     rows = [row for row in table.rows_of(data, 0, file.dialect, reach=NEAR, limit=FOLLOWING + 2) if not row.blank]
     if place + len(data) < view.size and rows:
         rows.pop()
     rows = rows[:FOLLOWING]
     if not rows or any(len(row.values) != width for row in rows) or width == len(file.targets):
         return False
+    if any(cell.strip() and row.values[n] == cell for row in rows for n, cell in enumerate(cells)):
+        return False  # a cell that comes again below is no name
     typed_below = sum(all(kind(row.values[n]) in TYPED for row in rows) for n in range(width))
     return len(rows) >= FOLLOWING or (typed_below > 0 and place + len(data) >= view.size)
 
@@ -534,7 +558,7 @@ def _told(account: _Account, begin: int, end: int) -> dict[str, Any]:
         "row_bytes": account.row_bytes,
         "quarantine_bytes": account.quarantine_bytes,
         "skipped": account.skipped,
-        "quarantined": len(account.quarantine),
+        "quarantined": account.spilled_rows + len(account.quarantine),
         "repaired": len({one[0] for one in account.repairs}),
         "repairs": len(account.repairs),
         "encodings": account.encodings,
@@ -554,8 +578,15 @@ def _write(out: str, account: _Account, plan: Plan, done: Path, told: Mapping[st
         frame = account.frames[0] if len(account.frames) == 1 else pl.concat(account.frames)
         if frame.height:
             put(frame, Path(out + ".parquet"))
-    if account.quarantine:
-        put(_records(account.quarantine, QUARANTINE), Path(out + ".quarantine.parquet"))
+    if account.quarantine or account.spilled:
+        last = Path(out + ".quarantine.parquet")
+        put(_records(account.quarantine, QUARANTINE), last)
+        if account.spilled:
+            whole = last.with_name(last.name + ".new")
+            parquet.join([*account.spilled, last], whole)
+            whole.replace(last)
+            for path in account.spilled:
+                path.unlink()
     if account.repairs:
         put(_records(account.repairs, REPAIRS), Path(out + ".repairs.parquet"))
     temporary = done.with_name(done.name + ".new")
