@@ -22,6 +22,7 @@ from tenon.ingest.profile import Profile
 from tenon.ingest.repair import Mended, mend
 from tenon.ingest.scan import Lines, Mask, Places, marks_of, pairs, scan
 
+AT_ONCE = 10_000  # broken rows looked at together: each takes kilobytes then
 UNUSED = (0x1F, 0x1E, 0x1D, 0x1C, 0x02, 0x03, 0x04, 0x05, 0x06, 0x0E, 0x0F, 0x10, 0x11, 0x12, 0x13, 0x14)
 
 PACKED = frozenset((b"x\x01", b"x\x5e", b"x\x9c", b"x\xda", b"\x1f\x8b", b"\x28\xb5"))
@@ -240,7 +241,18 @@ def _decide(data: bytes, table: Lines, layout: Layout) -> _Decided:
         else:
             waiting.append((first, last, row, note))
             reads.append(read)
-    answers = mend([row for _, _, row, _ in waiting], dialect, layout.profiles, reads)
+        if len(waiting) >= AT_ONCE:
+            _mend(waiting, reads, table, layout, out)
+            waiting, reads = [], []
+    _mend(waiting, reads, table, layout, out)
+    return out
+
+
+def _mend(
+    waiting: Sequence[tuple[int, int, bytes, str]], reads: list[Split], table: Lines, layout: Layout, out: _Decided
+) -> None:
+    """Repair or refuse rows that do not read without a doubt."""
+    answers = mend([row for _, _, row, _ in waiting], layout.dialect, layout.profiles, reads)
     for (first, last, row, note), mended in zip(waiting, answers, strict=True):
         if mended.sure:
             code = "+".join(part for part in (note, mended.code) if part and part != "none")
@@ -250,7 +262,6 @@ def _decide(data: bytes, table: Lines, layout: Layout) -> _Decided:
         else:
             begin, end = int(table.starts[first]), int(table.ends[last])
             out.refused.append(Refused(begin, end, first, mended.column, "fields", said(mended)))
-    return out
 
 
 def _apart(data: bytes, table: Lines, layout: Layout) -> Iterator[tuple[int, int, int, int]]:

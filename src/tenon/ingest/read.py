@@ -17,6 +17,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -294,6 +295,7 @@ def _spooled(file: FilePlan, source: _Source, folder: Path, step: int, one: Any,
     ahead = 2 * near + job.limits.chunk_bytes
     segments = _Segments(folder, max(step, 1 << 20))
     kept = 2 * AHEAD * (max(1, job.engine.workers) if job.engine is not None else 1)
+    begun: deque[int] = deque(maxlen=kept)
     try:
         while not ended or begin < size:
             end, border = begin + step, -1
@@ -311,10 +313,11 @@ def _spooled(file: FilePlan, source: _Source, folder: Path, step: int, one: Any,
                 # Borders are found here: a worker cannot know whether what is decoded so far is all there is.
                 border = unit.border(view, file, min(end, size), job.limits.row_bytes)
                 if not ended and border + near >= size:
-                    border, ahead = -1, ahead + near
+                    border, ahead = -1, 2 * ahead
             yield {**one(begin, border, view), "exact": True}
             begin = border
-            segments.drop((begin - kept * step) // segments.step)
+            begun.append(begin)
+            segments.drop(begun[0] // segments.step if len(begun) == kept else 0)
             if ended and begin >= size:
                 return
     finally:

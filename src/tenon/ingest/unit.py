@@ -82,9 +82,9 @@ class _Account:
         if size:
             self.skipped[name] = self.skipped.get(name, 0) + size
 
-    def spill(self, out: str) -> None:
-        """Write what is in quarantine to a file of its own when it is a lot, to hold no more."""
-        if self.quarantine_bytes - self.spilled_bytes < SPILL:
+    def spill(self, out: str, least: int = SPILL) -> None:
+        """Write what is in quarantine to a file of its own when it is that many bytes, to hold them no longer."""
+        if self.quarantine_bytes - self.spilled_bytes < least:
             return
         path = Path(f"{out}.spill-{len(self.spilled):06d}")
         put(_records(self.quarantine, QUARANTINE), path)
@@ -503,7 +503,7 @@ def _table_break(offset: int, data: bytes, text: Text, done: Typed, places: _Pla
     if file.format != "csv" or not (text.refused or done.refused or done.kept):
         return -1
     begins, ends, _ = places() if done.kept else (None, None, None)
-    candidates = {one.begin: one.end for one in (*text.refused, *done.refused)}
+    candidates = {one.begin: one.end for one in (*text.refused, *done.refused) if one.code != "too-long"}
     if begins is not None and ends is not None:
         candidates |= {int(begins[row]): int(ends[row]) for row in done.kept}
     own = {tuple(row.split(b"\x1f")) for row in file.header_rows}
@@ -579,14 +579,16 @@ def _write(out: str, account: _Account, plan: Plan, done: Path, told: Mapping[st
         if frame.height:
             put(frame, Path(out + ".parquet"))
     if account.quarantine or account.spilled:
-        last = Path(out + ".quarantine.parquet")
-        put(_records(account.quarantine, QUARANTINE), last)
+        target = Path(out + ".quarantine.parquet")
         if account.spilled:
-            whole = last.with_name(last.name + ".new")
-            parquet.join([*account.spilled, last], whole)
-            whole.replace(last)
+            account.spill(out, least=1)
+            whole = target.with_name(target.name + ".new")
+            parquet.join(account.spilled, whole)
+            whole.replace(target)
             for path in account.spilled:
                 path.unlink()
+        else:
+            put(_records(account.quarantine, QUARANTINE), target)
     if account.repairs:
         put(_records(account.repairs, REPAIRS), Path(out + ".repairs.parquet"))
     temporary = done.with_name(done.name + ".new")
