@@ -61,7 +61,7 @@ async def app(scope, receive, send):
     if path == "/large":
         return await say(200, b"x" * 3_000_000)
     if path.startswith("/v1/"):
-        await asyncio.sleep(0.002 if body[:3000] in seen else 0.05)
+        await asyncio.sleep(0.002 if body[:3000] in seen else 0.15)
         seen.add(body[:3000])
     await asyncio.sleep(delay)
     headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}

@@ -239,7 +239,7 @@ class Gateway:
                 continue
             admission = self.gate.crowded(key, ticket.wait_s, self.router.routing.target_s)
             if not admission and not passing.tried:
-                self.router.done(ticket, monotonic(), failed=True)
+                self.router.done(ticket, monotonic())
                 return Refused(status=503, said=admission.reason, retry_after_s=max(1.0, admission.retry_after_s))
             try:
                 return await self._try(ticket, passing, scope, receive, send)

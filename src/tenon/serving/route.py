@@ -288,8 +288,8 @@ class Router:
                     self.speeds[other] = like = Speed(self.speeds)
                     self._base[other], self._per[other] = like.base, like.per
 
-    def done(self, ticket: Ticket, now: float, *, failed: bool = False) -> None:
-        """The request is over, answered or `failed`; safe to call twice."""
+    def done(self, ticket: Ticket, now: float) -> None:
+        """The request is over, answered or not; safe to call twice."""
         if ticket.done:
             return
         self._leave(ticket, now)
