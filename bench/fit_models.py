@@ -223,6 +223,77 @@ def frozen() -> nn.Module:
     return model
 
 
+# ── BERT-large as it was in 2022 ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class Softmax(torch.autograd.Function):
+    """A softmax that keeps what came in beside what came out, as PyTorch did up to 1.10 (derivatives.yaml)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        y = torch.softmax(x, -1)
+        ctx.save_for_backward(x, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        x, y = ctx.saved_tensors
+        return torch.ops.aten._softmax_backward_data(grad, y, -1, x.dtype)
+
+
+class BertLayer(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.norms, self.drop = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)]), nn.Dropout(0.1)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        rows, length, width = x.shape
+        shape = (rows, length, self.heads, width // self.heads)
+        query, key, value = (part(x).view(shape).permute(0, 2, 1, 3) for part in (self.query, self.key, self.value))
+        scores = torch.matmul(query, key.transpose(-1, -2))
+        scores = scores / 8.0
+        shares = self.drop(Softmax.apply(scores + mask))
+        mixed = torch.matmul(shares, value).permute(0, 2, 1, 3).contiguous().view(rows, length, width)
+        x = self.norms[0](self.drop(self.out(mixed)) + x)
+        return self.norms[1](self.drop(self.down(functional.gelu(self.up(x)))) + x)
+
+
+class Bert(nn.Module):
+    def __init__(self, width: int = 1_024, depth: int = 24, heads: int = 16) -> None:
+        super().__init__()
+        self.words, self.places, self.kinds = (nn.Embedding(size, width) for size in (30_522, 512, 2))
+        self.norm, self.drop = nn.LayerNorm(width), nn.Dropout(0.1)
+        self.layers = nn.ModuleList(BertLayer(width, heads) for _ in range(depth))
+        self.pool, self.head = nn.Linear(width, width), nn.Linear(width, 2)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(words.shape[1], device=words.device)
+        x = self.drop(self.norm(self.words(words) + self.kinds(torch.zeros_like(words)) + self.places(places)))
+        mask = (1.0 - torch.ones(words.shape, device=words.device)[:, None, None, :]) * -10_000.0
+        for layer in self.layers:
+            x = layer(x, mask)
+        return self.head(self.drop(torch.tanh(self.pool(x[:, 0]))))
+
+
+def kept(optimizer: Callable[[nn.Module], Any]) -> Callable[[nn.Module], Any]:
+    """Return an optimiser that fills gradients with zeros instead of dropping them, as loops did then."""
+
+    def with_zeros(model: nn.Module) -> Any:
+        made = optimizer(model)
+        made.zero_grad = lambda set_to_none=False: [p.grad.zero_() for p in model.parameters() if p.grad is not None]
+        return made
+
+    return with_zeros
+
+
+def in_fp16(model: nn.Module, batch: Any) -> torch.Tensor:
+    with torch.autocast("cuda", dtype=torch.float16):
+        return classes(model, batch)
+
+
 # ── optimisers ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -345,4 +416,13 @@ CONFIGS: dict[str, Config] = {
     "vit-dropout": _net("transformer", lambda: ViT(128, 4), adamw, images(64), classes, (16, 1_024)),
     "vit-bf16": _net("transformer", lambda: ViT(128, 4), adamw, images(64), mixed(classes), (16, 1_024)),
     "gru": _net("recurrent", lambda: Recurrent(128), adamw, labels(64), classes, (16, 1_024)),
+}
+
+_bert = partial(_net, "published", Bert, batch=labels(512), sizes=(4, 4))
+_loop = kept(by(torch.optim.AdamW, foreach=False))
+PUBLISHED: dict[str, Config] = {
+    "bert": _bert(optimizer=_loop, loss=classes),
+    "bert-fp16": _bert(optimizer=_loop, loss=in_fp16),
+    "bert-adafactor": _bert(optimizer=kept(by(torch.optim.Adafactor)), loss=classes),
+    "bert-adafactor-fp16": _bert(optimizer=kept(by(torch.optim.Adafactor)), loss=in_fp16),
 }

@@ -7,6 +7,7 @@ import pytest
 from tenon.errors import InputError
 from tenon.store import Store
 from tenon.training.memory.device import DEVICES, GIB, find
+from tenon.training.memory.launch import described
 from tenon.training.memory.learned import DEFAULT, EXTRAPOLATED, FIXED_BYTES, LEAST, learn, margin
 
 
@@ -66,3 +67,25 @@ def test_every_device_is_plausible_and_its_capacity_can_be_set() -> None:
         assert device.usable_bytes() < device.total_bytes
         assert device.seconds({"half": 1e12}, 1e6) <= device.seconds({"fp32": 1e12}, 1e6)
     assert find("l4", total_gib=10).total_bytes == 10 * GIB
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "capability", "found"),
+    [
+        ("NVIDIA H100 80GB HBM3", 79.1, (9, 0), "h100-80gb"),
+        ("NVIDIA A100-SXM4-40GB", 39.4, (8, 0), "a100-40gb"),
+        ("NVIDIA A100-SXM4-80GB", 79.2, (8, 0), "a100-80gb"),
+        ("Tesla T4", 14.6, (7, 5), "t4-16gb"),
+        ("Tesla V100-SXM2-32GB", 31.7, (7, 0), "v100-32gb"),
+        ("NVIDIA GeForce RTX 4090", 23.6, (8, 9), "rtx-4090-24gb"),
+        ("NVIDIA L40S", 44.4, (8, 9), "l40s-48gb"),
+        ("NVIDIA RTX A6000", 47.5, (8, 6), "nvidia-rtx-a6000"),
+    ],
+)
+def test_a_driver_names_a_device_of_the_table_with_its_own_capacity(
+    name: str, gib: float, capability: tuple[int, int], found: str
+) -> None:
+    device = described(name, int(gib * GIB), capability)
+    assert device.name == found
+    assert device.total_bytes == int(gib * GIB)
+    assert device.capability == capability

@@ -240,6 +240,20 @@ def test_a_step_whose_shapes_depend_on_values_is_extrapolated_and_says_so(tmp_pa
     assert found.step.peak.allocated_bytes == pytest.approx(exact.step.peak.allocated_bytes, rel=0.25)
 
 
+def test_without_a_gpu_the_gate_of_a_script_stands_open(tmp_path: Path) -> None:
+    import torch
+
+    from tenon.store import Store
+    from tenon.training.memory import gate, here, remember
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert here() is None
+    assert gate(tmp_path / "none.py", 8) is None
+    with Store.open(tmp_path) as store:
+        assert remember(None, store) is None
+
+
 # ── faults ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -229,7 +229,7 @@ class Worker:
 
     def step(self, change: Change) -> Step | str:
         """Return the predicted step under a change, or in words why fake tensors cannot run it."""
-        answer = self._ask({"batch": self.question.batch, "change": _plain(change), "steps": STEPS})
+        answer = self._ask({"batch": self.question.batch, "change": asdict(change), "steps": STEPS})
         if "fault" in answer:
             if answer["ours"]:
                 raise InputError(answer["fault"])
@@ -247,7 +247,7 @@ class Worker:
 
     def trace(self, batch: int, change: Change = Change()) -> tuple[Trace, dict[str, int]] | str:
         """Return the raw trace of a step at another batch, or why there is none."""
-        answer = self._ask({"batch": batch, "change": _plain(change), "steps": STEPS})
+        answer = self._ask({"batch": batch, "change": asdict(change), "steps": STEPS})
         if "fault" in answer:
             return f"{answer['fault']} at {answer['where']}"
         return Trace.from_dict(answer["trace"]), answer["counts"]
@@ -301,9 +301,8 @@ def asking(question: Question, *, fake: bool = True) -> Iterator[Worker]:
         )
         worker = Worker(question, process, talk)
         try:
-            device = question.device
-            hello = {"path": str(question.path.resolve()), "device": device.name, "total_bytes": device.total_bytes}
-            answer = worker._ask({**hello, "fake": fake})
+            hello = {"path": str(question.path.resolve()), "device": asdict(question.device), "fake": fake}
+            answer = worker._ask(hello)
             if "fault" in answer:
                 if answer["ours"]:
                     raise InputError(answer["fault"])
@@ -354,9 +353,3 @@ def step_seconds(trace: Trace, change: Change) -> float:
     work = sum(trace.seconds.get(phase, 0.0) for phase in ("forward", "backward"))
     micro = min(change.micro_batches, 2)
     return work / STEPS / micro * change.micro_batches + trace.seconds.get("optimizer", 0.0) / STEPS
-
-
-def _plain(change: Change) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(change)

@@ -164,7 +164,6 @@ def run(job: Job) -> dict[str, int]:
             "parameter_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
             "blocks": len(blocks(model)),
             "largest_block": max((_count(block) for block in units(model)), default=0),
-            "half": int(torch.is_autocast_enabled("cpu")),
             "adam": int(isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW))),
             "fused": int(any(group.get("fused") for group in optimizer.param_groups)),
             "fusable": int("fused" in optimizer.defaults),

@@ -19,13 +19,12 @@ import os
 import sys
 import traceback
 import warnings
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
 from tenon.errors import TenonError
-from tenon.training.memory.device import find
+from tenon.training.memory.device import Device
 from tenon.training.memory.step import Change, Job, Parts, load, run
 
 
@@ -57,7 +56,7 @@ class _Asked:
     def __init__(self, hello: dict[str, Any]) -> None:
         from tenon.training.memory import emulate
 
-        self.device = replace(find(hello["device"]), total_bytes=hello["total_bytes"])
+        self.device = Device(**{**hello["device"], "capability": tuple(hello["device"]["capability"])})
         self.fake = bool(hello["fake"])
         self.keep = emulate.install(self.device, fake=self.fake)
         if not self.fake:

@@ -1,0 +1,78 @@
+"""The gate of a training script: refuse a step that is not sure to fit the GPU here, and learn from it after.
+
+`gate` predicts the step of a file on the GPU that is here, and raises with the plan when it is not sure to fit;
+`remember` tells the store what the run really reserved, so that the next prediction knows how far to trust itself.
+Without a GPU both do nothing and say so by returning None: there is nothing to refuse. What the GPU is comes from the
+driver's own words (name and total memory), with compute and bandwidth from the table's nearest model; nothing of this
+could be tried on a GPU when it was written, only that it does no harm without one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tenon.training.memory.device import DEVICES, Device
+from tenon.training.memory.learned import learn
+from tenon.training.memory.predict import Question, StepFit, fit_step
+from tenon.training.memory.step import pytorch
+
+if TYPE_CHECKING:
+    from tenon.store import Store
+
+
+def here() -> Device | None:
+    """Return the GPU of this process as the driver describes it, or None without one."""
+    torch = pytorch()
+    if not torch.cuda.is_available():
+        return None
+    found = torch.cuda.get_device_properties(0)
+    return described(str(found.name), int(found.total_memory), (int(found.major), int(found.minor)))
+
+
+def described(name: str, total_bytes: int, capability: tuple[int, int]) -> Device:
+    """Return the device of the table that a driver's description means, with the capacity that it says.
+
+    A name that the table does not know gets the rates of the device whose memory and capability are nearest.
+    """
+    words = set(name.lower().replace("-", " ").split())
+    alike = [one for one in DEVICES.values() if set(one.name.split("-")[:-1]) <= words]
+    nearest = min(
+        alike or DEVICES.values(),
+        key=lambda one: (one.capability != capability, abs(one.total_bytes - total_bytes)),
+    )
+    known = nearest.name if alike else name.lower().replace(" ", "-")
+    return replace(nearest, name=known, total_bytes=total_bytes, capability=capability)
+
+
+def gate(path: Path, batch: int, *, store: Store | None = None) -> StepFit | None:
+    """Predict the step in `path` for the GPU here; TrainingError, with the plan, when it is not sure to fit.
+
+    Call it before anything is put on the GPU. Returns None without a GPU.
+    """
+    device = here()
+    if device is None:
+        return None
+    found = fit_step(Question(path=path, device=device, batch=batch), store=store)
+    found.require()
+    return found
+
+
+def remember(found: StepFit | None, store: Store) -> int | None:
+    """Tell the store what this process reserved on the GPU at most, beside what was predicted; return the bytes.
+
+    Call it after some steps. Does nothing for a prediction that was not made, and without a GPU.
+    """
+    torch = pytorch()
+    if found is None or not torch.cuda.is_available():
+        return None
+    measured = int(torch.cuda.max_memory_reserved())
+    learn(
+        store,
+        found.question.device.name,
+        predicted_bytes=found.step.peak.reserved_bytes,
+        measured_bytes=measured,
+        about={"path": str(found.question.path), "batch": found.question.batch, "torch": str(torch.__version__)},
+    )
+    return measured
