@@ -9,27 +9,22 @@ tokens by a byte-pair encoding learned here, in seconds. The simplest model goes
 n-gram over the same tokens (Chen and Goodman, Computer Speech & Language 13, 1999, with one discount for each order),
 judged on the same held-out tokens; a network that does not beat it is not worth its price, and is not exported.
 
-The network is a decoder in the shape of Llama (RMS norms, rotary positions, gated MLP, tied embedding), so that others
-can open what is exported. Hidden matrices are trained by Muon, the rest by AdamW: at this size and time Muon reached
-the loss of AdamW in about two thirds of the tokens. A guard watches the loss, a run remembers it, `tenon fit` asks the
-four functions `model`, `optimizer`, `batch` and `loss` what a step would need.
+The network is a decoder in the shape of Llama (RMS norms, rotary positions, gated MLP), so that others can open what is
+exported. It begins where counting pairs of tokens ends. Hidden matrices are trained by Muon, the rest by Adam. A guard
+watches the loss, a run remembers it, `tenon fit` asks the four functions `model`, `optimizer`, `batch` and `loss` what
+a step would need.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import heapq
-import itertools
 import json
 import math
 import os
-import platform
 import shutil
 import sys
-import sysconfig
 import time
-from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -38,217 +33,36 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from kneser_ney import ngram_loss
+from stdlib_text import Corpus, Tokens, corpus
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tenon.errors import GateError, InputError, sentence
+from tenon.errors import GateError, sentence
 from tenon.flow import language
 from tenon.ledger import Budget
-from tenon.serving.lm.tokenizer import Tokenizer
 from tenon.store import Store
 from tenon.training import Guard, Rules, Run
 
 HERE = Path(__file__).parent
 SEED = 20130901
-Tokens = NDArray[np.uint16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """The size of the network; about 5 million parameters as it stands."""
+    """The size of the network; 5 million parameters as it stands."""
 
     vocab: int = 4096
     context: int = 512
     width: int = 256
-    layers: int = 5
+    layers: int = 4
     heads: int = 4
-    hidden: int = 704
+    hidden: int = 640
     theta: float = 10_000.0
 
 
 SHAPE = Shape()
 BATCH = 4  # sequences of a step: at this size many small steps learn more from a token than few large ones
-
-
-# ── the text ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-# Tests, tables of encodings and the manual as one string are no library code, and not there everywhere.
-LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "encodings", "pydoc_data"}
-
-
-def sources() -> list[tuple[str, str]]:
-    """Return (path, text) of the standard library's files that are UTF-8, sorted by path."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    found = []
-    for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root)
-        if LEFT_OUT.isdisjoint(name.parts) and not name.parts[0].startswith(("config-", "_sysconfigdata")):
-            try:
-                found.append((name.as_posix(), path.read_bytes().decode("utf-8")))
-            except (UnicodeDecodeError, OSError):
-                continue
-    if len(found) < 100:
-        got = f"{len(found)} files in {root}"
-        raise InputError(sentence("the source files of Python's standard library", got, hint="use another Python"))
-    return found
-
-
-def held_out(name: str) -> bool:
-    """Say whether a file judges the model and never trains it: one in sixteen, by the digest of its path."""
-    return hashlib.sha256(name.encode()).digest()[0] < 256 // 16
-
-
-def learn_merges(words: Counter[str], count: int) -> list[tuple[int, int]]:
-    """Learn the merges of a byte-pair encoding: again and again, join the commonest pair (ties: the smallest ids).
-
-    Only words that hold the pair are touched, and a heap with outdated entries says which pair comes next: seconds for
-    70,000 different words, where counting all pairs for each merge would take an hour.
-    """
-    spelled = [([1 + byte for byte in word.encode()], n) for word, n in sorted(words.items()) if n > 1]
-    pairs: Counter[tuple[int, int]] = Counter()
-    where: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
-    for number, (ids, n) in enumerate(spelled):
-        for pair in itertools.pairwise(ids):
-            pairs[pair] += n
-            where[pair].add(number)
-    heap = [(-n, pair) for pair, n in pairs.items()]
-    heapq.heapify(heap)
-    merges: list[tuple[int, int]] = []
-    while heap and len(merges) < count:
-        n, best = heapq.heappop(heap)
-        if pairs[best] != -n:
-            continue  # outdated: the pair was pushed again with the count it has now
-        made = 257 + len(merges)
-        merges.append(best)
-        touched = set()
-        for number in where.pop(best):
-            ids, n = spelled[number]
-            joined = _join(ids, best, made)
-            spelled[number] = (joined, n)
-            for pair in itertools.pairwise(ids):
-                pairs[pair] -= n
-                touched.add(pair)
-            for pair in itertools.pairwise(joined):
-                pairs[pair] += n
-                where[pair].add(number)
-                touched.add(pair)
-        for pair in touched:
-            if pairs[pair] > 0:
-                heapq.heappush(heap, (-pairs[pair], pair))
-    return merges
-
-
-def _join(ids: list[int], pair: tuple[int, int], made: int) -> list[int]:
-    out: list[int] = []
-    for id in ids:
-        if out and out[-1] == pair[0] and id == pair[1]:
-            out[-1] = made
-        else:
-            out.append(id)
-    return out
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Corpus:
-    """The text as tokens: what trains, what judges, how many bytes the latter stands for, and the tokenizer."""
-
-    train: Tokens
-    valid: Tokens
-    valid_bytes: int
-    files: int
-    tokenizer: Tokenizer
-
-
-def corpus(home: Path = HERE / ".tenon", shape: Shape = SHAPE, every: int = 1) -> Corpus:
-    """Return the corpus (of every so-manieth file), from its cache when this Python's files have not changed."""
-    texts = sources()[::every]
-    made_of = hashlib.sha256(f"1 {shape.vocab} {platform.python_version()}".encode())
-    for name, text in texts:
-        made_of.update(f"{name}\0{len(text)}\0".encode() + hashlib.sha256(text.encode()).digest())
-    folder = home / "corpus" / made_of.hexdigest()[:12]
-    if not folder.exists():
-        _prepare(texts, folder, shape)
-    about = json.loads((folder / "about.json").read_text("utf-8"))
-    return Corpus(
-        train=np.load(folder / "train.npy"),
-        valid=np.load(folder / "valid.npy"),
-        valid_bytes=about["valid_bytes"],
-        files=about["files"],
-        tokenizer=Tokenizer.read((folder / "tokenizer.json").read_bytes(), str(folder / "tokenizer.json")),
-    )
-
-
-def _prepare(texts: Sequence[tuple[str, str]], folder: Path, shape: Shape) -> None:
-    """Learn the encoding on the training files and write all files as tokens, beside, then renamed."""
-    cut = Tokenizer.of([])
-    words: Counter[str] = Counter()
-    for name, text in texts:
-        if not held_out(name):
-            words.update(cut.words(text))
-    tokenizer = Tokenizer.of(learn_merges(words, shape.vocab - len(cut.tokens)))
-    end = list(tokenizer.specials.values())
-    parts: dict[bool, list[int]] = {True: [*end], False: [*end]}  # each file stands between two ends
-    for name, text in texts:
-        parts[held_out(name)] += [*tokenizer.encode(text), *end]
-    beside = folder.with_name(f"{folder.name}.{os.getpid()}")
-    beside.mkdir(parents=True)
-    np.save(beside / "train.npy", np.array(parts[False], np.uint16))
-    np.save(beside / "valid.npy", np.array(parts[True], np.uint16))
-    (beside / "tokenizer.json").write_bytes(tokenizer.to_json())
-    size = sum(len(text.encode()) for name, text in texts if held_out(name))
-    (beside / "about.json").write_text(json.dumps({"valid_bytes": size, "files": len(texts)}), "utf-8")
-    try:
-        beside.rename(folder)
-    except OSError:  # another process was quicker, with the same bytes
-        shutil.rmtree(beside)
-
-
-# ── the baseline ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def ngram_loss(train: Tokens, valid: Tokens, vocab: int, order: int = 5) -> float:
-    """Return the mean loss (nats a token) of an interpolated Kneser-Ney n-gram on `valid`, without its first token.
-
-    The highest order counts how often, lower ones after how many different words an n-gram was seen. An n-gram is one
-    number of `order` digits to the base `vocab`, so that counting is sorting.
-    """
-    assert vocab**order < 2**63, (vocab, order)
-    distinct = _codes(train, order, vocab)
-    codes, counts = np.unique(distinct, return_counts=True)
-    tables = [(codes, counts)]
-    for size in range(order - 1, 0, -1):
-        distinct = tables[0][0] % vocab**size  # the words before are dropped, each different n-gram stays once
-        codes, counts = np.unique(distinct, return_counts=True)
-        tables.insert(0, (codes, counts))
-    found = np.full(len(valid) - 1, 1.0 / vocab)
-    for size, (codes, counts) in enumerate(tables, 1):
-        # Near the beginning, where `size` tokens do not exist yet, the lower order's probability stands.
-        asked = _codes(valid, size, vocab)[1 if size == 1 else 0 :]
-        lower = found[max(size - 2, 0) :]
-        once, twice = int((counts == 1).sum()), int((counts == 2).sum())
-        discount = once / (once + 2 * twice) if once else 0.5
-        contexts, starts = np.unique(codes // vocab, return_index=True)
-        total = np.add.reduceat(counts, starts)
-        kinds = np.diff([*starts, len(codes)])
-        seen = _look_up(codes, counts, asked)
-        context_total, context_kinds = (_look_up(contexts, values, asked // vocab) for values in (total, kinds))
-        known = context_total > 0
-        above = np.maximum(seen - discount, 0.0) + discount * context_kinds * lower
-        found[max(size - 2, 0) :] = np.where(known, above / np.maximum(context_total, 1), lower)
-    return float(-np.log(found).mean())
-
-
-def _codes(tokens: Tokens, size: int, vocab: int) -> NDArray[np.int64]:
-    code = np.zeros(len(tokens) - size + 1, np.int64)
-    for at in range(size):
-        code = code * vocab + tokens[at : len(tokens) - size + 1 + at]
-    return code
-
-
-def _look_up(keys: NDArray[np.int64], values: NDArray[Any], asked: NDArray[np.int64]) -> NDArray[np.int64]:
-    at = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
-    return np.where(keys[at] == asked, values[at], 0)
 
 
 # ── the network ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -303,6 +117,7 @@ class TinyGPT(nn.Module):
         self.embed_tokens = nn.Embedding(shape.vocab, shape.width)
         self.layers = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.norm = nn.RMSNorm(shape.width, eps=1e-5)
+        self.lm_head = nn.Linear(shape.width, shape.vocab, bias=False)
         size = shape.width // shape.heads
         angle = torch.outer(torch.arange(shape.context), shape.theta ** (-torch.arange(0, size, 2) / size)).repeat(1, 2)
         self.register_buffer("cos", angle.cos(), persistent=False)
@@ -314,7 +129,10 @@ class TinyGPT(nn.Module):
         x = self.embed_tokens(tokens)
         for layer in self.layers:
             x = layer(x, self.cos[:length], self.sin[:length])
-        return functional.linear(self.norm(x), self.embed_tokens.weight)
+        return self.lm_head(self.norm(x))
+
+
+OUTER = ("embed_tokens.weight", "lm_head.weight")  # from tokens, and to them
 
 
 def model(shape: Shape = SHAPE) -> nn.Module:
@@ -324,14 +142,40 @@ def model(shape: Shape = SHAPE) -> nn.Module:
         made = TinyGPT(shape)
         for name, weight in made.named_parameters():
             if weight.ndim == 2:
-                nn.init.normal_(weight, std=0.02 if "embed" in name else weight.shape[1] ** -0.5)
+                nn.init.normal_(weight, std=0.02 if name in OUTER else weight.shape[1] ** -0.5)
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 nn.init.zeros_(weight)
     return made
 
 
+@torch.no_grad()
+def begin_from_counts(net: nn.Module, tokens: Tokens, shape: Shape, prior: float = 200.0) -> None:
+    """Let a new network begin where counting pairs of tokens ends, which saves it some 200,000 tokens.
+
+    The table of log P(next | token), smoothed towards the unigram by `prior` counts, is cut down to `width` dimensions:
+    its singular vectors embed the tokens, and least squares, weighted by how common a token is, give the output.
+    The layers between begin by adding nothing.
+    """
+    vocab, text = shape.vocab, tokens.astype(np.int64)
+    pairs = np.bincount(text[:-1] * vocab + text[1:], minlength=vocab * vocab).reshape(vocab, vocab)
+    counts = torch.from_numpy(pairs.astype(np.float32))
+    chance = (counts.sum(0) + 1) / (counts.sum() + vocab)
+    wanted = torch.log((counts + prior * chance) / (counts.sum(1, keepdim=True) + prior))
+    weight = (counts.sum(1, keepdim=True) + 1).sqrt()
+    surprise = wanted - chance.log()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        _, _, directions = torch.svd_lowrank(surprise * weight.sqrt(), q=shape.width - 1, niter=2)
+    inner = surprise @ directions
+    inner = torch.cat([inner / inner.square().mean().sqrt(), torch.full((vocab, 1), 2.0)], dim=1)  # one for the unigram
+    inner = inner / inner.square().mean(1, keepdim=True).sqrt()
+    named = dict(net.named_parameters())
+    named[OUTER[0]].copy_(inner)
+    named[OUTER[1]].copy_(torch.linalg.lstsq(inner * weight, wanted * weight).solution.T)
+
+
 class Muon(torch.optim.Optimizer):
-    """Muon for hidden matrices (Jordan et al. 2024), AdamW for the embedding and the norms, as one optimiser.
+    """Muon for hidden matrices (Jordan et al. 2024), Adam for embedding, output and norms, as one optimiser.
 
     Muon makes the momentum of a matrix orthogonal, by five steps of a Newton-Schulz iteration, so that no direction of
     the update outshines the others.
@@ -390,14 +234,14 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
 
 def optimizer(model: nn.Module) -> torch.optim.Optimizer:
     """Return the optimiser of this network's parameters."""
-    hidden = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
-    others = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or "embed" in name]
-    return Muon(hidden, others, lr=0.02, adam_lr=0.004)
+    hidden = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and name not in OUTER]
+    others = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or name in OUTER]
+    return Muon(hidden, others, lr=0.02, adam_lr=0.003)
 
 
 def batch(size: int = BATCH, home: Path = HERE / ".tenon") -> tuple[Tensor, Tensor]:
     """Return `size` sequences of the training text and, for each of their tokens, the next one."""
-    return next(batches(corpus(home).train, size, SHAPE.context, SEED))
+    return next(batches(corpus(home, SHAPE.vocab).train, size, SHAPE.context, SEED))
 
 
 def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -491,6 +335,7 @@ def pace(part: float) -> float:
 def train(plan: Plan, text: Corpus, run: Run, guard: Guard, say: Callable[[str], None]) -> tuple[nn.Module, int]:
     """Train a new network until the time or the tokens are spent, or the guard says stop; return it and the tokens."""
     net = model(plan.shape)
+    begin_from_counts(net, text.train, plan.shape)
     steps = optimizer(net)
     began = time.monotonic()
     seen, shown = 0, began
@@ -536,7 +381,7 @@ def export(net: nn.Module, text: Corpus, plan: Plan, folder: Path, about: dict[s
         "rms_norm_eps": 1e-5,
         "rope_theta": shape.theta,
         "hidden_act": "silu",
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": False,
         "bos_token_id": end,
         "eos_token_id": end,
         "torch_dtype": "float32",
@@ -556,7 +401,10 @@ def export(net: nn.Module, text: Corpus, plan: Plan, folder: Path, about: dict[s
     (beside / "tokenizer.json").write_bytes(text.tokenizer.to_json())
     for name, body in files.items():
         (beside / name).write_text(json.dumps(body, indent=2) + "\n", "utf-8")
-    weights = {f"model.{name}": weight.detach().contiguous() for name, weight in net.named_parameters()}
+    weights = {
+        name if name == OUTER[1] else f"model.{name}": weight.detach().contiguous()
+        for name, weight in net.named_parameters()
+    }
     save_file(weights, beside / "model.safetensors", metadata={"format": "pt"})
     old = folder.with_name(f"{folder.name}.old.{os.getpid()}")
     if folder.exists():
@@ -567,7 +415,7 @@ def export(net: nn.Module, text: Corpus, plan: Plan, folder: Path, about: dict[s
 
 def main(plan: Plan, say: Callable[[str], None]) -> Judged:
     """Judge the n-gram, train the network, judge it by the same tokens, and export it if it is the better one."""
-    text = corpus(plan.home, plan.shape, plan.every)
+    text = corpus(plan.home, plan.shape.vocab, plan.every)
     valid = whole_steps(text.valid, plan.shape.context, plan.valid_tokens)
     per_byte = len(text.valid) / text.valid_bytes / math.log(2)
     say(f"{text.files} files: {len(text.train):,} tokens train, {len(valid):,} held out judge")

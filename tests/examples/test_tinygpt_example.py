@@ -27,9 +27,15 @@ def tinygpt() -> ModuleType:
         pytest.skip("extra 'torch' is not installed")
     spec = importlib.util.spec_from_file_location("tinygpt_train", SCRIPT)
     assert spec is not None and spec.loader is not None
+    sys.path.insert(0, str(SCRIPT.parent))  # as for any script: its own modules lie beside it
     module = sys.modules["tinygpt_train"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def text(tinygpt: ModuleType) -> ModuleType:
+    return importlib.import_module("stdlib_text")
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +77,9 @@ def test_what_was_exported_says_what_was_trained(tinygpt: ModuleType, trained: A
     weights = {name.removeprefix("model."): w for name, w in load_file(folder / "model.safetensors").items()}
     assert not net.load_state_dict(weights, strict=False).missing_keys
     network = Network(bundle, 8, 64)
-    text = tinygpt.corpus(plan.home, plan.shape, plan.every).valid
+    valid = tinygpt.corpus(plan.home, plan.shape.vocab, plan.every).valid
     for start in range(0, 600, 60):
-        tokens = text[start : start + 60].astype(int).tolist()
+        tokens = valid[start : start + 60].astype(int).tolist()
         with torch.no_grad():
             wanted = net(torch.tensor([tokens]))[0].numpy()
         got, _ = network.step([Part(tokens=tokens, start=0, pages=[0, 1])], list(range(60)))
@@ -83,27 +89,34 @@ def test_what_was_exported_says_what_was_trained(tinygpt: ModuleType, trained: A
     assert bundle.render(messages) == "# add\n# two\nx = 1 + 1\n"
 
 
-def test_the_corpus_is_the_same_again_and_never_judges_by_what_it_trained_on(tinygpt: ModuleType, trained: Any) -> None:
+def test_the_corpus_is_the_same_again_and_never_judges_by_what_it_trained_on(
+    tinygpt: ModuleType, text: ModuleType, trained: Any
+) -> None:
     _, plan, _ = trained
     (cached,) = (plan.home / "corpus").iterdir()
     before = cached.stat().st_mtime_ns
-    text = tinygpt.corpus(plan.home, plan.shape, plan.every)
+    kept = tinygpt.corpus(plan.home, plan.shape.vocab, plan.every)
     assert cached.stat().st_mtime_ns == before and [cached] == list((plan.home / "corpus").iterdir())
-    names = [name for name, _ in tinygpt.sources()]
-    assert names == sorted(names, key=Path) and 0 < sum(map(tinygpt.held_out, names)) < len(names) / 8
-    judged = "".join(t for name, t in tinygpt.sources()[:: plan.every] if tinygpt.held_out(name))
-    assert text.tokenizer.decode(text.valid.tolist()).replace("<|endoftext|>", "") == judged.replace(
+    names = [name for name, _ in text.sources()]
+    assert names == sorted(names, key=Path) and 0 < sum(map(text.held_out, names)) < len(names) / 8
+    judged = "".join(t for name, t in text.sources()[:: plan.every] if text.held_out(name))
+    assert kept.tokenizer.decode(kept.valid.tolist()).replace("<|endoftext|>", "") == judged.replace(
         "<|endoftext|>", ""
     )
-    assert text.valid_bytes == len(judged.encode())
+    assert kept.valid_bytes == len(judged.encode())
 
 
 def test_the_four_functions_make_a_training_step(tinygpt: ModuleType, trained: Any) -> None:
     _, plan, _ = trained
     net = tinygpt.model(plan.shape)
-    rows = next(tinygpt.batches(tinygpt.corpus(plan.home, plan.shape, plan.every).train, 2, plan.shape.context, 1))
+    tokens = tinygpt.corpus(plan.home, plan.shape.vocab, plan.every).train
+    rows = next(tinygpt.batches(tokens, 2, plan.shape.context, 1))
     assert rows[0].shape == rows[1].shape == (2, 64) and bool((rows[0][:, 1:] == rows[1][:, :-1]).all())
+    tinygpt.begin_from_counts(net, tokens, plan.shape)
+    counted = tinygpt.loss(net, rows).item()
+    net = tinygpt.model(plan.shape)
     first = tinygpt.loss(net, rows)
+    assert counted < first.item() - 0.5, "a network that begins from counts knows more"
     assert first.ndim == 0 and first.item() == pytest.approx(math.log(320), abs=0.1)
     steps = tinygpt.optimizer(net)
     first.backward()
@@ -152,7 +165,7 @@ def test_the_baseline_is_the_kneser_ney_of_the_books(tinygpt: ModuleType) -> Non
         assert tinygpt.ngram_loss(train, valid, 12, order) == pytest.approx(wanted, rel=1e-9), order
 
 
-def test_merges_join_the_commonest_pair_again_and_again(tinygpt: ModuleType) -> None:
+def test_merges_join_the_commonest_pair_again_and_again(text: ModuleType) -> None:
     words = Counter({"lower": 5, "low": 7, "newest": 6, "widest": 3, "once": 1, "né": 4})
     spelled = {word: [1 + byte for byte in word.encode()] for word, n in words.items() if n > 1}
     wanted = []
@@ -169,4 +182,4 @@ def test_merges_join_the_commonest_pair_again_and_again(tinygpt: ModuleType) -> 
                 if (ids[at], ids[at + 1]) == best:
                     ids[at : at + 2] = [made]
                 at += 1
-    assert tinygpt.learn_merges(words, 9) == wanted
+    assert text.learn_merges(words, 9) == wanted

@@ -66,7 +66,7 @@ def _asked(question: Any, folder: Path, settings: Any, plan: bool) -> StepFit:
     from tenon.store import Store
     from tenon.training.memory import fit_step
 
-    if not (folder / ".tenon").is_dir():
+    if not settings.store.catalog and not (folder / ".tenon" / "tenon.db").is_file():
         return fit_step(question, plan=plan)
     with Store.open(folder, config=settings.store, limits=settings.limits.store, read_only=True) as store:
         return fit_step(question, store=store, plan=plan)

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from tenon.errors import ConfigError, UsageError
@@ -51,7 +52,8 @@ def served(*arguments: str) -> Iterator[str]:
             assert line, said
             said += line
         yield found[0]
-        process.send_signal(signal.SIGTERM)
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
         process.communicate(timeout=20)
         assert process.returncode == 0
     finally:
@@ -65,6 +67,18 @@ def test_a_folder_that_was_exported_is_served_by_one_command(tiny: Path) -> None
         assert get(f"{url}/v1/models")["data"][0]["id"] == "tiny"
         answer = ask(f"{url}/v1/completions", {"model": "tiny", "prompt": "the", "max_tokens": 3, "seed": 1})
         assert answer["usage"]["completion_tokens"] <= 3
+
+
+def test_a_stream_that_runs_when_the_service_is_told_to_stop_is_finished(tiny: Path) -> None:
+    with served(str(tiny)) as url:
+        how = {"model": "tiny", "prompt": "the", "max_tokens": 150, "seed": 3, "stream": True}
+        answer = urllib.request.urlopen(f"{url}/v1/completions", data=json.dumps(how).encode(), timeout=20)
+        first = answer.readline()
+        (listener,) = (p for p in psutil.Process().children() if "serve" in p.cmdline())
+        listener.send_signal(signal.SIGTERM)
+        rest = answer.read().decode()
+        answer.close()
+    assert first.startswith(b"data: {") and rest.rstrip().endswith("data: [DONE]")
 
 
 def test_what_is_kept_in_a_store_is_kept_once_and_served_from_it(tiny: Path, tmp_path: Path) -> None:
