@@ -6,13 +6,14 @@ import datetime as dt
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
-from tenon.contract import Column, Contract, Rule, check, check_file
+from tenon.contract import Column, Contract, Rule, check, check_file, repeats
 from tenon.errors import InputError, MissingError
 
 CONTRACT = Contract(
@@ -53,6 +54,7 @@ def test_a_file_is_judged_as_its_frame_is(tmp_path: Path, kind: str, batch_rows:
         frame.write_csv(file, separator="\t" if kind == "tsv" else ",", datetime_format="%Y-%m-%dT%H:%M:%S")
     verdict, found = check(frame, CONTRACT), check_file(file, CONTRACT, tmp_path / "out", batch_rows=batch_rows)
     assert verdict.bad.height > 100
+    assert found.good is not None
     assert pl.read_parquet(found.good).equals(verdict.good)
     assert found.bad is not None
     bad = pl.read_parquet(found.bad)
@@ -76,7 +78,41 @@ def test_a_clean_or_empty_file_leaves_no_bad_file(tmp_path: Path) -> None:
     table(10).clear().write_parquet(tmp_path / "big.parquet")
     empty = check_file(tmp_path / "big.parquet", CONTRACT, tmp_path / "out")
     assert (empty.rows, empty.bad, empty.passed) == (0, None, True)
+    assert empty.good is not None
     assert pl.read_parquet(empty.good).schema == table(10).schema
+
+
+def test_several_files_are_checked_as_one_and_nothing_is_written_that_nobody_asked_for(tmp_path: Path) -> None:
+    frame = table()
+    frame.head(2_000).write_parquet(tmp_path / "a.parquet")
+    frame.tail(3_000).write_parquet(tmp_path / "b.parquet")
+    found = check_file([tmp_path / "a.parquet", tmp_path / "b.parquet"], CONTRACT, batch_rows=700)
+    verdict = check(frame, CONTRACT)
+    assert (found.rows, found.bad_rows, found.good, found.bad) == (5_000, verdict.bad.height, None, None)
+    assert {rule: count.broken for rule, count in found.counts.items()} == {
+        rule: count.broken for rule, count in verdict.counts.items()
+    }
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet", "b.parquet"]
+
+
+@pytest.mark.parametrize("unit", [1, 1_000_003])
+def test_what_repeats_is_found_across_any_distance(tmp_path: Path, unit: int) -> None:
+    rows, size = 2_500_000, 300_000
+    keys = np.random.default_rng(3).permutation(rows) * unit
+    keys[2_400_000], keys[1_100_000] = keys[7], keys[1_099_999]
+    frame = pl.DataFrame({"k": keys, "constant": "x"})
+
+    def batches() -> Iterator[pl.DataFrame]:
+        yield from frame.iter_slices(size)
+
+    folder = repeats.in_file(batches, ("constant", "k"), tmp_path)
+    assert folder is not None
+    told = pl.concat([repeats.rows_at(folder, at, min(size, rows - at)) for at in range(0, rows, size)])
+    assert told.arg_true().to_list() == [7, 1_099_999, 1_100_000, 2_400_000]
+    whole = repeats.in_frame(frame, ("constant", "k"))
+    assert whole is not None and whole.equals(told)
+    assert repeats.in_file(lambda: iter([frame.sort("k").unique("k", maintain_order=True)]), ("k",), tmp_path) is None
+    assert repeats.in_frame(frame.unique("k", maintain_order=True), ("k", "constant")) is None
 
 
 def test_progress_is_told_in_rows(tmp_path: Path) -> None:
@@ -120,6 +156,7 @@ def test_a_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:
 def test_a_failed_check_leaves_the_earlier_result(tmp_path: Path) -> None:
     table().write_parquet(tmp_path / "big.parquet")
     found = check_file(tmp_path / "big.parquet", CONTRACT, tmp_path / "out")
+    assert found.good is not None
     before = found.good.read_bytes()
     data = (tmp_path / "big.parquet").read_bytes()
     (tmp_path / "big.parquet").write_bytes(data[: len(data) // 2])

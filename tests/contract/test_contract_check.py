@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -286,3 +287,45 @@ def test_no_row_is_lost_and_each_is_judged_as_one_by_one(table: list[tuple[float
     assert [fine(*row) for row in table].count(True) == verdict.good.height
     assert verdict.good.height + verdict.bad.height == len(table)
     assert all(len(rules) >= 1 for rules in verdict.bad["_rules"].to_list())
+
+
+def test_many_rows_are_judged_as_a_few_at_a_time_are() -> None:
+    """From 10,000 rows on whole columns and different values are asked first, which may change nothing."""
+    rng = np.random.default_rng(5)
+    n = 30_000
+    words = ["AB", "CD", "EF", "gh", "I", ""]
+    frame = pl.DataFrame(
+        {
+            "i": rng.integers(0, 30, n),
+            "x": np.where(rng.random(n) < 0.001, np.nan, rng.normal(size=n)),
+            "y": np.where(rng.random(n) < 0.001, np.inf, rng.normal(size=n)),
+            "few": [word or None for word in rng.choice(words, n, p=[0.3, 0.3, 0.3, 0.01, 0.01, 0.08]).tolist()],
+            "many": [f"{number:05d}" + ("x" if number % 997 == 0 else "") for number in rng.integers(0, 99_999, n)],
+            "text": rng.choice(["1", "2.5", " ", "NA", "twelve", ""], n).tolist(),
+            "clean": rng.integers(0, 9, n),
+        }
+    )
+    agreed = Contract(
+        name="t",
+        columns=(
+            Column("i", "int", between=(0.5, 28)),
+            Column("x", "float", between=(-2, 2)),
+            Column("y", "float", severity="warning"),
+            Column("few", pattern="[A-Z]{2}"),
+            Column("many", pattern="[0-9]{5}"),
+            Column("text", "float", between=(0, 2)),
+            Column("clean", "int", between=(0, 8)),
+        ),
+        rules=(Rule(sql="few <> 'AB' AND x < 1.9"),),
+        null=("NA",),
+    )
+    whole, parts = check(frame, agreed), [check(part, agreed) for part in frame.iter_slices(3_000)]
+    assert pl.concat([part.good for part in parts]).equals(whole.good)
+    assert pl.concat([part.bad for part in parts]).equals(whole.bad)
+    for rule, count in whole.counts.items():
+        assert count.broken == sum(part.counts[rule].broken for part in parts), rule
+        assert count.unknown == sum(part.counts[rule].unknown for part in parts), rule
+    assert {rule for rule, count in whole.counts.items() if count.broken} == {
+        "i/between", "x/finite", "x/between", "y/finite", "few/null", "few/pattern", "many/pattern", "text/type",
+        "text/null", "text/between", "rule/few <> 'AB' AND x < 1.9",
+    }  # fmt: skip

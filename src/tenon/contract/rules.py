@@ -2,7 +2,11 @@
 
 `plan` looks at names and types once. Columns that came as text are read as their declared type (a value that cannot
 be read is a fault of its own, and the raw text stays in the bad row); wider types are narrowed where nothing is lost.
-Every test then is one boolean expression without nulls, so that any number of them run in one pass over the frame.
+Every test then is one boolean expression, so that any number of them run in one pass over the frame. Most have a
+`suspect` beside them: one value for the whole frame (from its smallest and largest value, its count of nulls, its sum)
+that says whether any row can be at fault at all, at a tenth of the cost of looking at each.
+
+What repeats is no expression of one row: whoever runs the tests adds a column `again(names)` that says so.
 
 What null means: a missing value breaks `null` where the column is not nullable, and no other rule of the column. A row
 rule that is null for a row (it compares with a missing value) is unknown: counted, and not broken.
@@ -10,7 +14,7 @@ rule that is null for a row (it compares with a missing value) is unknown: count
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +30,16 @@ from tenon.errors import ConfigError, quoted, sentence
 from tenon.finding import Finding
 
 RAW = "_tenon_raw_"
+FEW = 8  # so many values are quicker compared one by one than looked up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Test:
-    """One rule as it runs: true where a row is at fault, and what that means."""
+    """One rule as it runs: true where a row is at fault (null where it is unknown), and what that means.
+
+    `suspect` is one value for all rows: when it is not true no row is at fault. `by_value` says that the answer hangs
+    on the value of one column alone and is dear, so that few different values are better asked once each.
+    """
 
     rule: str
     code: str
@@ -38,7 +47,8 @@ class Test:
     threshold_pct: float
     expected: str
     broken: pl.Expr
-    unknown: pl.Expr | None = None
+    suspect: pl.Expr | None = None
+    by_value: bool = False
     columns: tuple[str, ...] = ()
 
 
@@ -58,17 +68,18 @@ class Plan:
         return frame.with_columns(self.convert) if self.convert else frame
 
 
-def plan(contract: Contract, schema: Mapping[str, Any], repeated: Callable[[tuple[str, ...]], pl.Expr]) -> Plan:
-    """Prepare the tests of a contract for frames of this schema.
+def again(names: Sequence[str]) -> str:
+    """Name the column that says where the values of these columns occur more than once."""
+    return "_tenon_again_" + "\x1f".join(names)
 
-    `repeated` gives the expression that is true where the values of some columns occur more than once. It is known only
-    from the typed rows, so callers plan twice: once to learn what must be `unique`, once with what was found.
-    """
+
+def plan(contract: Contract, schema: Mapping[str, Any]) -> Plan:
+    """Prepare the tests of a contract for frames of this schema; `unique` lists the `again` columns they need."""
     unique: list[tuple[str, ...]] = []
 
     def repeats(names: tuple[str, ...]) -> pl.Expr:
         unique.append(names)
-        return repeated(names)
+        return pl.col(again(names))
 
     findings: list[Finding] = []
     convert: list[pl.Expr] = []
@@ -81,16 +92,17 @@ def plan(contract: Contract, schema: Mapping[str, Any], repeated: Callable[[tupl
             if column.nullable:
                 findings.append(_missing(contract, column, schema))
             else:
-                tests.append(_test(column, "missing", "missing-column", "the column", pl.lit(True)))
+                tests.append(_test(column, "missing", "the column", pl.lit(True)))
             continue
         unreadable = _conversion(contract, column, schema[column.name], convert)
         if unreadable is not None:
-            tests.append(_test(column, "type", "type", f"values of type {column.type}", unreadable))
+            lost = pl.col(column.name).null_count() > pl.col(RAW + column.name).null_count()
+            tests.append(_test(column, "type", f"values of type {column.type}", unreadable, lost))
         tests += _column_tests(column, unreadable, repeats)
     tests += _key_tests(contract, schema, repeats)
     for number, rule in enumerate(contract.rules):
-        again = sum(each.label == rule.label for each in contract.rules[:number])
-        tests.append(_row_test(contract, rule, f"{rule.label} ({again + 1})" if again else rule.label, types))
+        before = sum(each.label == rule.label for each in contract.rules[:number])
+        tests.append(_row_test(contract, rule, f"{rule.label} ({before + 1})" if before else rule.label, types))
     declared = {column.name for column in contract.columns} | set(contract.identity) | {contract.known}
     extra = [name for name in schema if name not in declared]
     if contract.strict and extra:
@@ -148,16 +160,23 @@ _EXACT: dict[tuple[str, str], Callable[[pl.Expr], pl.Expr]] = {
 # ── the tests ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _test(column: Column, kind: str, code: str, expected: str, broken: pl.Expr) -> Test:
+def _test(
+    column: Column, kind: str, expected: str, broken: pl.Expr, suspect: pl.Expr | None = None, *, by_value: bool = False
+) -> Test:
     return Test(
         rule=f"{column.name}/{kind}",
-        code=f"contract/{code}",
+        code=f"contract/{_CODES.get(kind, kind)}",
         severity=column.severity,
         threshold_pct=column.threshold_pct,
         expected=expected,
-        broken=broken.fill_null(False),
+        broken=broken,
+        suspect=suspect,
+        by_value=by_value,
         columns=(column.name,),
     )
+
+
+_CODES = {"missing": "missing-column", "one_of": "one-of"}
 
 
 def _column_tests(
@@ -166,9 +185,9 @@ def _column_tests(
     value, found = pl.col(column.name), []
     if not column.nullable:
         absent = value.is_null() if unreadable is None else value.is_null() & ~unreadable
-        found.append(_test(column, "null", "null", "a value in every row", absent))
+        found.append(_test(column, "null", "a value in every row", absent, value.null_count() > 0))
     if column.type == "float":
-        found.append(_test(column, "finite", "finite", "finite numbers", ~value.is_finite()))
+        found.append(_test(column, "finite", "finite numbers", ~value.is_finite(), ~value.sum().is_finite()))
     if column.between is not None:
         low, high = (pl.lit(bound, DTYPES[column.type]) for bound in bounds(column))
         if column.type == "int":  # a bound of 0.5 must not be cut to 0
@@ -176,16 +195,18 @@ def _column_tests(
         outside = (value < low) | (value > high)
         outside = outside & value.is_finite() if column.type == "float" else outside
         expected = f"values from {column.between[0]} to {column.between[1]}"
-        found.append(_test(column, "between", "between", expected, outside))
+        # The smallest of many texts costs more than to compare each.
+        suspect = None if column.type == "text" else (value.min() < low) | (value.max() > high)
+        found.append(_test(column, "between", expected, outside, suspect))
     if column.one_of is not None:
-        expected = f"one of {quoted(map(str, column.one_of))}"
-        found.append(_test(column, "one_of", "one-of", expected, ~_among(value, column)))
+        expected, many = f"one of {quoted(map(str, column.one_of))}", len(column.one_of) > FEW
+        found.append(_test(column, "one_of", expected, ~_among(value, column), by_value=many))
     if column.pattern:
         fits = value.str.contains(_regex(column))
-        found.append(_test(column, "pattern", "pattern", f"text like {column.pattern}", ~fits))
+        found.append(_test(column, "pattern", f"text like {column.pattern}", ~fits, by_value=True))
     if column.unique:
-        again = repeats((column.name,)) & value.is_not_null()
-        found.append(_test(column, "unique", "unique", "no value twice", again))
+        repeated = repeats((column.name,))
+        found.append(_test(column, "unique", "no value twice", repeated, repeated.any()))
     return found
 
 
@@ -202,9 +223,9 @@ def _regex(column: Column) -> str:
 
 
 def _among(value: pl.Expr, column: Column) -> pl.Expr:
-    """Say whether a value is one of those allowed; a few are quicker compared one by one than looked up."""
+    """Say whether a value is one of those allowed."""
     assert column.one_of is not None, column.name
-    if len(column.one_of) <= 8:
+    if len(column.one_of) <= FEW:
         return pl.any_horizontal(*(value == pl.lit(each, DTYPES[column.type]) for each in column.one_of))
     return value.is_in(pl.Series(values=list(column.one_of), dtype=DTYPES[column.type], strict=False).implode())
 
@@ -218,11 +239,13 @@ def _key_tests(
         return []
     declared = {column.name for column in contract.columns}
     lost = [name for name in names if name not in schema and name not in declared]
+    suspect = None
     if lost:
         broken, expected = pl.lit(True), f"the key columns {quoted(lost)}"
     else:
-        whole = pl.all_horizontal(*(pl.col(name).is_not_null() for name in names))
-        broken, expected = ~whole | repeats(names), f"one row for each {', '.join(names)}, none of them missing"
+        repeated, expected = repeats(names), f"one row for each {', '.join(names)}, none of them missing"
+        broken = pl.any_horizontal(*(pl.col(name).is_null() for name in names), repeated)
+        suspect = pl.any_horizontal(*(pl.col(name).null_count() > 0 for name in names), repeated.any())
     return [
         Test(
             rule="key",
@@ -231,6 +254,7 @@ def _key_tests(
             threshold_pct=contract.key_threshold_pct,
             expected=expected,
             broken=broken,
+            suspect=suspect,
             columns=() if lost else names,
         )
     ]
@@ -249,8 +273,7 @@ def _row_test(contract: Contract, rule: Rule, label: str, types: Mapping[str, st
         severity=rule.severity,
         threshold_pct=rule.threshold_pct,
         expected=rule.description or rule.label,
-        broken=(~met).fill_null(False),
-        unknown=met.is_null(),
+        broken=~met,
         columns=tuple(sorted(sql.columns(expr))),
     )
 

@@ -5,10 +5,11 @@ on top. A row that breaks a rule of severity "error" is bad, and its `_rules` na
 severity "warning" or "info" is counted and told, and moves no row. The check as a whole fails when some rule of
 severity "error" is broken by more rows than its threshold allows, in percent.
 
-The tests run as one Polars select (`rules.plan`); rows at fault are few, so what is told about them (examples, names
-of rules) is worked out on those alone. `part` judges one batch and `conclude` adds batches up: a frame is a file of
-one batch. Splitting good rows from bad is dataframely's idea of `filter`; the percentages and the third answer are
-ours.
+The tests run as two Polars selects (`rules.plan`): the first asks of whole columns which tests any row can break at
+all, the second looks at rows for those tests alone, and in what was clean so far there are few. A pattern over a column
+of few values is asked of the values. What is told about rows at fault (examples, names of rules) is worked out on those
+rows alone. `part` judges one batch and `conclude` adds batches up: a frame is a file of one batch. Splitting good rows
+from bad is dataframely's idea of `filter`; the percentages and the third answer are ours.
 """
 
 from __future__ import annotations
@@ -19,17 +20,21 @@ from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
+import numpy as np
 import polars as pl
 
 from tenon.contract import repeats
 from tenon.contract.agreement import Contract
 from tenon.contract.column import Severity
 from tenon.contract.frame import normal
-from tenon.contract.rules import RAW, Plan, Test, plan
+from tenon.contract.rules import FEW, RAW, Plan, Test, again, plan
 from tenon.errors import ContractError, sentence
 from tenon.finding import Finding
 
 EXAMPLES = 5
+MANY_ROWS = 10_000  # from here on it pays to look at values before rows
+SAMPLE = 1_000
+_RULE = "contract/rule"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,12 +99,9 @@ def check(frame: pl.DataFrame, contract: Contract, *, now: float | None = None) 
     One pass; the frame is not changed. `now` (Unix seconds) also judges how fresh the newest row is.
     """
     frame = normal(frame)
-    prepared = plan(contract, frame.schema, lambda names: pl.lit(False))
-    if prepared.unique:
-        typed = prepared.typed(frame)
-        found = {names: repeats.in_frame(typed, names) for names in prepared.unique}
-        prepared = plan(contract, frame.schema, found.__getitem__)
-    judged = part(frame, prepared)
+    prepared = plan(contract, frame.schema)
+    typed = prepared.typed(frame)
+    judged = part(frame, typed, prepared, {names: repeats.in_frame(typed, names) for names in prepared.unique})
     findings, counts = conclude(prepared, [judged.tally], now)
     return Verdict(contract=contract, good=judged.good, bad=judged.bad, findings=findings, counts=counts)
 
@@ -143,56 +145,91 @@ class Part:
     tally: Tally
 
 
-def part(frame: pl.DataFrame, prepared: Plan) -> Part:
-    """Judge one batch of rows in the plan's schema."""
-    typed = prepared.typed(frame)
-    tests = prepared.tests
-    flags = typed.select(
-        pl.repeat(False, pl.len()).alias("_"),  # a test that is constant then has the frame's height
-        *(test.broken.alias(f"b{number}") for number, test in enumerate(tests)),
-        *(test.unknown.alias(f"u{number}") for number, test in enumerate(tests) if test.unknown is not None),
-    )
-    sums = flags.sum().row(0, named=True)
-    broken = tuple(int(sums[f"b{number}"] or 0) for number in range(len(tests)))
-    faults = [f"b{n}" for n, test in enumerate(tests) if broken[n] and test.severity == "error"]
-    newest = _newest(typed, prepared.contract)
+def part(
+    frame: pl.DataFrame, typed: pl.DataFrame, prepared: Plan, repeated: Mapping[tuple[str, ...], pl.Series | None]
+) -> Part:
+    """Judge one batch: the rows as they came, as `prepared.typed` made them, and where keys repeat (None: nowhere)."""
+    tests, flags = prepared.tests, _flags(typed, prepared.tests, repeated)
+    broken = tuple(int(flags[n].sum()) if n in flags else 0 for n in range(len(tests)))
+    faults = [n for n in flags if broken[n]]
+    grave = [str(n) for n in faults if tests[n].severity == "error"]
+    every = pl.DataFrame({str(n): flags[n] for n in faults}).with_columns(pl.all().fill_null(value=False))
     kept = typed.select(prepared.keep)
-    if faults:
-        at_fault = flags.select(pl.any_horizontal(faults)).to_series()
+    if grave:
+        at_fault = every.select(pl.any_horizontal(grave)).to_series()
         good, bad = kept.filter(~at_fault), frame.filter(at_fault)
-        named = _names(flags.filter(at_fault), tests, broken)
+        named = _names(every.filter(at_fault), [tests[n].rule for n in faults])
     else:
         good, bad, named = kept, frame.clear(), pl.Series(dtype=pl.List(pl.String))
     tally = Tally(
         rows=frame.height,
         broken=broken,
-        unknown=tuple(int(sums.get(f"u{number}") or 0) for number in range(len(tests))),
-        examples=tuple(_examples(typed, flags[f"b{n}"], test) if broken[n] else () for n, test in enumerate(tests)),
-        newest_s=newest,
+        unknown=tuple(
+            flags[n].null_count() if n in flags and test.code == _RULE else 0 for n, test in enumerate(tests)
+        ),
+        examples=tuple(_examples(typed, every[str(n)], test) if broken[n] else () for n, test in enumerate(tests)),
+        newest_s=_newest(typed, prepared.contract),
     )
     return Part(good=good, bad=bad.with_columns(named.alias("_rules")), tally=tally)
 
 
-def _names(flags: pl.DataFrame, tests: Sequence[Test], broken: Sequence[int]) -> pl.Series:
-    """Return for each row the names of the rules it broke; rows break few different sets of rules."""
-    columns = [f"b{n}" for n in range(len(tests)) if broken[n]]
-    rules = [test.rule for n, test in enumerate(tests) if broken[n]]
-    sets = flags.select(columns).unique()
+def _flags(
+    typed: pl.DataFrame, tests: Sequence[Test], repeated: Mapping[tuple[str, ...], pl.Series | None]
+) -> dict[int, pl.Series]:
+    """Return where each test is broken, by its number; a test that no row breaks may be left out."""
+    if repeated:
+        typed = typed.with_columns(
+            (pl.lit(False) if where is None else where).alias(again(names)) for names, where in repeated.items()
+        )
+    asked = {str(number): test.suspect for number, test in enumerate(tests) if test.suspect is not None}
+    suspects = typed.select(**asked).row(0, named=True) if asked else {}
+    look: dict[str, pl.Expr] = {}
+    distinct: dict[str, pl.Series | None] = {}
+    for number, test in enumerate(tests):
+        if suspects.get(str(number), True) is not True:
+            continue
+        look[str(number)] = test.broken
+        if test.by_value:
+            name = test.columns[0]
+            values = distinct[name] if name in distinct else distinct.setdefault(name, _distinct(typed[name]))
+            wrong = None if values is None else values.to_frame().filter(test.broken)[name].to_list()
+            if wrong is not None and len(wrong) <= FEW:
+                look[str(number)] = pl.any_horizontal(pl.lit(False), *(pl.col(name) == each for each in wrong))
+                if not wrong:
+                    del look[str(number)]
+    if not look:
+        return {}
+    # A test that is constant has the frame's height beside "_".
+    flags = typed.select(pl.repeat(False, pl.len()).alias("_"), **look)
+    return {int(name): flags[name] for name in look}
+
+
+def _distinct(values: pl.Series) -> pl.Series | None:
+    """Return the different values of a column, or None when they are many; a sample says whether to look."""
+    if len(values) < MANY_ROWS or values.gather_every(len(values) // SAMPLE).n_unique() > SAMPLE // 8:
+        return None
+    return values.unique()
+
+
+def _names(flags: pl.DataFrame, rules: Sequence[str]) -> pl.Series:
+    """Return for each row the rules whose column is true; rows break few different sets of rules."""
+    sets = flags.unique()
     named = [[rule for rule, yes in zip(rules, each, strict=True) if yes] for each in sets.rows()]
     told = sets.with_columns(pl.Series("_rules", named, dtype=pl.List(pl.String)))
-    return flags.join(told, on=columns, how="left", maintain_order="left")["_rules"]
+    return flags.join(told, on=flags.columns, how="left", maintain_order="left")["_rules"]
 
 
 def _examples(typed: pl.DataFrame, flags: pl.Series, test: Test) -> tuple[str, ...]:
     """Return a few different values at fault, written so that nothing in them can act on a terminal."""
     if not test.columns or test.code in ("contract/null", "contract/missing-column"):
         return ()
+    rows = np.flatnonzero(flags.to_numpy())[:200]
     names = [RAW + name if RAW + name in typed.columns else name for name in test.columns]
-    some = typed.select(names)[flags.arg_true().head(200)].unique(maintain_order=True).head(EXAMPLES)
+    values = [[_shown(value) for value in typed[name].gather(rows).to_list()] for name in names]
+    some = list(dict.fromkeys(zip(*values, strict=True)))[:EXAMPLES]
     if len(names) == 1:
-        return tuple(_shown(value) for value in some.to_series().to_list())
-    told = [zip(test.columns, row, strict=True) for row in some.rows()]
-    return tuple(" ".join(f"{name}={_shown(value)}" for name, value in each) for each in told)
+        return tuple(value for (value,) in some)
+    return tuple(" ".join(f"{name}={value}" for name, value in zip(test.columns, each, strict=True)) for each in some)
 
 
 def _shown(value: Any) -> str:

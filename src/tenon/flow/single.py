@@ -228,7 +228,7 @@ def check(asked: Ask, progress: Progress = quiet) -> Checked:
     if not asked.data.exists():
         raise InputError(sentence("a file to check", "nothing", at=str(asked.data), hint="check the path"))
     with tempfile.TemporaryDirectory(prefix="tenon-") as folder:
-        out, data, unread, said = Path(folder), asked.data, 0, list[Finding]()
+        out, data, unread, said = Path(folder), [asked.data], 0, list[Finding]()
         if asked.data.suffix != ".parquet":
             job = ingest.Job(paths=(asked.data,), out=out / "read", name=agreed.name, text=True, source=_named(agreed))
             done = ingest.ingest(job, progress=progress)
@@ -236,8 +236,9 @@ def check(asked: Ask, progress: Progress = quiet) -> Checked:
                 raise InputError(
                     sentence("rows to check", "none", at=str(asked.data), hint="see what ingest says of it")
                 )
-            data, unread, said = _one(done.files, out / "rows.parquet"), done.quarantined, list(done.findings)
-        verdict = contract.check_file(data, agreed, out / "checked", progress=progress)
+            data, unread, said = list(done.files), done.quarantined, list(done.findings)
+        wanted = out / "checked" if asked.good is not None or asked.bad is not None else None
+        verdict = contract.check_file(data, agreed, wanted, progress=progress)
         written = []
         for source, target in ((verdict.good, asked.good), (verdict.bad, asked.bad)):
             if target is not None and source is not None:
@@ -256,14 +257,6 @@ def _named(agreed: contract.Contract) -> Source:
     """Return the contract's columns as text: their names decide what is a header, their types are checked later."""
     columns = [contract.Column(column.name, "text", nullable=True) for column in agreed.columns if not column.derive]
     return Source(agreed.name, columns=columns, null=agreed.null)
-
-
-def _one(files: Sequence[Path], target: Path) -> Path:
-    """Return one Parquet file with the rows of all."""
-    if len(files) == 1:
-        return files[0]
-    pl.scan_parquet(list(files)).sink_parquet(target)
-    return target
 
 
 def place(source: Path, target: Path) -> None:

@@ -341,7 +341,10 @@ def settle(files: Sequence[FilePlan], job: Job) -> Plan:
     missing = [name for name in declared if name not in spelt]
     if missing:
         got = f"columns {', '.join(names)}" if names else "an empty file"
-        hint = f"{nearest(missing[0], names)} Or declare what the file has" if names else "ask what wrote it"
+        near = nearest(missing[0], names)
+        hint = (
+            f"{near}{'' if near.endswith('?') else ','} or declare what the file has" if names else "ask what wrote it"
+        )
         raise InputError(sentence(f"column '{missing[0]}'", got, at=files[0].label, hint=hint))
     if job.source and job.source.strict and declared:
         names = [name for name in names if name in declared]
