@@ -56,7 +56,7 @@ def ingest(
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--contract",
     "-c",
@@ -71,21 +71,25 @@ def ingest(
 )
 @click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), help="Write JUnit XML for CI here.")
 @json_flag
-def check(data: Path, file: Path, good: Path | None, bad: Path | None, junit: Path | None, as_json: bool) -> None:
-    """Check DATA (any file ingest reads, or Parquet) against a contract; exit 1 when a threshold is passed."""
-    from tenon.flow import single
+def check(
+    data: tuple[Path, ...], file: Path, good: Path | None, bad: Path | None, junit: Path | None, as_json: bool
+) -> None:
+    """Check DATA (files, folders, globs, - for stdin) against a contract; exit 1 when a threshold is passed."""
+    from tenon.flow.check import Ask
+    from tenon.flow.check import check as run
 
     output = Output(as_json)
-    asked = single.Ask(data=data, contract=file, good=good, bad=bad, junit=junit)
-    checked = single.check(asked, output.progress)
+    checked = run(Ask(data=data, contract=file, good=good, bad=bad, junit=junit), output.progress)
     counts = checked.verdict.counts.values()
     rows = [[count.rule, count.broken, count.broken_pct, count.threshold_pct, not count.exceeded] for count in counts]
     bad_rows = checked.verdict.bad_rows
     lines = [table(["rule", "bad rows", "%", "allowed %", "passed"], rows)] if rows else []
     lines.append(
-        f"\n{data} {'keeps' if checked.passed else 'breaks'} its contract: "
+        f"\n{', '.join(map(str, data))} {'keeps' if checked.passed else 'breaks'} its contract: "
         f"{checked.verdict.rows - bad_rows:,} good rows, {bad_rows:,} bad, {checked.unread:,} that could not be read"
     )
+    unread = checked.verdict.contract.unread
+    lines += [f"not checked, the contract says more than can be: {', '.join(unread)}"] if unread else []
     lines += [f"wrote {path}" for path in checked.written]
     output.emit(checked.to_dict(), "\n".join(lines))
     output.findings([finding.to_dict() for finding in checked.findings])

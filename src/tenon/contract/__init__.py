@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tenon.contract.file import FileVerdict, check_file
     from tenon.contract.frame import normal, types_of
     from tenon.contract.request import Checked, check_rows, row_checker
+    from tenon.contract.rules import Reader
     from tenon.contract.verdict import Count, Verdict, check, require
 
 _HOMES = {
@@ -28,6 +29,7 @@ _HOMES = {
     "Count": "verdict",
     "Derivation": "derived",
     "FileVerdict": "file",
+    "Reader": "rules",
     "Rule": "agreement",
     "Verdict": "verdict",
     "check": "verdict",
@@ -49,6 +51,7 @@ __all__ = [
     "Count",
     "Derivation",
     "FileVerdict",
+    "Reader",
     "Rule",
     "Source",
     "Verdict",

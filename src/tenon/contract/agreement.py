@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -161,11 +161,11 @@ class Contract:
         values["rules"] = tuple(Rule(**_known(Rule, rule)) for rule in body.get("rules", ()))
         return cls(**values)
 
-    def to_odcs(self) -> str:
-        """Write the contract as YAML of the Open Data Contract Standard 3.1."""
+    def to_odcs(self, notes: Mapping[str, Sequence[str]] | None = None) -> str:
+        """Write the contract as YAML of the Open Data Contract Standard 3.1, with notes by column as comments."""
         from tenon.contract.odcs import to_odcs
 
-        return to_odcs(self)
+        return to_odcs(self, notes)
 
     @classmethod
     def from_odcs(cls, text: str, schema: str = "") -> Contract:

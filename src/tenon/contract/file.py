@@ -34,7 +34,7 @@ from polars.io.plugins import register_io_source
 from tenon.contract import repeats
 from tenon.contract.agreement import Contract
 from tenon.contract.frame import normal
-from tenon.contract.rules import RAW, Plan, plan
+from tenon.contract.rules import RAW, Plan, Reader, plan
 from tenon.contract.verdict import Count, Tally, conclude, junit, part, passed, summary
 from tenon.errors import InputError, MissingError, StoreError, sentence
 from tenon.finding import Finding
@@ -79,18 +79,20 @@ def check_file(
     *,
     now: float | None = None,
     batch_rows: int = 0,
+    readers: Mapping[str, Reader] | None = None,
     progress: Progress = lambda done, total, said: None,
 ) -> FileVerdict:
     """Check a Parquet or CSV file, or several of one schema, in batches.
 
     With `out`, a folder, good rows are written to `<name>.good.parquet` there and bad ones to `<name>.bad.parquet`,
     named after the first file; a result of an earlier check is replaced when this one is complete. Memory does not grow
-    with the rows. `batch_rows` is chosen by how wide they are when it is 0.
+    with the rows. `batch_rows` is chosen by how wide they are when it is 0. `readers` say of columns that come as text
+    how they are written, where that is known.
     """
     paths = [path] if isinstance(path, Path) else [Path(each) for each in path]
     lazy, place = _scan(paths), str(paths[0])
     schema = normal(lazy).collect_schema()
-    prepared = plan(contract, schema)
+    prepared = plan(contract, schema, readers)
     total, rows = _size(lazy, place)
     rows = batch_rows or rows
     scratch = _scratch(Path(tempfile.gettempdir()) if out is None else Path(out))

@@ -20,11 +20,13 @@ from typing import Any
 import yaml
 
 from tenon.contract.agreement import Contract, Rule
-from tenon.contract.column import Column, ColumnType
+from tenon.contract.column import Column, ColumnType, Severity
 from tenon.errors import ConfigError, nearest, sentence
 
 VERSION = "v3.1.0"
 MAX_BYTES = 4 * 1024 * 1024
+MAX_VALUES = 500_000
+_MEND = "mend the file"
 _LOGICAL = {
     "int": "integer",
     "float": "number",
@@ -54,8 +56,8 @@ _SLA_WORDS = {
 # ── out ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def to_odcs(contract: Contract) -> str:
-    """Write the contract as ODCS 3.1 YAML."""
+def to_odcs(contract: Contract, notes: Mapping[str, Sequence[str]] | None = None) -> str:
+    """Write the contract as ODCS 3.1 YAML; `notes` by column ("" for the whole) become comments for who reviews it."""
     body: dict[str, Any] = {
         "apiVersion": VERSION,
         "kind": "DataContract",
@@ -91,7 +93,25 @@ def to_odcs(contract: Contract) -> str:
     if extra:
         body["customProperties"] = extra
     text: str = yaml.dump(body, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    return text
+    return _noted(text, contract, notes) if notes else text
+
+
+def _noted(text: str, contract: Contract, notes: Mapping[str, Sequence[str]]) -> str:
+    """Put notes above the file and below the names of their columns, as comments of one line each."""
+    lines = [f"# {_comment(note)}" for note in notes.get("", ())]
+    waiting = iter(contract.columns)
+    inside = False
+    for line in text.removesuffix("\n").split("\n"):
+        lines.append(line)
+        inside = line == "  properties:" or (inside and line.startswith(("  -", "   ")))
+        if inside and line.startswith("  - name:"):
+            lines += [f"    # {_comment(note)}" for note in notes.get(next(waiting).name, ())]
+    return "\n".join(lines) + "\n"
+
+
+def _comment(text: str) -> str:
+    """Leave nothing in a comment that could end it."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
 
 
 def _text(dumper: Any, text: str) -> Any:
@@ -171,6 +191,10 @@ def _number(text: str) -> int | float:
     return float(text) if "." in text else int(text)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 # ── back ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -178,10 +202,7 @@ def from_odcs(text: str, schema: str = "") -> Contract:
     """Read ODCS 3 YAML; ConfigError says what is not there or not of the right shape."""
     if len(text) > MAX_BYTES:
         raise ConfigError(sentence(f"a contract of at most {MAX_BYTES:,} characters", f"{len(text):,}", at="ODCS file"))
-    try:
-        body = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(sentence("YAML", str(error).splitlines()[0], at="ODCS file", hint="mend the file")) from error
+    body = _load(text)
     if not isinstance(body, dict) or not str(body.get("apiVersion", "")).startswith("v3."):
         got = f"apiVersion '{body.get('apiVersion', '')}'" if isinstance(body, dict) else type(body).__name__
         raise ConfigError(sentence("a data contract of ODCS v3", got, at="ODCS file", hint="see https://bitol.io"))
@@ -198,6 +219,43 @@ def from_odcs(text: str, schema: str = "") -> Contract:
     return reader.contract(body, name, table)
 
 
+def _load(text: str) -> Any:
+    """Read YAML of plain data; what would unfold to far more than is written, or never end, is refused."""
+    loader = None
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        values = _unfolded(node, {}) if node is not None else 0
+        if values > MAX_VALUES:
+            got = "one that refers to itself" if values == float("inf") else f"{values:,.0f} once aliases are unfolded"
+            raise ConfigError(sentence(f"a contract of at most {MAX_VALUES:,} values", got, at="ODCS file"))
+        return loader.construct_document(node) if node is not None else None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        at = f"ODCS file, line {mark.line + 1}, column {mark.column + 1}" if mark else "ODCS file"
+        raise ConfigError(sentence("YAML", error.problem or error.context or "none", at=at, hint=_MEND)) from error
+    except RecursionError as error:
+        raise ConfigError(sentence("YAML", "values nested too deeply", at="ODCS file", hint=_MEND)) from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise ConfigError(sentence("YAML", str(error).splitlines()[0], at="ODCS file", hint=_MEND)) from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _unfolded(node: Any, known: dict[int, float]) -> float:
+    """Count the values below a node as often as they are referred to; infinite where a node is part of itself."""
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = float("inf")
+    below = (
+        [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode)
+        else node.value if isinstance(node, yaml.SequenceNode) else []
+    )  # fmt: skip
+    known[id(node)] = 1 + sum(_unfolded(each, known) for each in below)
+    return known[id(node)]
+
+
 class _Reader:
     """Reads plain YAML data into a Contract, keeping a list of what it could not hold."""
 
@@ -212,14 +270,14 @@ class _Reader:
         for number, each in enumerate(self.maps(table, "properties", place)):
             column = self.column(each, f"{place}.{each.get('name', number)}")
             columns.append(column)
-            if each.get("primaryKey"):
+            if self.flag(each, "primaryKey", place):
                 position = each.get("primaryKeyPosition")
                 positions[column.name] = position if isinstance(position, int) and position > 0 else number + 1
         bounds = list(self.rules)
         self.rules.clear()
         limit: dict[str, Any] = {}
         for number, check in enumerate(self.maps(table, "quality", place)):
-            arguments = check.get("arguments") or {}
+            arguments = self.map(check, "arguments", f"{place}.quality[{number}]")
             if check.get("metric") == "duplicateValues" and isinstance(arguments.get("properties"), list):
                 limit = self.limit(check, f"{place}.quality[{number}]")
                 positions = positions or {str(each): i for i, each in enumerate(arguments["properties"])}
@@ -228,6 +286,8 @@ class _Reader:
         self.note(body, "$", _TOP)
         self.note(table, place, {"name", "logicalType", "physicalType", "physicalName", "properties", "quality"})
         said = body.get("description")
+        null = tuple(str(word) for word in self.list(custom, "null", "$.customProperties")) if "null" in custom else ()
+        custom.pop("null", None)
         return Contract(
             name=name,
             columns=tuple(columns),
@@ -235,7 +295,7 @@ class _Reader:
             time=str(custom.pop("time", "")),
             known=str(custom.pop("known", "")),
             rules=(*self.rules, *bounds),
-            null=tuple(str(word) for word in custom.pop("null", ())),
+            null=null,
             strict=bool(custom.pop("strict", False)),
             freshness=self.freshness(body),
             key_severity=limit.get("severity", "error"),
@@ -252,17 +312,25 @@ class _Reader:
             raise ConfigError(sentence("a column with a name", repr(name), at=place, hint="add name:"))
         kind = _TYPES.get(str(logical))
         if kind is None:
+            if logical not in _OTHER_TYPES:
+                hint = nearest(str(logical), [*_TYPES, *_OTHER_TYPES])
+                raise ConfigError(
+                    sentence("a type of the standard", f"'{logical}'", at=f"{place}.logicalType", hint=hint)
+                )
             self.unread.append(f"{place}.logicalType: {logical}")
             kind = "text"
         custom = self.custom(body, place)
-        limits = self.limits(body.get("logicalTypeOptions") or {}, name, kind, place)
+        limits = self.limits(self.map(body, "logicalTypeOptions", place), name, kind, place)
         one_of, limit = None, {}
-        nullable, unique = not body.get("required", False), bool(body.get("unique", False))
+        nullable, unique = not self.flag(body, "required", place), self.flag(body, "unique", place)
         for number, check in enumerate(self.maps(body, "quality", place)):
-            at, arguments = f"{place}.quality[{number}]", check.get("arguments") or {}
+            at = f"{place}.quality[{number}]"
+            arguments = self.map(check, "arguments", at)
             metric = check.get("metric") or check.get("rule")
             if metric == "invalidValues" and set(arguments) <= {"validValues", "pattern"}:
-                one_of = tuple(arguments["validValues"]) if "validValues" in arguments else one_of
+                one_of = (
+                    self.list(arguments, "validValues", f"{at}.arguments") if "validValues" in arguments else one_of
+                )
                 limits["pattern"] = arguments.get("pattern") or limits.get("pattern", "")
                 limit = self.limit(check, at)
             elif metric == "nullValues" and check.get("mustBe") == 0:
@@ -274,7 +342,7 @@ class _Reader:
         sources = body.get("transformSourceObjects") or []
         self.note(body, place, _PROPERTY)
         self.unread += [f"{place}.customProperties.{key}" for key in custom.keys() - {"unit", "late", "on", "between"}]
-        between = limits.get("between") or (tuple(custom["between"]) if "between" in custom else None)
+        between = limits.get("between") or (self.list(custom, "between", place) if "between" in custom else None)
         return Column(
             name,
             kind,
@@ -307,6 +375,9 @@ class _Reader:
             said = str(value) if kind in ("int", "float") else "'" + str(value).replace("'", "''") + "'"
             if key in signs:
                 self.rules.append(Rule(sql=f"{told} {signs[key]} {said}"))
+            elif key in ("minLength", "maxLength", "multipleOf") and not _is_number(value):
+                at = f"{place}.logicalTypeOptions.{key}"
+                raise ConfigError(sentence("a number", repr(value)[:60], at=at, hint="write it without quotes"))
             elif key in ("minLength", "maxLength"):
                 self.rules.append(Rule(sql=f"length({told}) {'>=' if key == 'minLength' else '<='} {value}"))
             elif key == "multipleOf":
@@ -317,9 +388,7 @@ class _Reader:
 
     def row_rule(self, check: Mapping[str, Any], place: str) -> None:
         custom = self.custom(check, place)
-        query = re.fullmatch(
-            r"(?is)\s*select\s+count\(\*\)\s+from\s+\S+\s+where\s+not\s*\((.*)\)\s*;?\s*", str(check.get("query", ""))
-        )
+        query = _COUNTS.fullmatch(str(check.get("query", "")))
         said = custom.get("rule") or (query[1].strip() if query else "")
         if not said:
             self.unread.append(place)
@@ -336,13 +405,16 @@ class _Reader:
     def limit(self, check: Mapping[str, Any], place: str) -> dict[str, Any]:
         """Read severity and threshold of one check."""
         severity = str(check.get("severity", "error")).lower()
-        known = {"info": "info", "warning": "warning", "error": "error", "critical": "error", "low": "info"}
+        if severity not in _SEVERITIES:
+            self.unread.append(f"{place}.severity: {severity} ({nearest(severity, _SEVERITIES)})")
         threshold = check.get("mustBeLessOrEqualTo", check.get("mustBe", 0))
         percent = check.get("unit") in ("percent", "%")
         if threshold and not (percent and isinstance(threshold, int | float)):
             self.unread.append(f"{place}: a limit of {threshold} {check.get('unit', 'rows')}")
             threshold = 0.0
-        return {"severity": known.get(severity, "error"), "threshold_pct": float(threshold or 0.0)}
+        if threshold and not 0 <= threshold <= 100:
+            raise ConfigError(sentence("a limit from 0 to 100 percent", f"{threshold}", at=place))
+        return {"severity": _SEVERITIES.get(severity, "error"), "threshold_pct": float(threshold or 0.0)}
 
     def freshness(self, body: Mapping[str, Any]) -> str:
         found = ""
@@ -353,6 +425,27 @@ class _Reader:
             else:
                 self.unread.append(f"$.slaProperties[{number}]")
         return found
+
+    def flag(self, body: Mapping[str, Any], key: str, place: str) -> bool:
+        """Return true or false (left out), or say where it is neither: the text "no" is not false."""
+        found = body.get(key)
+        if found is not None and not isinstance(found, bool):
+            raise ConfigError(sentence("true or false", repr(found)[:60], at=f"{place}.{key}", hint="without quotes"))
+        return bool(found)
+
+    def map(self, body: Mapping[str, Any], key: str, place: str) -> Mapping[str, Any]:
+        """Return a mapping (left out: an empty one), or say where it is none."""
+        found = body.get(key) or {}
+        if not isinstance(found, dict):
+            raise ConfigError(sentence("a mapping", repr(found)[:60], at=f"{place}.{key}"))
+        return found
+
+    def list(self, body: Mapping[str, Any], key: str, place: str) -> tuple[Any, ...]:
+        """Return a list as a tuple, or say where it is none."""
+        found = body.get(key)
+        if not isinstance(found, list):
+            raise ConfigError(sentence("a list", repr(found)[:60], at=f"{place}.{key}"))
+        return tuple(found)
 
     def maps(self, body: Mapping[str, Any], key: str, place: str) -> Sequence[dict[str, Any]]:
         """Return a list of mappings, or say where it is not one."""
@@ -370,6 +463,11 @@ class _Reader:
 
 _COUNTS = re.compile(r"(?is)\s*select\s+count\(\*\)\s+from\s+\S+\s+where\s+not\s*\((.*)\)\s*;?\s*")
 _TOP = {"apiVersion", "kind", "name", "version", "status", "description", "schema", "slaProperties"}
+_OTHER_TYPES = ("array", "object", "time")
+_SEVERITIES: dict[str, Severity] = {
+    **{"info": "info", "low": "info", "warning": "warning", "medium": "warning"},
+    **{"error": "error", "high": "error", "critical": "error"},
+}
 _PROPERTY = {
     "name",
     "logicalType",

@@ -32,6 +32,7 @@ EXPECTED = {
     "timestamp": "a timestamp such as 2013-11-01T05:15:00",
 }
 _REFUSED = object()
+OPEN_REPEATS = 2  # in one pattern, that Python's matcher is trusted with
 _LOW, _HIGH = -(2**63), 2**63 - 1
 
 
@@ -167,11 +168,24 @@ def _rule(column: Column) -> Callable[[Any], bool] | None:
         allowed = frozenset(column.one_of)
         rules.append(lambda value: value not in allowed)
     if column.pattern:
-        match = re.compile(column.pattern).fullmatch
-        rules.append(lambda value: match(value) is None)
+        rules.append(_unlike(column.pattern))
     if not rules:
         return None
     return rules[0] if len(rules) == 1 else lambda value: any(rule(value) for rule in rules)
+
+
+def _unlike(pattern: str) -> Callable[[str], bool]:
+    """Return what says that a text is not of this form, in time that a hostile text cannot stretch.
+
+    Python's matcher tries one way after another; where a repeated group or many open repeats leave it many ways,
+    thirty letters can take it hours. Such patterns are run by Polars, whose time is bound by pattern and text.
+    """
+    if not re.search(r"\)[*+?{]|\\[1-9]", pattern) and len(re.findall(r"[*+]|,\}", pattern)) <= OPEN_REPEATS:
+        match = re.compile(pattern).fullmatch
+        return lambda value: match(value) is None
+    import polars as pl
+
+    return lambda value: not pl.Series([value]).str.contains(f"^(?:{pattern})$")[0]
 
 
 def bounds(column: Column) -> tuple[Any, Any]:

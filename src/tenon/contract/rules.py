@@ -30,6 +30,7 @@ from tenon.errors import ConfigError, quoted, sentence
 from tenon.finding import Finding
 
 RAW = "_tenon_raw_"
+LEAST, MOST = -(2**63), 2**63 - 1
 FEW = 8  # so many values are quicker compared one by one than looked up
 
 
@@ -68,12 +69,23 @@ class Plan:
         return frame.with_columns(self.convert) if self.convert else frame
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reader:
+    """How a column that came as text is read where more is known of how it was written than its contract says.
+
+    `values` reads a text column as the declared type (null where it cannot), `null` are words that mean missing.
+    """
+
+    values: Callable[[pl.Series], pl.Series] | None = None
+    null: tuple[str, ...] = ()
+
+
 def again(names: Sequence[str]) -> str:
     """Name the column that says where the values of these columns occur more than once."""
     return "_tenon_again_" + "\x1f".join(names)
 
 
-def plan(contract: Contract, schema: Mapping[str, Any]) -> Plan:
+def plan(contract: Contract, schema: Mapping[str, Any], readers: Mapping[str, Reader] | None = None) -> Plan:
     """Prepare the tests of a contract for frames of this schema; `unique` lists the `again` columns they need."""
     unique: list[tuple[str, ...]] = []
 
@@ -94,7 +106,8 @@ def plan(contract: Contract, schema: Mapping[str, Any]) -> Plan:
             else:
                 tests.append(_test(column, "missing", "the column", pl.lit(True)))
             continue
-        unreadable = _conversion(contract, column, schema[column.name], convert)
+        reader = (readers or {}).get(column.name) or Reader(null=contract.null)
+        unreadable = _conversion(column, schema[column.name], reader, convert)
         if unreadable is not None:
             lost = pl.col(column.name).null_count() > pl.col(RAW + column.name).null_count()
             tests.append(_test(column, "type", f"values of type {column.type}", unreadable, lost))
@@ -122,13 +135,13 @@ def plan(contract: Contract, schema: Mapping[str, Any]) -> Plan:
 # ── reading a column as its declared type ────────────────────────────────────────────────────────────────────────────
 
 
-def _conversion(contract: Contract, column: Column, dtype: Any, convert: list[pl.Expr]) -> pl.Expr | None:
+def _conversion(column: Column, dtype: Any, reader: Reader, convert: list[pl.Expr]) -> pl.Expr | None:
     """Add the conversion a column needs; return what is true where a value cannot be read as its type."""
     kind, name = type_of(dtype), column.name
     raw, at = pl.col(name), pl.col(RAW + name)
     absent: pl.Expr | None = None
     if kind == "text":
-        words = [*contract.null, *([] if column.type == "text" else [""])]
+        words = [*reader.null, *([] if column.type == "text" else [""])]
         if words:
             absent = at.is_in(words)
             raw = pl.when(~raw.is_in(words)).then(raw)
@@ -137,7 +150,9 @@ def _conversion(contract: Contract, column: Column, dtype: Any, convert: list[pl
             convert += [pl.col(name).alias(RAW + name), raw.alias(name)]
         return None
     exact = _EXACT.get((kind or "", column.type))
-    if kind == "text":
+    if kind == "text" and reader.values is not None:
+        typed = raw.map_batches(reader.values, return_dtype=DTYPES[column.type])
+    elif kind == "text":
         typed = cast_column(raw, "text", column.type)
     elif exact is not None:
         typed = exact(raw)
@@ -189,9 +204,9 @@ def _column_tests(
     if column.type == "float":
         found.append(_test(column, "finite", "finite numbers", ~value.is_finite(), ~value.sum().is_finite()))
     if column.between is not None:
-        low, high = (pl.lit(bound, DTYPES[column.type]) for bound in bounds(column))
-        if column.type == "int":  # a bound of 0.5 must not be cut to 0
-            low, high = (pl.lit(bound) for bound in bounds(column))
+        # A bound of 0.5 must not be cut to 0, nor one beyond 64 bits be refused.
+        kind = None if column.type == "int" else DTYPES[column.type]
+        low, high = (pl.lit(_whole(bound) if kind is None else bound, kind) for bound in bounds(column))
         outside = (value < low) | (value > high)
         outside = outside & value.is_finite() if column.type == "float" else outside
         expected = f"values from {column.between[0]} to {column.between[1]}"
@@ -222,12 +237,20 @@ def _regex(column: Column) -> str:
     return pattern
 
 
+def _whole(bound: float) -> float:
+    """Return the bound, the nearest one of 64 bits if it is a whole number beyond them."""
+    return bound if isinstance(bound, float) else max(LEAST, min(MOST, bound))
+
+
 def _among(value: pl.Expr, column: Column) -> pl.Expr:
     """Say whether a value is one of those allowed."""
     assert column.one_of is not None, column.name
+    dtype = DTYPES[column.type]
+    if column.type == "int":
+        return value.is_in([each for each in column.one_of if LEAST <= each <= MOST])  # type: ignore[operator]
     if len(column.one_of) <= FEW:
-        return pl.any_horizontal(*(value == pl.lit(each, DTYPES[column.type]) for each in column.one_of))
-    return value.is_in(pl.Series(values=list(column.one_of), dtype=DTYPES[column.type], strict=False).implode())
+        return pl.any_horizontal(*(value == pl.lit(each, dtype) for each in column.one_of))
+    return value.is_in(pl.Series(values=list(column.one_of), dtype=dtype, strict=False).implode())
 
 
 def _key_tests(

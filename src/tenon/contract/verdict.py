@@ -297,7 +297,7 @@ def _finding(contract: Contract, count: Count) -> Finding:
 
 _HINTS = {
     "contract/missing-column": "Mend the file or take the column out of the contract.",
-    "contract/type": "Mend the values at their source, or declare the type they have.",
+    "contract/type": "Mend the values, declare the type they have, or add a word that means missing to null.",
     "contract/null": "Say nullable=True if a value may be missing, or find out why it is.",
     "contract/finite": "Write a missing number as missing, not as NaN or infinity.",
     "contract/between": "Widen between= if these values are right, or mend them at their source.",

@@ -1,17 +1,16 @@
-"""Ingest and check on their own: files in, files out, no project and no store.
+"""Ingest on its own: files in, files out, no project and no store; `check` beside it does the same for contracts.
 
-`tenon ingest` and `tenon check` are for a team that uses nothing else of tenon. What a person gave is never changed,
-and what is written is named before work begins and replaced in one step.
+`tenon ingest`, `tenon check` and `tenon quarantine` are for a team that uses nothing else of tenon. What a person gave
+is never changed, and what is written is named before work begins and replaced in one step.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,14 @@ import polars as pl
 
 from tenon import contract, ingest
 from tenon.contract.column import Source
-from tenon.errors import InputError, UsageError, nearest, sentence
+from tenon.errors import InputError, UsageError, nearest, quoted, sentence
 from tenon.finding import Finding
 from tenon.flow.work import Progress, quiet
 from tenon.ingest import quarantine as waiting
 from tenon.ingest.clean import clean
 
 BATCH_ROWS = 8_192
+DRAFT_ROWS = 1_000_000  # a contract is drafted from so many rows
 FORMATS = (".parquet", ".csv", ".jsonl")
 
 
@@ -68,11 +68,32 @@ def read(asked: Read, progress: Progress = quiet) -> Done:
     done = ingest.ingest(job, progress=progress)
     written = [*done.files, *(path for path in (done.quarantine, done.repairs, done.summary) if path is not None)]
     if done.files:
-        inferred = contract.infer(pl.scan_parquet(list(done.files)).head(1_000_000).collect(), name)
+        inferred = contract.infer(pl.scan_parquet(list(done.files)).head(DRAFT_ROWS).collect(), name)
+        units = {column.name: column.unit for column in done.columns}
+        columns = (replace(column, unit=units.get(column.name, "")) for column in inferred.columns)
+        null = {word for column in done.columns for word in column.null_words if word}
+        inferred = replace(inferred, columns=tuple(columns), null=tuple(sorted(null)))
         file = asked.out / f"{name}.contract.yaml"
-        replace_text(file, inferred.to_odcs())
+        replace_text(file, inferred.to_odcs(_notes(done, [path.name for path in asked.paths])))
         written.append(file)
     return Done(ingested=done, written=written)
+
+
+def _notes(done: ingest.Ingested, names: Sequence[str]) -> dict[str, list[str]]:
+    """Say beside the draft of a contract what a person should look at: words read as missing, formats, doubts."""
+    rows = f"{done.rows:,} rows" if done.rows <= DRAFT_ROWS else f"the first {DRAFT_ROWS:,} of {done.rows:,} rows"
+    about = f"A draft from {rows} of {', '.join(names)}; what was seen once is no law."
+    notes = {"": [about, "Mend what is wrong, then write `status: active` and take `inferred` away."]}
+    told = {finding.place: finding for finding in done.findings}
+    for column in done.columns:
+        finding = told.get(column.name)
+        said = [f"{finding.said}: {finding.hint}" if finding.hint else finding.said] if finding else []
+        said += [f"written as {column.format}"] if column.format else []
+        told_words = finding is not None and all(word in finding.said for word in column.null_words)
+        if column.null_words and not told_words:
+            said.append(f"read as missing: {quoted(column.null_words)}")
+        notes[column.name] = said
+    return notes
 
 
 def name_of(paths: Sequence[Path]) -> str:
@@ -90,6 +111,17 @@ def replace_text(path: Path, text: str) -> None:
     except OSError as error:
         beside.unlink(missing_ok=True)
         raise InputError(sentence("a file that can be written", str(error.strerror), at=str(path))) from error
+
+
+def place(source: Path, target: Path) -> None:
+    """Copy a file beside its place and rename it there, so that nobody opens half of it."""
+    beside = target.with_name(f".{target.name}.new")
+    try:
+        shutil.copyfile(source, beside)
+        beside.replace(target)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise InputError(sentence("room to write", str(error.strerror), at=str(target))) from error
 
 
 # ── tables for other stages ──────────────────────────────────────────────────────────────────────────────────────────
@@ -170,104 +202,6 @@ def writer(path: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
         raise InputError(sentence("room to write the scores", str(error.strerror or error), at=str(path))) from error
     finally:
         beside.unlink(missing_ok=True)
-
-
-# ── tenon check ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """What to check against which contract, and where good rows, bad rows and the JUnit report go, if anywhere."""
-
-    data: Path
-    contract: Path
-    good: Path | None = None
-    bad: Path | None = None
-    junit: Path | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
-    """What a check found: the verdict, the rows that could not even be read, and every file that was written."""
-
-    verdict: contract.FileVerdict
-    unread: int
-    findings: Sequence[Finding]
-    seconds: float
-    written: Sequence[Path]
-
-    @property
-    def passed(self) -> bool:
-        """Say whether the contract holds: no finding is an error."""
-        return not any(finding.severity == "error" for finding in self.findings)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the outcome as plain data."""
-        return {
-            **self.verdict.to_dict(),
-            "passed": self.passed,
-            "unread": self.unread,
-            "findings": [finding.to_dict() for finding in self.findings],
-            "seconds": self.seconds,
-            "written": [str(path) for path in self.written],
-        }
-
-
-def check(asked: Ask, progress: Progress = quiet) -> Checked:
-    """Check a file against a contract in ODCS YAML: good rows, bad rows, and which rule each bad row broke.
-
-    What is no Parquet is read as text, so that rules see what was written. Rows that cannot be read at all are told
-    as ingest's findings beside the contract's.
-    """
-    started = time.perf_counter()
-    try:
-        agreed = contract.Contract.from_odcs(asked.contract.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        hint = "`tenon ingest` writes one beside the data"
-        raise InputError(sentence("a contract in YAML", str(error), at=str(asked.contract), hint=hint)) from error
-    if not asked.data.exists():
-        raise InputError(sentence("a file to check", "nothing", at=str(asked.data), hint="check the path"))
-    with tempfile.TemporaryDirectory(prefix="tenon-") as folder:
-        out, data, unread, said = Path(folder), [asked.data], 0, list[Finding]()
-        if asked.data.suffix != ".parquet":
-            job = ingest.Job(paths=(asked.data,), out=out / "read", name=agreed.name, text=True, source=_named(agreed))
-            done = ingest.ingest(job, progress=progress)
-            if not done.files:
-                raise InputError(
-                    sentence("rows to check", "none", at=str(asked.data), hint="see what ingest says of it")
-                )
-            data, unread, said = list(done.files), done.quarantined, list(done.findings)
-        wanted = out / "checked" if asked.good is not None or asked.bad is not None else None
-        verdict = contract.check_file(data, agreed, wanted, progress=progress)
-        written = []
-        for source, target in ((verdict.good, asked.good), (verdict.bad, asked.bad)):
-            if target is not None and source is not None:
-                place(source, target)
-                written.append(target)
-        if asked.junit is not None:
-            replace_text(asked.junit, verdict.to_junit())
-            written.append(asked.junit)
-    findings = [*verdict.findings, *said]
-    return Checked(
-        verdict=verdict, unread=unread, findings=findings, seconds=time.perf_counter() - started, written=written
-    )
-
-
-def _named(agreed: contract.Contract) -> Source:
-    """Return the contract's columns as text: their names decide what is a header, their types are checked later."""
-    columns = [contract.Column(column.name, "text", nullable=True) for column in agreed.columns if not column.derive]
-    return Source(agreed.name, columns=columns, null=agreed.null)
-
-
-def place(source: Path, target: Path) -> None:
-    """Copy a file beside its place and rename it there, so that nobody opens half of it."""
-    beside = target.with_name(f".{target.name}.new")
-    try:
-        shutil.copyfile(source, beside)
-        beside.replace(target)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise InputError(sentence("room to write", str(error.strerror), at=str(target))) from error
 
 
 # ── tenon quarantine ─────────────────────────────────────────────────────────────────────────────────────────────────
