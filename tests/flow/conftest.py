@@ -41,6 +41,23 @@ def work(shop: Path) -> Iterator[Work]:
     opened.store.close()
 
 
+def edit(folder: Path, old: str, new: str) -> None:
+    """Change a word of the project's declaration."""
+    file = folder / "project.py"
+    text = file.read_text("utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), "utf-8")
+
+
+def again(folder: Path) -> Outcome:
+    """Run the project once more."""
+    work = Work.open(folder, {})
+    try:
+        return run_project(work)
+    finally:
+        work.store.close()
+
+
 # ── servers of a team ────────────────────────────────────────────────────────────────────────────────────────────────
 
 _spec = importlib.util.spec_from_file_location(

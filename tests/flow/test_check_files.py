@@ -72,7 +72,7 @@ def test_what_ingest_drafts_the_same_file_keeps(tmp_path: Path) -> None:
     draft = next(path for path in done.written if path.suffix == ".yaml")
     text = draft.read_text("utf-8")
     assert text.startswith("# A draft from 5 rows of a.csv")
-    assert "read as missing: 'NULL'" in text or "read as missing: '-'" in text
+    assert "read as missing: 'NULL'" in text and "read as missing: '-'" in text
     assert Contract.from_odcs(text).inferred
     assert check(Ask(data=[tmp_path / "a.csv"], contract=draft)).passed
 

@@ -10,20 +10,7 @@ from tenon.errors import ConfigError, ContractError, GateError, InputError, Miss
 from tenon.flow import Outcome, Work, promote, run
 from tenon.flow.work import digest
 
-
-def edit(folder: Path, old: str, new: str) -> None:
-    file = folder / "project.py"
-    text = file.read_text("utf-8")
-    assert old in text
-    file.write_text(text.replace(old, new), "utf-8")
-
-
-def again(folder: Path) -> Outcome:
-    work = Work.open(folder, {})
-    try:
-        return run(work)
-    finally:
-        work.store.close()
+from .conftest import again, edit
 
 
 def done(outcome: Outcome) -> dict[str, bool]:

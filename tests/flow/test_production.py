@@ -14,24 +14,11 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from tenon.flow import Outcome, Work, promote, run
+from tenon.flow import Work, promote
+
+from .conftest import again, edit
 
 ROW = {"invoice": 9001, "customer": "C001", "amount": 1200.5, "sent": "2025-10-02T10:00:00"}
-
-
-def edit(folder: Path, old: str, new: str) -> None:
-    file = folder / "project.py"
-    text = file.read_text("utf-8")
-    assert old in text
-    file.write_text(text.replace(old, new), "utf-8")
-
-
-def again(folder: Path) -> Outcome:
-    work = Work.open(folder, {})
-    try:
-        return run(work)
-    finally:
-        work.store.close()
 
 
 def in_production(folder: Path) -> str:

@@ -197,12 +197,16 @@ def models_show(version: str, project: Path, model: str, as_json: bool) -> None:
     output.emit(record, "\n".join(lines))
 
 
+alias_option = click.option("--alias", default="production", show_default=True, help="The alias to move.")
+reason_option = click.option("--reason", default="", help="Why, for the audit.")
+
+
 @models.command("promote")
 @click.argument("version")
 @project_argument
 @model_option
-@click.option("--alias", default="production", show_default=True, help="The alias to move.")
-@click.option("--reason", default="", help="Why, for the audit.")
+@alias_option
+@reason_option
 @click.option("--despite-gate", is_flag=True, help="Promote a version its gate refused; the audit records it.")
 @json_flag
 def models_promote(
@@ -223,8 +227,8 @@ def models_promote(
 @models.command("rollback")
 @project_argument
 @model_option
-@click.option("--alias", default="production", show_default=True, help="The alias to move back.")
-@click.option("--reason", default="", help="Why, for the audit.")
+@alias_option
+@reason_option
 @json_flag
 def models_rollback(project: Path, model: str, alias: str, reason: str, as_json: bool) -> None:
     """Give the alias back to the version that had it before."""

@@ -76,14 +76,13 @@ def serve(project: Path, as_json: bool, **given: Any) -> None:
 @click.option("--tick", default="15m", show_default=True, help="How often facts that became known are sent.")
 @click.option("--speed", type=float, default=0.0, help="Simulated seconds a second (default: as fast as it answers).")
 @json_flag
-def replay(project: Path, model: str, url: str, start: str, end: str, tick: str, speed: float, as_json: bool) -> None:
+def replay(project: Path, as_json: bool, **given: Any) -> None:
     """Play PROJECT's recorded rows against the running service as live traffic; outcomes arrive late, as they did."""
     from tenon.flow import live
 
     output = Output(as_json)
     with opened(project, output, read_only=True) as work:
-        asked = live.Replay(model=model, url=url, start=start, end=end, tick=tick, speed=speed)
-        done = live.replay(work, asked)
+        done = live.replay(work, live.Replay(**given))
     output.emit(
         done.to_dict(),
         f"{done.predictions:,} predictions and {done.facts:,} facts in {seconds(done.seconds)} "

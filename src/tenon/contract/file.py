@@ -260,7 +260,7 @@ def _writing(path: Path, schema: pl.Schema) -> Iterator[Write]:
         try:
             source = register_io_source(frames, schema=schema)
             source.sink_parquet(path, compression="zstd", compression_level=1)
-        except Exception as error:  # noqa: BLE001  # the end of a thread: handed to the one that waits for it
+        except Exception as error:  # noqa: BLE001  # the edge of a thread: handed to the one that waits
             failed.append(error)
 
     thread = threading.Thread(target=run, name=f"tenon-{path.stem}", daemon=True)

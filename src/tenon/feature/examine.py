@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from tenon.contract.column import Source
+from tenon.contract.column import Severity, Source
 from tenon.feature.facts import typed
 from tenon.feature.plan import History
 from tenon.finding import Finding
 
 if TYPE_CHECKING:
     from tenon.feature.featureset import FeatureSet
+
+_COUNTED = {"never-known": "unknown", "known-early": "early", "repeated-fact": "repeated"}
 
 
 def examine(features: FeatureSet, frames: Mapping[str, pl.DataFrame], matrix: pl.DataFrame) -> list[Finding]:
@@ -33,31 +35,36 @@ def examine(features: FeatureSet, frames: Mapping[str, pl.DataFrame], matrix: pl
 
 def _history(history: History, frame: pl.DataFrame) -> Iterator[Finding]:
     source = history.source
-    place = f"source '{source.name}'"
+    place = f"source '{source.name}', column '{source.known_at}'"
     yield from _repeated(source, frame, (*source.key, source.time), "and are taken for earlier versions of it")
     if source.known_at == source.time or not {source.time, source.known_at} <= set(frame.columns):
         return
     rows = typed(frame, source, (source.time, source.known_at))
     unknown = rows[source.known_at].null_count()
     if unknown:
-        yield Finding(
-            code="feature/never-known",
-            severity="info",
-            place=f"{place}, column '{source.known_at}'",
-            said=f"{unknown:,} of {rows.height:,} rows never became known and are in no window.",
-            hint="Right for what never came to an end; otherwise find out why the time is missing.",
-            numbers={"rows": rows.height, "unknown": unknown},
-        )
+        said = "never became known and are in no window"
+        hint = "Right for what never came to an end; otherwise find out why the time is missing."
+        yield _some("never-known", place, (unknown, rows.height), said, hint, "info")
     early = int(rows.select((pl.col(source.known_at) < pl.col(source.time)).sum()).item() or 0)
     if early and history.own:
-        yield Finding(
-            code="feature/known-early",
-            severity="warning",
-            place=f"{place}, column '{source.known_at}'",
-            said=f"{early:,} of {rows.height:,} rows are known before they happened; they count only after.",
-            hint="Look for local time beside UTC, or a time of the next day with the date of this one.",
-            numbers={"rows": rows.height, "early": early},
-        )
+        said = "are known before they happened; they count only after"
+        hint = "Look for local time beside UTC, or a time of the next day with the date of this one."
+        yield _some("known-early", place, (early, rows.height), said, hint)
+
+
+def _some(
+    kind: str, place: str, share: tuple[int, int], said: str, hint: str, severity: Severity = "warning"
+) -> Finding:
+    """Say something of a share of rows: how many, of how many."""
+    count, rows = share
+    return Finding(
+        code=f"feature/{kind}",
+        severity=severity,
+        place=place,
+        said=f"{count:,} of {rows:,} rows {said}.",
+        hint=hint,
+        numbers={"rows": rows, _COUNTED[kind]: count},
+    )
 
 
 def _repeated(source: Source, frame: pl.DataFrame, identity: Sequence[str], meaning: str) -> Iterator[Finding]:
@@ -65,14 +72,9 @@ def _repeated(source: Source, frame: pl.DataFrame, identity: Sequence[str], mean
         return
     repeated = frame.height - frame.n_unique(identity)
     if repeated:
-        yield Finding(
-            code="feature/repeated-fact",
-            severity="warning",
-            place=f"source '{source.name}'",
-            said=f"{repeated:,} of {frame.height:,} rows share {', '.join(identity)} with a later row, {meaning}.",
-            hint="If they are different things, add the column that tells them apart to key=.",
-            numbers={"rows": frame.height, "repeated": repeated},
-        )
+        said = f"share {', '.join(identity)} with a later row, {meaning}"
+        hint = "If they are different things, add the column that tells them apart to key=."
+        yield _some("repeated-fact", f"source '{source.name}'", (repeated, frame.height), said, hint)
 
 
 def _constant(features: FeatureSet, matrix: pl.DataFrame) -> Iterator[Finding]:

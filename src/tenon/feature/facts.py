@@ -62,6 +62,20 @@ def typed(frame: pl.DataFrame, source: Source, names: Iterable[str]) -> pl.DataF
     return plain.with_columns(changes) if changes else plain
 
 
+def timed(rows: pl.DataFrame, source: Source) -> None:
+    """Pass rows that all have their source's time; InputError counts those without."""
+    missing = rows[source.time].null_count()
+    if missing:
+        raise InputError(
+            sentence(
+                "a time in every row",
+                f"{missing:,} of {rows.height:,} rows without",
+                at=f"source '{source.name}', column '{source.time}'",
+                hint="leave the column not nullable, so that its contract sets such rows aside",
+            )
+        )
+
+
 def micros_column(name: str) -> pl.Expr:
     """Return microseconds since 1970 of a date or timestamp column."""
     return pl.col(name).cast(pl.Datetime("us")).cast(pl.Int64)
@@ -119,16 +133,7 @@ def intake(history: History) -> Callable[[pl.DataFrame], pl.DataFrame]:
 
     def take(frame: pl.DataFrame) -> pl.DataFrame:
         rows = typed(frame, source, needed)
-        missing = rows[source.time].null_count()
-        if missing:
-            raise InputError(
-                sentence(
-                    "a time in every row",
-                    f"{missing:,} of {rows.height:,} rows without",
-                    at=f"source '{source.name}', column '{source.time}'",
-                    hint="leave the column not nullable, so that its contract sets such rows aside",
-                )
-            )
+        timed(rows, source)
         return rows.lazy().select(made).filter(usable).collect()
 
     return take

@@ -21,12 +21,12 @@ import polars as pl
 
 from tenon.contract import sql
 from tenon.contract.column import ColumnType, Source
-from tenon.errors import InputError, MissingError, sentence
+from tenon.errors import MissingError, sentence
 from tenon.feature import matrix, online
 from tenon.feature.compile import ancestry, function_source, parents, plan, source_of
 from tenon.feature.derive import Deriver
 from tenon.feature.examine import examine
-from tenon.feature.facts import columns_needed, fact_table, finite, latest, lookup_table, micros_column, typed
+from tenon.feature.facts import columns_needed, fact_table, finite, latest, lookup_table, micros_column, timed, typed
 from tenon.feature.online import Online
 from tenon.feature.plan import (
     History,
@@ -112,7 +112,7 @@ class FeatureSet:
         facts, tables, complete = self._tables(frames)
         rows = complete[self.spine.name]
         spine = typed(rows, self.spine, self.needs[self.spine.name])
-        _timed(spine, self.spine)
+        timed(spine, self.spine)
         times = spine.select(micros_column(self.spine.time)).to_series().to_numpy()
         found: dict[str, pl.Series] = {}
         for name, history in self.plan.histories.items():
@@ -175,19 +175,6 @@ class FeatureSet:
         """Return the frame with every derived column of the source that it lacks, by the SQL of its contract."""
         every = tuple(column.name for column in self.sources[source].columns)
         return Deriver(self.sources, lookups).frame(source, every, frame)
-
-
-def _timed(rows: pl.DataFrame, source: Source) -> None:
-    missing = rows[source.time].null_count()
-    if missing:
-        raise InputError(
-            sentence(
-                "a time in every row",
-                f"{missing:,} of {rows.height:,} rows without",
-                at=f"source '{source.name}', column '{source.time}'",
-                hint="leave the column not nullable, so that its contract sets such rows aside",
-            )
-        )
 
 
 def _needs(

@@ -1,4 +1,8 @@
-"""Messy files in, typed columns out, every byte accounted for; `job` has the words, `read` the way through."""
+"""Messy files in, typed columns out, every byte accounted for.
+
+`job` has the words (what is asked, what came of it, the account of bytes) and `read` the way through. Names are found
+on first use, so that declaring a source costs nothing of reading one.
+"""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tenon import metric
 from tenon.errors import StoreError, TenonError, UsageError, sentence
 from tenon.store import Store
 from tenon.ui import read, text, view
@@ -261,7 +262,7 @@ def _environment() -> Environment:
     pages.filters.update({name: getattr(text, name) for name in words})
     pages.filters["url"] = lambda value: quote(str(value), safe="")
     pages.globals["leading"] = read.leading
-    pages.filters["metric"] = lambda name: read.WORDS.get(name, name)
+    pages.filters["metric"] = lambda name: metric.NAMES.get(name, name)
     pages.filters["tone"] = lambda severity: {"error": "bad", "warning": "warn", "info": "calm"}.get(severity, "good")
     return pages
 

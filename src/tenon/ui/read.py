@@ -17,15 +17,6 @@ LIST = 200  # rows of a list
 POINTS = 600  # points of a curve
 ORDER = {"error": 0, "warning": 1, "info": 2}
 FIRST = ("roc_auc", "average_precision", "brier", "log_loss", "rmse", "mae", "r2")
-WORDS = {
-    "roc_auc": "ROC AUC",
-    "average_precision": "average precision",
-    "brier": "Brier score",
-    "log_loss": "log loss",
-    "rmse": "RMSE",
-    "mae": "MAE",
-    "r2": "R²",
-}
 
 
 def models(store: Store) -> list[str]:

@@ -1,4 +1,8 @@
-"""From what a page shows to its pictures: which lines, which marks, which colours. Pure functions of records."""
+"""From what a page shows to its pictures: which lines, which marks, which colours.
+
+Pure functions of records: nothing here reads the store or knows of requests, so a picture can be drawn and tested from
+plain data. What is missing in a record is a gap in a line, never a zero.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ from typing import Any, TypeGuard
 
 from markupsafe import Markup
 
+from tenon.metric import NAMES
 from tenon.ui import chart, text
 from tenon.ui.chart import Axes, Series
-from tenon.ui.read import FIRST, WORDS, Record, leading
+from tenon.ui.read import FIRST, Record, leading
 
 HEAT_ROWS = 40
 DRIFTED, GRAVE = 0.1, 0.25  # the usual marks of PSI, for colour; whether it matters is what findings say
@@ -126,7 +131,7 @@ def _performance(windows: Sequence[Record], metric: str, facts: Record) -> Marku
     judged = [item for item in found if not _young(item[2])]
     band = [(at, float(body["low"]), float(body["high"])) for at, body, _ in judged if _number(body.get("low"))]
     titles = [
-        f"{text.day(one['start'])}: {WORDS.get(metric, metric)} {text.estimate(body)}, "
+        f"{text.day(one['start'])}: {NAMES.get(metric, metric)} {text.estimate(body)}, "
         f"{text.count(one.get('labelled'))} labels{', still maturing' if _young(one) else ''}"
         for _, body, one in found
     ]
@@ -138,7 +143,7 @@ def _performance(windows: Sequence[Record], metric: str, facts: Record) -> Marku
         hollow=[_young(one) for _, _, one in found],
         titles=titles,
     )
-    axes = Axes(x="window", y=WORDS.get(metric, metric), time=True, marks=_marks(facts, metric), width=1040, height=300)
+    axes = Axes(x="window", y=NAMES.get(metric, metric), time=True, marks=_marks(facts, metric), width=1040, height=300)
     return chart.lines([series], axes)
 
 

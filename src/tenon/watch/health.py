@@ -1,4 +1,8 @@
-"""What the service itself says: latency, errors, cost, silence, and too few rows to say anything."""
+"""What the service itself says: latency, errors, cost, silence, and too few rows to say anything.
+
+Each check judges the recent windows of a case by what its owner allowed or by the windows before them, which are the
+service's own habit. Pure functions of a case: whether a finding is new, still there or gone is decided elsewhere.
+"""
 
 from __future__ import annotations
 
