@@ -142,6 +142,16 @@ def test_a_reading_that_the_kernel_does_not_know_is_cast_from_its_text(tmp_path:
     assert fast.rows + fast.quarantined == 60
 
 
+@pytest.mark.parametrize("share", [2, 40])
+def test_numbers_with_marks_are_the_same_whether_few_or_many_have_one(tmp_path: Path, share: int) -> None:
+    path = tmp_path / "data.csv"
+    rows = [f'{n},"{n},{n % 1000:03d}.5",$ 7' if n % share == 0 else f"{n},{n % 1000}.5,{n}" for n in range(1, 400)]
+    path.write_text("id,price,due\n" + "\n".join([*rows, "400,NA,-5", "401,what,5"]) + "\n")
+    fast, slow = both(path)
+    assert told(fast) == told(slow)
+    assert {column.type for column in fast.columns} <= {"int", "float"}
+
+
 @given(number=st.floats(allow_nan=False, allow_infinity=False), form=st.sampled_from(["r", ".17g", ".6f", ".3e", "f"]))
 @settings(max_examples=400, deadline=None)
 def test_a_decimal_is_read_as_python_reads_it(number: float, form: str) -> None:

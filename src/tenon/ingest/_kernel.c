@@ -451,14 +451,14 @@ static inline bool next_field(const Reader *reader, const uint8_t **at, const ui
     return p == end || *p == reader->delimiter;
 }
 
-/* Whether a line has as many well-formed fields as there are columns. */
-static bool well_formed(const Reader *reader, const uint8_t *at, const uint8_t *end) {
+/* Return how many fields a line has; 0 when they are not well formed. */
+static size_t fields(const Reader *reader, const uint8_t *at, const uint8_t *end) {
     const uint8_t *begin;
     size_t size, count = 1;
     bool doubled, high;
     for (;; at++, count++) {
-        if (!next_field(reader, &at, end, &begin, &size, &doubled, &high)) return false;
-        if (at == end) return count == reader->width;
+        if (!next_field(reader, &at, end, &begin, &size, &doubled, &high)) return 0;
+        if (at == end) return count;
     }
 }
 
@@ -492,7 +492,7 @@ static uint8_t read_line(Reader *reader, const uint8_t *begin, const uint8_t *en
     for (size_t n = 0; n < reader->width; n++, at++)
         if (!read_field(reader, &reader->columns[n], &at, end, &filled) || (n + 1 == reader->width) != (at == end)) {
             reader->hit_count = hits;
-            return well_formed(reader, begin, end) ? GOOD : BAD;
+            return fields(reader, begin, end) == reader->width ? GOOD : BAD;
         }
     /* Blank rows are skipped by name, elsewhere. */
     if (!filled) {
@@ -516,7 +516,9 @@ static bool note_line(Reader *reader, const uint8_t *begin, const uint8_t *end, 
     }
     if (state != DONE) {
         if (!utf8(begin, end)) state |= ODD;
-        if (reader->quote >= 0 && memchr(begin, reader->quote, (size_t)(end - begin))) state |= QUOTED;
+        bool quoted = reader->quote >= 0 && memchr(begin, reader->quote, (size_t)(end - begin));
+        /* Where all quotes are in order none is open at the end of the line. */
+        if (quoted && state & BAD && !fields(reader, begin, end)) state |= QUOTED;
     }
     reader->starts[reader->lines] = begin - reader->data;
     reader->states[reader->lines++] = state;

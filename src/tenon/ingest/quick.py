@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 GOOD, BAD, ODD, QUOTED = 1, 2, 4, 8
 PARTS = {"Y": "Y", "m": "m", "d": "d", "H": "H", "M": "M", "S": "S", ".f": "f"}
+MOSTLY = 0.8  # the share of lines that must be done for numbers with marks to be looked for among the others
 KINDS = {"int": "i", "float": "f", "bool": "b", "date": "D", "timestamp": "T"}
 
 
@@ -80,9 +81,13 @@ def quick(data: bytes, layout: Layout, plan: Plan, file: FilePlan) -> Quick | No
     known = len(dialect.delimiter) == 1 and dialect.delimiter < b"\x80" and len(dialect.quote) < 2
     if _kernel is None or not known or dialect.mixed or dialect.spaced or dialect.escape or dialect.doubled:
         return None
-    specs = tuple(_spec(file.readings[number], target, plan) for number, target in enumerate(file.targets))
     quote = dialect.quote[0] if dialect.quote else -1
-    raw = _kernel.read(data, dialect.delimiter[0], quote, dialect.newline[0], layout.reach, specs)
+    for plainly in (True, False):
+        specs = tuple(_spec(file.readings[number], target, plan, plainly) for number, target in enumerate(file.targets))
+        raw = _kernel.read(data, dialect.delimiter[0], quote, dialect.newline[0], layout.reach, specs)
+        # Marked numbers are mostly read as text; where few have a mark, those that are plain are read at once.
+        if raw[1].count(0) > MOSTLY * len(raw[1]) or not any(map(_marked, file.readings)):
+            break
     states = np.frombuffer(raw[1], dtype=np.uint8)
     done = states == 0
     lines = np.flatnonzero(done)
@@ -136,11 +141,14 @@ def _cast(
     """Cast the columns that the kernel gave as text; rows with cells that do not fit are taken out of `done`."""
     out: dict[int, pl.Series] = {}
     words: dict[int, Counter[str]] = {}
-    foreign = [number for number in columns if _foreign(file.readings[number])]
-    for number in foreign:
-        misfit = values.cast(columns[number], file.readings[number]).misfit
-        if misfit is not None:
-            done[lines[misfit.to_numpy()]] = False
+    foreign = {
+        number: values.cast(column, file.readings[number])
+        for number, column in columns.items()
+        if specs[number][0] == "s" and file.readings[number].type != "text"
+    }
+    for read in foreign.values():
+        if read.misfit is not None:
+            done[lines[read.misfit.to_numpy()]] = False
     kept = pl.Series(done[lines])
     for number, column in columns.items():
         reading = file.readings[number]
@@ -149,9 +157,8 @@ def _cast(
         elif plan.text:
             out[number] = column.set(column == "", None)
         else:
-            read = values.cast(column, reading)
-            out[number] = read.values
-            seen = values.cast(column.filter(kept), reading).words if read.words else {}
+            out[number] = foreign[number].values
+            seen = values.cast(column.filter(kept), reading).words if foreign[number].words else {}
             counts = Counter(dict(seen))
             if reading.null:
                 counts.update(values.null_words(column.filter(kept), reading))
@@ -159,14 +166,16 @@ def _cast(
     return out, words
 
 
-def _foreign(reading: Reading) -> bool:
-    """Whether the kernel cannot read values of this kind, and gives text."""
-    return reading.type != "text" and _kind(reading) == "s"
+def _marked(reading: Reading) -> bool:
+    """Whether numbers of a column may have marks, and those without mean what they say."""
+    number = reading.type in ("int", "float") and not reading.plain
+    return number and reading.decimal == "." and reading.group != "."
 
 
-def _kind(reading: Reading) -> str:
+def _kind(reading: Reading, plainly: bool) -> str:
+    """Return the kernel's type for a column; text where it does not know how values are read."""
     if reading.type in ("int", "float"):
-        return KINDS[reading.type] if reading.plain else "s"
+        return KINDS[reading.type] if reading.plain or (plainly and _marked(reading)) else "s"
     if reading.type == "bool":
         return "b" if all(word.isascii() for word in (*reading.true, *reading.false)) else "s"
     if reading.type in ("date", "timestamp"):
@@ -174,9 +183,9 @@ def _kind(reading: Reading) -> str:
     return "s"
 
 
-def _spec(reading: Reading, target: int, plan: Plan) -> Spec:
+def _spec(reading: Reading, target: int, plan: Plan, plainly: bool) -> Spec:
     """Say what a column is, in the kernel's words."""
-    kind = _kind(reading)
+    kind = _kind(reading, plainly)
     if target < 0:
         return "-", False, b"", (), (), ()
     null = tuple(word.encode() for word in reading.null)
