@@ -82,6 +82,6 @@ def test_a_spike_of_the_gradient_is_told_with_where_to_clip() -> None:
 
 
 def test_looking_takes_no_more_than_its_share_of_the_time() -> None:
-    guard = train(net(), 0.01, steps=500, rules=Rules(health=0.003, diverged=False, flat=False))
+    guard = train(net(), 0.01, steps=500, rules=Rules(health=0.002, diverged=False, flat=False))
     health = guard._watch.health
     assert 1 <= health._looks < 50

@@ -13,26 +13,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tenon.training.admit import Fit, fit
+    from tenon.training.checkpoint import Checkpoints, Keep
     from tenon.training.data import Data, Matrices, Part
     from tenon.training.fitted import Fitted, Linear
     from tenon.training.guard import Guard
     from tenon.training.option import Options
+    from tenon.training.order import Order
+    from tenon.training.resume import Resume
     from tenon.training.study import TRAINERS, Outcome, experiment
     from tenon.training.track import Run
     from tenon.training.trend import Plan, Rules
 
 # public name -> the module that defines it
 _HOME = {
+    "Checkpoints": "tenon.training.checkpoint",
     "Data": "tenon.training.data",
     "Fit": "tenon.training.admit",
     "Fitted": "tenon.training.fitted",
     "Guard": "tenon.training.guard",
+    "Keep": "tenon.training.checkpoint",
     "Linear": "tenon.training.fitted",
     "Matrices": "tenon.training.data",
     "Options": "tenon.training.option",
+    "Order": "tenon.training.order",
     "Outcome": "tenon.training.study",
     "Part": "tenon.training.data",
     "Plan": "tenon.training.trend",
+    "Resume": "tenon.training.resume",
     "Rules": "tenon.training.trend",
     "Run": "tenon.training.track",
     "TRAINERS": "tenon.training.study",
@@ -42,16 +49,20 @@ _HOME = {
 
 __all__ = [
     "TRAINERS",
+    "Checkpoints",
     "Data",
     "Fit",
     "Fitted",
     "Guard",
+    "Keep",
     "Linear",
     "Matrices",
     "Options",
+    "Order",
     "Outcome",
     "Part",
     "Plan",
+    "Resume",
     "Rules",
     "Run",
     "experiment",

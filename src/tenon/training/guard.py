@@ -186,6 +186,13 @@ class Guard:
         self._last = True  # checkpoint, then stop: this step is let finish, the keeper saves it, the next is refused
         return True
 
+    def told(self, step: int, loss: Any) -> bool:
+        """Say whether to go on, for loops that tell a loss apart from the gradients: a loss after its step."""
+        loss = float(loss.item()) if hasattr(loss, "item") else float(loss)
+        if not math.isfinite(loss):
+            self._not_finite(step, "loss", loss)
+        return self._stopped is None and (not self.trend.add(loss) or self._heed(step, self.trend.judge(step)))
+
     def evaluated(self, step: int, loss: Any) -> bool:
         """Say whether to go on after a loss on held-out rows; with a plan, a run that learns nothing is told to stop.
 

@@ -84,7 +84,7 @@ class Watch:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.gpus = len({str(one.device) for one in self._parameters if one.device.type != "cpu"})
         self._probes = _probes(model)
-        self._began = time.perf_counter()
+        self._began = time.thread_time()
         self._paid = 0.0
         self._steps = 0
         self._calls: deque[Call] = deque(maxlen=CALLS)
@@ -120,7 +120,9 @@ class Watch:
         start = time.perf_counter()
         finite = math.isfinite(self._norm(probes))
         self._steps += 1
-        due = scaled or self._paid <= self.health.share * (start - self._began)  # fp16 overflows in single weights
+        # Of processor time and not of wall time, so that a crowded machine is not taken for a leisurely one.
+        ran = time.thread_time() - self._began
+        due = scaled or self._paid <= self.health.share * ran  # scaled: fp16 overflows in single weights
         if finite and not due:
             return Seen(norm=None)
         grads = [one.grad for one in self._parameters if one.grad is not None]

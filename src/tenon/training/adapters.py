@@ -1,0 +1,167 @@
+"""The guard inside other people's loops: Lightning, Hugging Face Trainer, LightGBM, scikit-learn's partial_fit.
+
+Each adapter is a function that takes a guard and returns what the library calls a callback. The libraries ask for a
+class of theirs to be inherited from, so those classes are made inside the functions: nothing is imported before it is
+used, and no class of tenon's inherits. All of them ask the guard before the optimiser steps, and turn its answers into
+the library's own way of stopping: False ends the training and keeps the model; what is not to be kept is raised as
+TrainingError through the library, which passes it on.
+
+LightGBM and scikit-learn have no optimiser step to come before: the guard is asked after each tree or each part, and
+what it refuses has already been added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from tenon.errors import MissingError, UsageError, missing_extra, sentence
+from tenon.training.guard import Guard
+
+
+def lightning(guard: Guard) -> Any:
+    """Return a Lightning callback: the loss and gradients of every step, before the optimiser; validation losses too.
+
+    A validation metric named `val_loss` goes to `guard.evaluated`.
+    """
+    library: Any = None
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        library = library or _module(name)
+    if library is None:
+        raise _absent("lightning", "guard a Lightning trainer")
+
+    class TenonGuard(library.Callback):  # type: ignore[misc, name-defined, unused-ignore]
+        """Asks the guard at each optimiser step of a Lightning trainer."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.loss: Any = None
+
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            optimizers = trainer.optimizers
+            guard.watch(pl_module, optimizers[0] if optimizers else None, scaler=getattr(trainer, "scaler", None))
+
+        def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+            self.loss = loss.detach() * trainer.accumulate_grad_batches
+
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            if not guard.step(trainer.global_step, loss=self.loss):
+                trainer.should_stop = True
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if guard.ending or guard.stopped is not None:
+                trainer.should_stop = True
+
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            value = trainer.callback_metrics.get("val_loss")
+            if value is None or trainer.sanity_checking or guard.stopped is not None:
+                return
+            if not guard.evaluated(trainer.global_step, value):
+                trainer.should_stop = True
+
+        def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+            guard.close()
+
+    return TenonGuard()
+
+
+def hugging_face(guard: Guard) -> Any:
+    """Return a callback for Hugging Face's Trainer: gradients before every optimiser step, losses as they are logged.
+
+    The Trainer tells its callbacks the loss only when it logs it; `logging_steps=1` shows the guard every step's.
+    Evaluation losses go to `guard.evaluated`.
+    """
+    library = _module("transformers")
+    if library is None:
+        raise _absent("transformers", "guard a Hugging Face Trainer")
+
+    class TenonGuard(library.TrainerCallback):  # type: ignore[misc, name-defined, unused-ignore]
+        """Asks the guard at each optimiser step of a Trainer, and with each loss it logs."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            guard.watch(model, kwargs.get("optimizer"))
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if guard.stopped is None and not guard.step(state.global_step):
+                control.should_training_stop = True
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            logs = logs or {}
+            if guard.stopped is not None:
+                return
+            if "loss" in logs and not guard.told(state.global_step, logs["loss"]):
+                control.should_training_stop = True
+            if "eval_loss" in logs and guard.stopped is None:
+                control.should_training_stop |= not guard.evaluated(state.global_step, logs["eval_loss"])
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if guard.ending or guard.stopped is not None:
+                control.should_training_stop = True
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            guard.close()
+
+    return TenonGuard()
+
+
+def lightgbm(guard: Guard, *, held_out: str = "") -> Callable[[Any], None]:
+    """Return a LightGBM callback: the first metric of the first set is the loss; that of `held_out` is evaluated.
+
+    A stop ends the boosting as early stopping does, with the trees so far. Metrics of which more is better are
+    negated before they are shown.
+    """
+    library = _module("lightgbm")
+    if library is None:
+        raise missing_extra("lightgbm", "train", "guard its training")
+
+    def asked(env: Any) -> None:
+        results = env.evaluation_result_list or []
+        losses = {str(one[0]): -float(one[2]) if one[3] else float(one[2]) for one in reversed(results)}
+        if held_out and losses and held_out not in losses:
+            hint = f"the sets are {', '.join(sorted(losses))}"
+            raise UsageError(sentence("a set that is evaluated", f"'{held_out}'", at="adapters.lightgbm", hint=hint))
+        first = next((name for name, *_ in results if name != held_out), None)
+        go_on = guard.step(env.iteration, loss=losses[first] if first is not None else None)
+        if go_on and held_out in losses:
+            go_on = guard.evaluated(env.iteration, losses[held_out])
+        if not go_on:
+            raise library.callback.EarlyStopException(env.iteration, results)
+
+    return asked
+
+
+def partial_fit(
+    model: Any,
+    parts: Iterable[tuple[Any, Any]],
+    guard: Guard,
+    *,
+    loss: Callable[[Any, Any, Any], float],
+    **options: Any,
+) -> Iterator[int]:
+    """Fit a scikit-learn model part by part under a guard; gives the step after each part that was fitted.
+
+    ``loss(model, x, y)`` is measured on each part before it is fitted, so that it is a loss on rows not yet seen.
+    `options` go to the model's first `partial_fit` (`classes=`).
+    """
+    if not hasattr(model, "partial_fit"):
+        raise UsageError(sentence("a model with partial_fit", type(model).__name__, at="adapters.partial_fit"))
+    for step, (x, y) in enumerate(parts):
+        if step and not guard.step(step, loss=loss(model, x, y)):
+            return
+        model.partial_fit(x, y, **(options if not step else {}))
+        yield step
+
+
+def _module(name: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError:
+        return None
+
+
+def _absent(package: str, purpose: str) -> MissingError:
+    return MissingError(
+        sentence(f"the package '{package}' to {purpose}", "an environment without it", hint=f"pip install {package}")
+    )
