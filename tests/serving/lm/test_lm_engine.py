@@ -301,3 +301,17 @@ def test_weights_that_are_missing_or_broken_are_refused_by_name(
 def test_a_cache_too_small_for_one_text_is_refused_with_the_size_it_needs(tiny: Path) -> None:
     with pytest.raises(ConfigError, match="cache_bytes"):
         open_language(tiny, limits=LanguageLimits(cache_bytes=10_000))
+    with pytest.raises(ConfigError, match="step_rows"):
+        open_language(tiny, limits=LanguageLimits(step_rows=1))
+
+
+def test_the_smallest_limits_and_the_shortest_context_still_answer(
+    tiny: Path, tmp_path: Path, lm: SimpleNamespace, network: Any
+) -> None:
+    folder = lm.export(tmp_path / "short", max_position_embeddings=20)
+    language = open_language(folder, limits=LanguageLimits(requests=1, batch=1, step_rows=8, cache_bytes=16_384))
+    language.start()
+    said = asyncio.run(lm.all_of(language, lm.ask([5] * 12, 20)))
+    language.close()
+    assert said.tokens == plain(network, [5] * 12, 8) and said.last.end == "length"
+    assert language.engine.exact

@@ -27,11 +27,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tenon.errors import ConfigError, sentence
 from tenon.limits import LanguageLimits
 from tenon.serving.lm.bundle import Bundle
 from tenon.serving.lm.cache import PAGE, Pages, named
 from tenon.serving.lm.gauge import Gauge
-from tenon.serving.lm.network import Network, Part, check_room
+from tenon.serving.lm.network import ROWS, Network, Part, check_room
 from tenon.serving.lm.sample import Choice, Until, choose
 from tenon.serving.lm.tokenizer import Reader
 
@@ -156,7 +157,12 @@ class Engine:
         self.device = device
         count = limits.cache_bytes // bundle.shape.page_bytes(PAGE)
         check_room(bundle.shape, count, bundle.name)
-        self.pages = Pages(min(count, limits.requests * -(-bundle.shape.context // PAGE)))
+        for name, least in (("requests", 1), ("batch", 1), ("step_rows", ROWS)):
+            if getattr(limits, name) < least:
+                got = str(getattr(limits, name))
+                raise ConfigError(sentence(f"at least {least}", got, at=f"limits.language.{name}"))
+        most = max(limits.requests, 2) * -(-bundle.shape.context // PAGE)  # two: what the proof needs
+        self.pages = Pages(min(max(count, 2), most))
         self.exact = False
         self._root = bundle.version.encode()
         self._network: Network | None = None
