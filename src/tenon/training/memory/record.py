@@ -112,7 +112,8 @@ class Recorder:
         every = pytorch().nn.modules.module
         hooks = [
             every.register_module_forward_pre_hook(self._begin),
-            every.register_module_forward_hook(self._end),
+            # Called even when the forward ends early, as it does where a checkpoint has computed enough again.
+            every.register_module_forward_hook(self._end, always_call=True),
         ]
         try:
             with _mode(self._operator):
@@ -243,8 +244,8 @@ def _parts(value: Any) -> Iterator[Any]:
     if isinstance(value, torch.Tensor):
         if value.layout is torch.strided:
             yield value
-    elif isinstance(value, (list, tuple)):
-        for part in value:
+    elif isinstance(value, (list, tuple, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
             yield from _parts(part)
 
 
