@@ -36,7 +36,7 @@ $(VENV)/.demo: pyproject.toml src/tenon/ingest/_kernel.c | $(VENV)/bin/python
 
 # What the tests run with: everything the demo needs, the tools, and a client for each server the store can use.
 $(VENV)/.dev: pyproject.toml src/tenon/ingest/_kernel.c | $(VENV)/bin/python
-	$(PIP) install --quiet --editable '.[train,examples,postgres,s3,ray,dev]'
+	$(PIP) install --quiet --editable '.[train,torch,examples,postgres,s3,ray,dev]'
 	touch $@ $(VENV)/.demo
 
 $(VENV)/bin/python:

@@ -53,7 +53,7 @@ CORE = ("backports.zstd", "polars", "numpy", "onnxruntime", "starlette", "uvicor
         "prometheus-client", "psutil", "pyyaml", "jinja2", "click")  # fmt: skip
 EXTRAS = {
     "train": (("lightgbm", "scikit-learn", "onnx", "onnxmltools"), "to train with LightGBM and scikit-learn"),
-    "torch": (("torch", "onnxscript"), "to train and serve networks"),
+    "torch": (("torch", "onnxscript", "safetensors"), "to train and serve networks"),
     "ray": (("ray",), "to run heavy work on a cluster"),
     "postgres": (("psycopg",), "to keep the catalog in PostgreSQL"),
     "s3": (("obstore",), "to keep blobs in an object store"),
