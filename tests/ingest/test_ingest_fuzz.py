@@ -138,3 +138,12 @@ def test_a_line_without_an_end_in_compressed_input_waits_in_pieces(tmp_path: Pat
     done = ingest(Job(paths=(tmp_path / "x.csv.gz",), out=tmp_path / "out", limits=limits))
     assert done.balance.closes and done.balance.quarantine_bytes == size + 1 and done.rows == 2
     assert done.quarantine and pl.scan_parquet(done.quarantine).select(pl.len()).collect().item() == done.quarantined
+
+
+def test_the_memory_allowed_decides_how_much_is_in_work_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(b"a,b\n" + b"1,2\n" * 100_000)
+    seen: list[float] = []
+    limits = IngestLimits(memory_bytes=4 << 20)
+    done = ingest(Job(paths=(path,), out=tmp_path / "out", limits=limits), lambda at, total, said: seen.append(at))
+    assert len(seen) == -(-path.stat().st_size // (1 << 16)) and done.rows == 100_000

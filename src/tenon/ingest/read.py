@@ -161,7 +161,13 @@ def _plan(sources: Sequence[_Source], job: Job, work: Path) -> Plan:
 
 def _key(sources: Sequence[_Source], plan: Plan, job: Job) -> str:
     """Return the digest of everything the parts depend on."""
-    body = [VERSION, [one.input.key for one in sources], plan.to_dict(), job.limits.chunk_bytes]
+    body = [
+        VERSION,
+        [one.input.key for one in sources],
+        plan.to_dict(),
+        job.limits.chunk_bytes,
+        job.limits.memory_bytes,
+    ]
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
@@ -248,11 +254,13 @@ def _first_line(source: _Source, file: FilePlan) -> int:
 
 def _jobs(file: FilePlan, number: int, source: _Source, folder: Path, work: Path, job: Job) -> Iterator[dict[str, Any]]:
     """Yield the ranges of one input as plain data; what has no middle is decoded a few segments ahead of them."""
-    step = job.limits.chunk_bytes if not job.ranges else max(1, -(-max(source.input.size, 1) // job.ranges))
+    # A piece in work takes up to thirty times its size, and two are in work at once.
+    chunk = min(job.limits.chunk_bytes, max(job.limits.memory_bytes // 64, 1 << 16))
+    step = chunk if not job.ranges else max(1, -(-max(source.input.size, 1) // job.ranges))
     base = {
         "plan": str(folder / "plan.json"),
         "file": number,
-        "chunk_bytes": job.limits.chunk_bytes,
+        "chunk_bytes": chunk,
         "compiled": job.compiled,
     }
 
