@@ -28,7 +28,8 @@ from tenon.finding import Finding
 from tenon.limits import TrackLimits
 from tenon.store import Batch, Store
 from tenon.training.packing import Call, Floats, Ints, Packed, Table, join, pack, tables
-from tenon.training.setting import setting
+from tenon.training.setting import code, setting
+from tenon.training.tally import Tally
 
 STREAM = "metrics"
 FOLD = 2_000  # batches after which they are folded into few
@@ -59,6 +60,7 @@ class Journal:
         "_pid",
         "_served",
         "_since_fold",
+        "_tally",
         "_thread",
         "_total",
         "_turn",
@@ -97,6 +99,7 @@ class Journal:
         self._names: set[str] = set()
         self._folded = 0
         self._since_fold = 0
+        self._tally = Tally()
         self._thread = threading.Thread(target=_work, args=(self,), name=f"tenon-track-{self.id}", daemon=True)
 
     def begin(self) -> None:
@@ -221,8 +224,9 @@ class Journal:
         self._wake.clear()
         with self._turn:
             asked = self._asked
+            # The last turn answers the caller who ends the run: one taken by the clock would leave them unanswered.
+            ending = self._ending and asked > self._served
         error: Exception | None = None
-        ending = self._ending
         try:
             self._drain()
             if ending or self._since_fold >= FOLD:
@@ -240,7 +244,7 @@ class Journal:
         with self._lock:
             calls, self._calls = self._calls, []
             columns, self._columns = self._columns, []
-        self._packed.extend(pack(self._known(calls, columns)))
+        self._packed.extend(pack(self._counted(self._known(calls, columns))))
         while self._packed:
             packed = self._packed[0]
             self.store.append(STREAM, self.id, packed.body, rows=packed.points, first=packed.first, last=packed.last)
@@ -249,6 +253,8 @@ class Journal:
             with self._lock:
                 self._held -= packed.points
         self._tell_dropped()
+        if self._ending:  # nothing more will come
+            self.update({"final": self._tally.to_dict()})
         if self._dirty:
             self._dirty = False
             try:
@@ -256,6 +262,12 @@ class Journal:
             except StoreError:
                 self._dirty = True
                 raise
+
+    def _counted(self, tables: Iterator[Table]) -> Iterator[Table]:
+        """Pass tables on, counting what their metrics came to."""
+        for table in tables:
+            self._tally.add(table.names, table.steps, table.values)
+            yield table
 
     def _known(self, calls: list[Call], columns: list[Columns]) -> Iterator[Table]:
         """Turn what was logged into tables, without metrics beyond the bound on names."""
@@ -315,6 +327,7 @@ class Journal:
 
 def _work(journal: Journal) -> None:
     """Be the thread of a journal."""
+    journal.update(code(journal.store, journal.limits.code_bytes))  # first: a person may go on editing
     journal.update(setting(journal.store.root))
     while journal.turn():
         pass

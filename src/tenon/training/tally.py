@@ -1,0 +1,86 @@
+"""What a run's metrics came to: the last value, the lowest and highest, and how many points were no numbers.
+
+The journal counts while it writes, so that lists and searches over thousands of runs need not read millions of points.
+Calls that gave the same metrics are counted together, in arrays: ten thousand names cost a flush no more than ten. The
+last value is that of the highest step, and among equals the one logged last. It is None where it is no finite number,
+which `not_finite` tells; lowest and highest are of finite values.
+
+Also here: `curves_tally`, the same counts made from curves, for runs that are still at work or older than the counting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+NAMES = 500  # metrics that a record holds the final values of; the others have only their curves
+
+
+class Tally:
+    """Counts of everything logged so far; `add` takes a table of values, `to_dict` gives the counts by metric."""
+
+    __slots__ = ("_groups",)
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[str, ...], dict[str, NDArray[Any]]] = {}
+
+    def add(self, names: Sequence[str], steps: NDArray[Any], values: NDArray[np.float64]) -> None:
+        """Count values_NK at steps_N of K metrics."""
+        if not len(steps):
+            return
+        newest = len(steps) - 1 - int(np.argmax(steps[::-1]))
+        finite = np.isfinite(values)
+        found = {
+            "step": np.full(len(names), steps[newest]),
+            "last": values[newest].copy(),
+            "min": np.where(finite, values, np.inf).min(axis=0),
+            "max": np.where(finite, values, -np.inf).max(axis=0),
+            "points": np.full(len(names), len(steps), np.int64),
+            "not_finite": (~finite).sum(axis=0),
+        }
+        key = tuple(names)
+        before = self._groups.get(key)
+        self._groups[key] = _joined(before, found) if before else found
+
+    def to_dict(self, limit: int = NAMES) -> dict[str, dict[str, Any]]:
+        """Return {metric: {last, step, min, max, points, not_finite}} of the first `limit` metrics, as plain data."""
+        merged: dict[str, dict[str, NDArray[Any]]] = {}
+        for names, counts in self._groups.items():
+            for place, name in enumerate(names):
+                one = {field: column[place : place + 1] for field, column in counts.items()}
+                if name in merged:
+                    merged[name] = _joined(merged[name], one)
+                elif len(merged) < limit:
+                    merged[name] = one
+        return {name: _plain(counts) for name, counts in merged.items()}
+
+
+def curves_tally(curves: Mapping[str, tuple[Any, Any]]) -> dict[str, dict[str, Any]]:
+    """Count curves that were read: {metric: (steps, values)}."""
+    tally = Tally()
+    for name, (steps, values) in curves.items():
+        tally.add([name], steps, np.asarray(values).reshape(-1, 1))
+    return tally.to_dict(limit=len(curves))
+
+
+def _joined(before: Mapping[str, NDArray[Any]], after: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    later = after["step"] >= before["step"]
+    return {
+        "step": np.where(later, after["step"], before["step"]),
+        "last": np.where(later, after["last"], before["last"]),
+        "min": np.minimum(before["min"], after["min"]),
+        "max": np.maximum(before["max"], after["max"]),
+        "points": before["points"] + after["points"],
+        "not_finite": before["not_finite"] + after["not_finite"],
+    }
+
+
+def _plain(counts: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {field: column[0].item() for field, column in counts.items()}
+    for field in ("last", "min", "max"):
+        found[field] = found[field] if math.isfinite(found[field]) else None
+    return found
