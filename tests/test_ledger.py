@@ -63,7 +63,7 @@ def test_usage_becomes_entries_that_add_up() -> None:
     spent = usage.spent(PRICES)
     assert spent.usd == pytest.approx(2.6)
     assert spent.hours == 1.0
-    assert spent.kwh == pytest.approx(0.02)
+    assert spent.kwh == pytest.approx(0.02 + 0.3), "two core hours at 10 W, one GPU hour at 300 W"
     assert [entry.kind for entry in Usage(wall_s=1, cpu_s=1, peak_bytes=1).entries("r", PRICES, at=0)] == [
         "compute",
         "memory",
@@ -185,7 +185,7 @@ def test_a_child_that_still_runs_is_counted_while_it_runs() -> None:
         so_far = meter.usage().cpu_s
         child.communicate(b"\n")
     assert so_far >= 0.25
-    assert so_far <= meter.usage().cpu_s < so_far + 1.0, "and not twice when it has ended"
+    assert so_far - 0.02 <= meter.usage().cpu_s < so_far + 1.0, "and not twice when it has ended"
 
 
 def hold(megabytes: int, seconds: float) -> int:

@@ -36,7 +36,8 @@ class Prices:
     usd_per_gpu_hour: float = 2.5  # one GPU for an hour
     usd_per_gb_month: float = 0.023  # one GB kept for a month
     usd_per_kwh: float = 0.25  # one kWh; priced only where cores are free (a rented core already pays for its power)
-    watts_per_core: float = 10.0  # what a busy core draws
+    watts_per_core: float = 10.0  # what a busy core draws, where its energy cannot be measured
+    watts_per_gpu: float = 300.0  # what a GPU in use draws, where its energy cannot be measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,11 @@ of its children, and the highest memory in use meanwhile.
 Electricity: a cloud's price for a core already pays for its power. Energy is therefore always counted in kWh, but
 priced only when cores are free (`usd_per_core_hour = 0`, your own machines); otherwise its entry costs 0 and says so.
 
-Energy of the processor is an estimate, core seconds times `watts_per_core`: hardware counters (RAPL) measure the whole
-machine, and need root. Memory is charged at its peak for the whole time, as a cloud would charge for the machine that
-had to hold it. Peak memory is exact when the process grew past all it had held before; otherwise it is the highest of
-samples every 20 ms, and one sampled figure more when the block ends.
+Energy is measured where hardware counters can be read (see `energy`) and otherwise an estimate, core seconds times
+`watts_per_core`; `Usage.energy` says which, and entries say it in their note. Memory is charged at its peak for the
+whole time, as a cloud would charge for the machine that had to hold it. Peak memory is exact when the process grew
+past all it had held before; otherwise it is the highest of samples every 20 ms, and one sampled figure more when the
+block ends.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
 from tenon.config import Prices
+from tenon.energy import JOULES_PER_KWH, Counters, Measured
 from tenon.errors import BudgetError, UsageError, nearest, sentence
 from tenon.limits import Admission, Answer
 
@@ -37,6 +39,7 @@ Kind = Literal["compute", "memory", "storage", "request", "gpu", "energy"]
 GB = 1e9  # prices of memory and storage are for decimal gigabytes
 HOUR = 3600.0
 SAMPLE_S = 0.02
+COUNTER_TURNS = 100  # samples between two looks at the counters of energy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,10 +103,12 @@ def gpu(subject: str, gpu_s: float, prices: Prices, *, at: float, note: str = ""
     return Entry(kind="gpu", subject=subject, quantity=gpu_s, unit="gpu s", usd=usd, at=at, note=note)
 
 
-def energy(subject: str, kwh: float, prices: Prices, *, at: float, note: str = "") -> Entry:
-    """Count electricity, and price it when the price of a core does not already include it."""
-    included = prices.usd_per_core_hour > 0
-    said = "; ".join(part for part in (note, "power is in the core-hour price" if included else "") if part)
+def energy(
+    subject: str, kwh: float, prices: Prices, *, at: float, note: str = "", of: Literal["core", "gpu"] = "core"
+) -> Entry:
+    """Count electricity, and price it when the hour's price of what drew it does not already include it."""
+    included = (prices.usd_per_core_hour if of == "core" else prices.usd_per_gpu_hour) > 0
+    said = "; ".join(part for part in (note, f"power is in the {of}-hour price" if included else "") if part)
     usd = 0.0 if included else kwh * prices.usd_per_kwh
     return Entry(kind="energy", subject=subject, quantity=kwh, unit="kWh", usd=usd, at=at, note=said)
 
@@ -255,28 +260,63 @@ def _field(unit: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What a piece of work used: seconds on the clock, core seconds, the highest memory, GPUs held."""
+    """What a piece of work used: seconds on the clock, core seconds, the highest memory, GPUs held, and what counters
+    said of its energy, where there are any.
+    """
 
     wall_s: float
     cpu_s: float
     peak_bytes: int
     gpus: int = 0
+    measured: Measured = Measured()
 
     def entries(self, subject: str, prices: Prices, *, at: float, note: str = "") -> list[Entry]:
         """Price the usage: compute, memory and energy, and GPU time where one was held."""
-        kwh = self.kwh(prices)
+        used = self.energy(prices)
+
+        def said(source: str) -> str:
+            return "; ".join(part for part in (note, source) if part)
+
         found = [
             compute(subject, self.cpu_s, prices, at=at, note=note),
             memory(subject, self.peak_bytes / GB * self.wall_s, prices, at=at, note=note),
-            energy(subject, kwh, prices, at=at, note=note),
+            energy(subject, used["cpu_kwh"], prices, at=at, note=said(used["cpu_source"])),
         ]
         if self.gpus:
             found.append(gpu(subject, self.gpus * self.wall_s, prices, at=at, note=note))
+            found.append(energy(subject, used["gpu_kwh"], prices, at=at, note=said(used["gpu_source"]), of="gpu"))
         return found
 
+    def energy(self, prices: Prices) -> dict[str, Any]:
+        """Return {kwh, source, cpu_kwh, cpu_source, gpu_kwh, gpu_source}: measured where it was, and else called so."""
+        seen = self.measured
+        if seen.cpu_j is not None:
+            cpu, cpu_source = (
+                seen.cpu_j / JOULES_PER_KWH,
+                f"RAPL ({', '.join(seen.zones)}), {seen.share:.0%} of it ours",
+            )
+        else:
+            watts = prices.watts_per_core
+            cpu, cpu_source = self.cpu_s * watts / JOULES_PER_KWH, f"estimate: core seconds x {watts:g} W"
+        gpu_kwh, gpu_source = 0.0, ""
+        if self.gpus and seen.gpu_j is not None:
+            gpu_kwh, gpu_source = seen.gpu_j / JOULES_PER_KWH, f"NVML ({self.gpus} GPU)"
+        elif self.gpus:
+            watts = prices.watts_per_gpu
+            gpu_kwh = self.gpus * self.wall_s * watts / JOULES_PER_KWH
+            gpu_source = f"estimate: {self.gpus} GPU x {watts:g} W"
+        return {
+            "kwh": cpu + gpu_kwh,
+            "source": "; ".join(part for part in (cpu_source, gpu_source) if part),
+            "cpu_kwh": cpu,
+            "cpu_source": cpu_source,
+            "gpu_kwh": gpu_kwh,
+            "gpu_source": gpu_source,
+        }
+
     def kwh(self, prices: Prices) -> float:
-        """Estimate the electricity of the processor from its busy time."""
-        return self.cpu_s * prices.watts_per_core / 3.6e6
+        """Return the electricity, measured or estimated."""
+        return float(self.energy(prices)["kwh"])
 
     def spent(self, prices: Prices) -> Spent:
         """Return the usage as a budget sees it."""
@@ -292,10 +332,11 @@ class Meter:
     >>> meter.usage().entries("run-1", prices, at=time.time())
     """
 
-    __slots__ = ("_gpus", "_highest", "_own_peak", "_sampler", "_start", "_stop", "_stopped")
+    __slots__ = ("_counters", "_gpus", "_highest", "_own_peak", "_sampler", "_start", "_stop", "_stopped")
 
-    def __init__(self, *, gpus: int = 0) -> None:
+    def __init__(self, *, gpus: int = 0, counters: Counters | None = None) -> None:
         self._gpus = gpus
+        self._counters = counters or Counters()
         self._start = (0.0, 0.0)
         self._own_peak = 0
         self._highest = 0
@@ -307,6 +348,7 @@ class Meter:
         assert self._sampler is None, "a Meter measures one block"
         self._own_peak = _peak_ever_bytes()
         self._highest = resident_bytes()
+        self._counters.begin()
         self._start = (time.perf_counter(), cpu_seconds())
         self._sampler = threading.Thread(target=self._sample, name="tenon-meter", daemon=True)
         self._sampler.start()
@@ -328,22 +370,28 @@ class Meter:
     def _measure(self) -> Usage:
         self._highest = max(self._highest, resident_bytes())
         ever = _peak_ever_bytes()
+        cpu_s = max(cpu_seconds() - self._start[1], 0.0)
+        measured = self._counters.read(cpu_s, [os.getpid(), *descendants()])
         return Usage(
             wall_s=time.perf_counter() - self._start[0],
-            cpu_s=max(cpu_seconds() - self._start[1], 0.0),
+            cpu_s=cpu_s,
             peak_bytes=ever if ever > self._own_peak and ever > self._highest else self._highest,
-            gpus=self._gpus,
+            gpus=max(self._gpus, measured.gpus),
+            measured=measured,
         )
 
     def _sample(self) -> None:
         """Take the memory of this process often, and of its children seldom, because finding them costs more."""
         turn = 0
         children = 0
+        self._counters.watch_gpus()
         while not self._stop.wait(SAMPLE_S):
             if turn % 10 == 0:
                 children = sum(resident_bytes(pid) for pid in descendants())
             self._highest = max(self._highest, resident_bytes() + children)
             turn += 1
+            if turn % COUNTER_TURNS == 0:
+                self._counters.sample([os.getpid(), *descendants()])
 
 
 def cpu_seconds() -> float:

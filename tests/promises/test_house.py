@@ -19,7 +19,7 @@ TREES = {path: ast.parse(path.read_text("utf-8")) for path in SOURCES}
 # The floors of the house, lowest first; a room imports from lower floors only.
 FLOORS = [
     {"errors", "finding", "config", "limits"},
-    {"store", "ledger", "engine"},
+    {"store", "ledger", "energy", "engine"},
     {"ingest", "contract", "feature", "sketch", "metric", "encoding"},
     {"training", "model"},
     {"serving", "watch"},
@@ -33,6 +33,7 @@ ARROWS = {
     ("config", "limits"): "bounds are part of the configuration",
     ("config", "errors"): "configuration refuses in words",
     ("store", "ledger"): "an entry of the ledger is what the store keeps",
+    ("ledger", "energy"): "a meter reads the counters of energy",
     ("ingest", "contract"): "ingest reads what a contract says of a column",
     ("feature", "contract"): "features speak the contract's SQL and words",
     ("flow", "project"): "the stages follow what the user declares",

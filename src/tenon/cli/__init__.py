@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("history", "List, compare and open the versions of a project's data; delete what nothing needs."),
     "train": ("learn", "Train a project's model, simplest first, and put it before its gate."),
     "fit": ("fit", "Predict whether a training step fits a GPU that is not here, and what would."),
-    "runs": ("learn", "List, show and compare training runs."),
+    "runs": ("runs", "List, show, compare and search training runs; say what changed between two."),
     "models": ("learn", "List, promote and roll back model versions; audit what served when."),
     "predict": ("live", "Score a file of rows into another file."),
     "serve": ("live", "Serve a project's model over HTTP."),

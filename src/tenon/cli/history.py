@@ -7,37 +7,19 @@ is written holds every value as it is.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from tenon.cli.output import Output, harmless, table, when
-from tenon.cli.shared import Command, json_flag
-
-if TYPE_CHECKING:
-    from tenon.store import Store
+from tenon.cli.shared import Command, json_flag, stored
 
 project_option: Callable[[Command], Command] = click.option(
     "--project", "-p", type=click.Path(file_okay=False, path_type=Path), default=".", help="The project folder."
 )
 MOST = 20  # columns that are told of at once in text; --json has all
-
-
-@contextmanager
-def _store(folder: Path, *, read_only: bool = True) -> Iterator[Store]:
-    from tenon import config
-    from tenon.store import Store
-
-    found = config.load(folder, os.environ)
-    if not read_only:
-        with Store.open(folder, found.store, found.limits.store, read_only=True):
-            pass  # what only tidies up makes no store where there is none
-    with Store.open(folder, found.store, found.limits.store, read_only=read_only) as store:
-        yield store
 
 
 @click.group()
@@ -57,7 +39,7 @@ def data_list(source: str, project: Path, as_json: bool) -> None:
     from tenon.flow import history
 
     output = Output(as_json)
-    with _store(project) as store:
+    with stored(project) as store:
         found = [version.to_dict() for version in history.versions(store, source)]
     rows = [
         [
@@ -90,7 +72,7 @@ def data_diff(before: str, after: str, project: Path, as_json: bool) -> None:
     from tenon.flow import history
 
     output = Output(as_json)
-    with _store(project) as store:
+    with stored(project) as store:
         found = history.difference(store, history.find(store, before), history.find(store, after))
     output.emit(found, lambda: "\n".join(_told(found)))
 
@@ -113,7 +95,7 @@ def data_open(version: str, out: Path | None, force: bool, head: int, project: P
     from tenon.flow import history, piece
 
     output = Output(as_json)
-    with _store(project) as store:
+    with stored(project) as store:
         found = history.find(store, version)
         told = {"name": found.name, "id": found.id, "rows": found.rows, "pieces": len(found.record["files"])}
         if out is not None:
@@ -149,7 +131,7 @@ def data_gc(keep: int | None, yes: bool, project: Path, as_json: bool) -> None:
     from tenon.flow import tidy
 
     output = Output(as_json)
-    with _store(project, read_only=not yes) as store:
+    with stored(project, read_only=not yes) as store:
         found = tidy.tidy(store, keep=keep, yes=yes)
     rows = [[one["kind"], one["of"], one["id"], when(one["at"]), one["rows"]] for one in found.records]
     lines = [table(["", "of", "id", "made", "rows"], rows) + "\n"] if rows else []

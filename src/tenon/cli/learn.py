@@ -1,19 +1,17 @@
-"""`tenon train`, `tenon runs` and `tenon models`: training, its history, and which version may answer.
+"""`tenon train` and `tenon models`: training, and which version may answer.
 
-Runs and versions are named by their id, the beginning of it, or (versions) their number or alias. Scores are shown with
-their 95 % intervals, the model's above its baselines'.
+Versions are named by their id, the beginning of it, their number or alias.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from tenon.cli.begin import told
-from tenon.cli.output import Output, seconds, table, usd, when
+from tenon.cli.output import Output, table, when
 from tenon.cli.shared import json_flag, model_option, opened, project_argument
 
 
@@ -31,111 +29,6 @@ def train(project: Path, model: str, again: bool, as_json: bool) -> None:
         outcome = flow.run(work, model=model, upto="version")
     output.findings(outcome.findings, notes=False)
     output.emit(outcome.to_dict(), lambda: told(outcome, project))
-
-
-# ── runs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@click.group()
-def runs() -> None:
-    """List, show and compare training runs."""
-
-
-def _estimate(estimate: Mapping[str, float] | None) -> str:
-    if not estimate:
-        return "–"
-    return f"{estimate['value']:.4f} ({estimate['low']:.4f} to {estimate['high']:.4f})"
-
-
-@runs.command("list")
-@project_argument
-@model_option
-@click.option("--limit", default=20, show_default=True, help="How many, newest first.")
-@json_flag
-def runs_list(project: Path, model: str, limit: int, as_json: bool) -> None:
-    """List runs, newest first."""
-    from tenon.flow import promote
-
-    output = Output(as_json)
-    with opened(project, output, read_only=True) as work:
-        found = promote.of_model(work, "run", model, limit=limit)
-    rows = []
-    for run in found:
-        first = next(iter(run.get("metrics", {}).get("test", {}).items()), None)
-        score = f"{first[0]} {first[1]['value']:.4f}" if first else "–"
-        rows.append(
-            [
-                run["id"],
-                run["model"],
-                run["trainer"],
-                run["status"],
-                score,
-                run.get("seconds"),
-                usd(run.get("usd", 0)),
-                when(run["at"]),
-            ]
-        )
-    output.emit(
-        found, lambda: table(["run", "model", "trainer", "status", "test", "seconds", "cost", "when (UTC)"], rows)
-    )
-
-
-@runs.command("show")
-@click.argument("run")
-@project_argument
-@json_flag
-def runs_show(run: str, project: Path, as_json: bool) -> None:
-    """Show one RUN: split, metrics with intervals beside the baselines, what mattered, and its learning curves."""
-    from tenon.flow import look
-
-    output = Output(as_json)
-    with opened(project, output, read_only=True) as work:
-        shown = look.run(work, run)
-    record = shown["run"]
-    lines = [
-        f"run {record['id']} of '{record['model']}': {record['trainer']}, {record['status']}, "
-        f"{seconds(record.get('seconds', 0))}, {usd(record.get('usd', 0))}, {when(record['at'])} UTC"
-    ]
-    split = [
-        [side, part["from"], part["to"], part["rows"], part["rate"]] for side, part in record.get("split", {}).items()
-    ]
-    if split:
-        lines += ["", table(["split", "from", "to", "rows", "mean label"], split)]
-    tests = {record["trainer"]: record.get("metrics", {}).get("test", {}), **record.get("baselines", {})}
-    names = list(next(iter(tests.values()), {}))
-    if names:
-        body = [[name, *(_estimate(scores.get(metric)) for metric in names)] for name, scores in tests.items()]
-        lines += ["", table(["on test", *names], body)]
-    if record.get("importance"):
-        lines += ["", table(["feature", "gain"], [[row["name"], row["gain"]] for row in record["importance"][:12]])]
-    for name, curve in shown["curves"].items():
-        lines += [
-            "",
-            f"{name}  {look.sparkline(curve['values'])}  {curve['values'][0]:.4g} → {curve['values'][-1]:.4g}",
-        ]
-    output.emit(shown, "\n".join(lines))
-    output.findings(record.get("findings", []))
-
-
-@runs.command("compare")
-@click.argument("first")
-@click.argument("second")
-@project_argument
-@json_flag
-def runs_compare(first: str, second: str, project: Path, as_json: bool) -> None:
-    """Compare two runs: their scores, and everything that differs between them, down to a package's version."""
-    from tenon.flow import look
-
-    output = Output(as_json)
-    with opened(project, output, read_only=True) as work:
-        compared = look.compare(work, first, second)
-    scores = [
-        [row["metric"], _estimate(row["first"]), _estimate(row["second"]), row["delta"]] for row in compared["metrics"]
-    ]
-    changes = [[row["what"], row["first"], row["second"]] for row in compared["changes"]]
-    lines = [table(["on test", first, second, "change"], scores), ""]
-    lines.append(table(["differs", first, second], changes) if changes else "nothing else differs")
-    output.emit(compared, "\n".join(lines))
 
 
 # ── models ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -18,6 +18,7 @@ from tenon.cli.output import Output
 
 if TYPE_CHECKING:
     from tenon.flow import Work
+    from tenon.store import Store
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -41,3 +42,17 @@ def opened(folder: Path, output: Output, *, again: bool = False, read_only: bool
     finally:
         output.end()
         work.store.close()
+
+
+@contextmanager
+def stored(folder: Path, *, read_only: bool = True) -> Iterator[Store]:
+    """Open the store of a folder for one command, not the project: for looking where no `project.py` loads."""
+    from tenon import config
+    from tenon.store import Store
+
+    found = config.load(folder, os.environ)
+    if not read_only:
+        with Store.open(folder, found.store, found.limits.store, read_only=True):
+            pass  # what only tidies up makes no store where there is none
+    with Store.open(folder, found.store, found.limits.store, read_only=read_only) as store:
+        yield store

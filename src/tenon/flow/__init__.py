@@ -10,7 +10,9 @@ path.py     all of it in order, for `tenon run`
 promote.py  which version answers: aliases, rollback, the audit
 live.py     serving, scoring files, replay, labels
 tell.py     watching, reports, the page, the costs
-look.py     runs shown and compared
+look.py     runs found by name, shown and compared
+change.py   what changed between two runs
+search.py   runs searched in SQL
 single.py   ingest and check on their own, without a project
 begin.py    a new project
 """

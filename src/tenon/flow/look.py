@@ -1,103 +1,196 @@
-"""Look at runs: one with its curves, two side by side with everything that differs. Reads only.
+"""Look at runs: find one by name, its curves, what its metrics came to, several side by side. Reads only.
 
-A run is named by its id or the beginning of it. Curves are thinned to what a terminal line can show. A comparison goes
-through the records leaf by leaf, down to a package's version, and through what lies behind them: the datasets and the
-definition of each feature.
+A run is named by its id or the beginning of it, or as MODEL@latest, MODEL@previous or MODEL@ALIAS (the run behind the
+version that has the alias); without MODEL, of all runs. Only the store is opened, not the project, so that a user's own
+loop without a `project.py` is looked at in the same way.
+
+Curves are thinned to so many columns, of which each keeps its lowest and highest point: an outlier of one step in a
+million is still drawn. What was logged out of order is put in order of steps first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tenon.errors import MissingError, UsageError, nearest, sentence
-from tenon.flow.work import Work
-from tenon.training import track
+from tenon.report.curve import Curve, thinned
+from tenon.store import Store
+from tenon.training import tally, track
 
-BARS = "▁▂▃▄▅▆▇█"
-SAMPLES = 60  # points of a curve that are drawn or compared
+LATEST, PREVIOUS = "latest", "previous"
+MOST = 8  # runs that are drawn in one picture
+COLUMNS = 600  # of a thinned curve
 
 
-def find(work: Work, name: str) -> dict[str, Any]:
-    """Return the run of that id, or of that beginning of an id when there is only one."""
-    exact = work.store.get("run", name)
-    if exact is not None:
-        return exact
-    every = work.store.find("run")
-    found = [run for run in every if len(name) >= 4 and run["id"].startswith(name)]
-    if len(found) == 1:
+def find(store: Store, name: str) -> dict[str, Any]:
+    """Return the run of that id, beginning of an id, or MODEL@latest, @previous or @ALIAS."""
+    model, at, which = name.partition("@")
+    if not at:
+        return track.load(store, name)
+    found = track.runs(store, model=model or None, limit=2)
+    if not found:
+        known = models(store)
+        hint = f"a model with runs: {nearest(model, known)}" if known else "run `tenon run` first"
+        raise MissingError(sentence("a run", f"'{name}'", at=str(store.root), hint=hint))
+    if which in (LATEST, ""):
         return found[0]
-    if found:
-        ids = ", ".join(run["id"] for run in found)
-        raise UsageError(sentence("one run", f"'{name}', the beginning of {ids}", hint="give more of the id"))
-    ids_known = [run["id"] for run in every]
-    hint = nearest(name, ids_known) if ids_known else "run `tenon run` first"
-    raise MissingError(sentence("a run of this project", f"'{name}'", hint=hint))
+    if which == PREVIOUS:
+        if len(found) == 1:
+            got = f"'{name}', where there is only {found[0]['id']}"
+            raise MissingError(sentence("a run before the latest", got, at=str(store.root), hint="train again"))
+        return found[1]
+    held = store.get("alias", f"{model}/{which}") or {}
+    version = store.get("version", str(held.get("version"))) or {}
+    record = store.get("run", str(version.get("run")))
+    if record is None:
+        aliases = [str(alias.get("alias")) for alias in store.find("alias", model=model)]
+        hint = nearest(which, [LATEST, PREVIOUS, *aliases])
+        raise MissingError(sentence("latest, previous or an alias after the @", f"'{name}'", hint=hint))
+    return record
 
 
-def run(work: Work, name: str) -> dict[str, Any]:
-    """Return a run's record and its curves, each thinned to at most 60 points that keep the first and the last."""
-    record = find(work, name)
-    curves = {}
-    for metric, (steps, values) in track.curves(work.store, record["id"]).items():
-        chosen = _thin(len(steps))
-        curves[metric] = {"steps": [int(steps[i]) for i in chosen], "values": [float(values[i]) for i in chosen]}
-    return {"run": record, "curves": curves}
+def models(store: Store) -> list[str]:
+    """Return the models that have runs."""
+    rows = store.query("SELECT DISTINCT model FROM record WHERE kind = 'run' AND model IS NOT NULL ORDER BY model")
+    return [str(row["model"]) for row in rows]
 
 
-def compare(work: Work, first: str, second: str) -> dict[str, Any]:
-    """Return two runs' test metrics side by side, and each fact of the two records that differs."""
-    left, right = find(work, first), find(work, second)
-    scores = [run.get("metrics", {}).get("test", {}) for run in (left, right)]
-    metrics = [
-        {
-            "metric": name,
-            "first": scores[0].get(name),
-            "second": scores[1].get(name),
-            "delta": scores[1][name]["value"] - scores[0][name]["value"]
-            if name in scores[0] and name in scores[1]
-            else None,
-        }
-        for name in dict.fromkeys([*scores[0], *scores[1]])
+def listed(store: Store, *, model: str = "", limit: int | None = None) -> list[dict[str, Any]]:
+    """Return the records of runs, newest first; MissingError names the models there are when `model` has none."""
+    found = track.runs(store, model=model or None, limit=limit)
+    if not found and model:
+        known = models(store)
+        hint = nearest(model, known) if known else "run `tenon run` first"
+        raise MissingError(sentence("a model with runs", f"'{model}'", at=str(store.root), hint=hint))
+    return found
+
+
+# ── what metrics came to ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def final(store: Store, record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what each logged metric came to; a run at work, or one of an earlier release, is read for it."""
+    kept = record.get("final")
+    if isinstance(kept, Mapping):
+        return {str(name): dict(one) for name, one in kept.items()}
+    return tally.curves_tally(track.curves(store, record["id"]))
+
+
+def scores(record: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield (side, metric, {value, low, high}) of the scores a run's record holds, in whatever form they were given."""
+    for side, body in _mapping(record.get("metrics")).items():
+        if (one := _score(body)) is not None:
+            yield "", str(side), one
+        for name, inner in _mapping(body).items():
+            if (one := _score(inner)) is not None and "value" not in _mapping(body):
+                yield str(side), str(name), one
+
+
+def _score(value: Any) -> dict[str, Any] | None:
+    body = value if isinstance(value, Mapping) else {"value": value}
+    number = body.get("value")
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+        return None
+    low, high = body.get("low"), body.get("high")
+    ends = isinstance(low, (int, float)) and isinstance(high, (int, float)) and math.isfinite(high - low) and low < high
+    return {"value": float(number), "low": low if ends else None, "high": high if ends else None}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+# ── curves ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def curves(store: Store, record: Mapping[str, Any], *, columns: int = COLUMNS) -> dict[str, Curve]:
+    """Return every metric of a run as a curve of at most `columns` columns; extremes are kept."""
+    return {
+        name: thinned(steps, values, columns=columns)
+        for name, (steps, values) in sorted(track.curves(store, record["id"]).items())
+    }
+
+
+def run(store: Store, name: str) -> dict[str, Any]:
+    """Return a run's record, its curves, what they came to, and the data behind it."""
+    record = find(store, name)
+    return {
+        "run": record,
+        "curves": curves(store, record),
+        "final": final(store, record),
+        "data": datasets(store, record),
+    }
+
+
+def compare(store: Store, names: Sequence[str]) -> dict[str, Any]:
+    """Return several runs with their curves and scores, in the order they were named; at most `MOST`, each once."""
+    records = [find(store, name) for name in names]
+    ids = [record["id"] for record in records]
+    if not 2 <= len(ids) <= MOST or len(set(ids)) < len(ids):
+        got = f"{len(ids)}" + (", some of them twice" if len(set(ids)) < len(ids) else "")
+        raise UsageError(sentence(f"2 to {MOST} different runs", got, hint="name each once"))
+    return {
+        "runs": records,
+        "curves": [curves(store, record) for record in records],
+        "final": [final(store, record) for record in records],
+    }
+
+
+# ── data ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def datasets(store: Store, record: Mapping[str, Any]) -> dict[str, str]:
+    """Return {source: version of its data} of a run, in the words of `tenon data` where it knows them.
+
+    A project's runs name their data by way of their features; a user's own loop may say `data={"flights": ...}`.
+    """
+    from tenon.flow import history
+
+    features = store.get("features", str(record.get("features") or "")) or {}
+    used = {**_mapping(features.get("datasets")), **_mapping(record.get("data"))}
+    found = {}
+    for source, id in used.items():
+        try:
+            version = history.find(store, str(id))
+            found[str(source)] = f"{version.name} ({version.id})"
+        except (MissingError, UsageError):
+            found[str(source)] = str(id)
+    return found
+
+
+# ── files ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def artifacts(store: Store, name: str) -> list[dict[str, Any]]:
+    """Return the files a run kept, and its code: {name, digest, bytes}; bytes is None when it is no longer there."""
+    record = find(store, name)
+    kept = {**_mapping(record.get("artifacts")), **{f"code/{n}": d for n, d in _mapping(record.get("code")).items()}}
+    gone = store.blobs.absent(kept.values())
+    return [
+        {"name": name, "digest": digest, "bytes": None if digest in gone else store.blobs.size(digest)}
+        for name, digest in kept.items()
     ]
-    names = ("trainer", "params", "seed", "features", "split", "git", "python", "packages", "hardware", "config")
-    known = [{**{name: run.get(name) for name in names}, **_behind(work, run)} for run in (left, right)]
-    flat = [_flat(facts) for facts in known]
-    changes = [
-        {"what": name, "first": flat[0].get(name), "second": flat[1].get(name)}
-        for name in sorted(set(flat[0]) | set(flat[1]))
-        if flat[0].get(name) != flat[1].get(name)
-    ]
-    return {"first": left["id"], "second": right["id"], "metrics": metrics, "changes": changes}
 
 
-def _behind(work: Work, run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what lies behind a run: its datasets and the definition of each feature."""
-    record = work.store.get("features", run.get("features", "")) or {}
-    definition = {feature["name"]: feature for feature in record.get("definition", [])}
-    return {"dataset": record.get("datasets", {}), "feature": definition}
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        found: dict[str, Any] = {}
-        for name, inner in value.items():
-            found.update(_flat(inner, f"{path}.{name}" if path else str(name)))
-        return found
-    return {path: value} if value not in (None, "", [], {}) else {}
-
-
-def _thin(length: int) -> list[int]:
-    if length <= SAMPLES:
-        return list(range(length))
-    return sorted({round(i * (length - 1) / (SAMPLES - 1)) for i in range(SAMPLES)})
-
-
-def sparkline(values: Sequence[float]) -> str:
-    """Draw values as one line of bars; what is no number (NaN, infinity) is shown as ``!``."""
-    finite = [value for value in values if value - value == 0]
-    if not finite:
-        return "!" * len(values)
-    low, high = min(finite), max(finite)
-    span = (high - low) or 1.0
-    return "".join(BARS[int((value - low) / span * (len(BARS) - 1))] if value - value == 0 else "!" for value in values)
+def fetch(store: Store, name: str, artifact: str, out: Path | None, *, force: bool = False) -> dict[str, Any]:
+    """Write a file that a run kept to `out`, beside it first and then renamed; CorruptError when its bytes changed."""
+    known = {one["name"]: one for one in artifacts(store, name)}
+    if artifact not in known:
+        hint = nearest(artifact, known) if known else "it kept none"
+        raise MissingError(sentence(f"an artifact of run '{name}'", f"'{artifact}'", hint=hint))
+    if out is None:
+        raise UsageError(sentence("--out FILE", "no place to write to", at=f"artifact '{artifact}'"))
+    if out.exists() and not force:
+        raise UsageError(sentence("a new file", "one that exists", at=str(out), hint="add --force to replace it"))
+    store.blobs.check(known[artifact]["digest"])
+    beside = out.with_name(f"{out.name}.part")
+    try:
+        shutil.copyfile(store.blobs.path(known[artifact]["digest"]), beside)
+        beside.replace(out)
+    finally:
+        beside.unlink(missing_ok=True)
+    return {**known[artifact], "file": str(out)}

@@ -1,8 +1,8 @@
 """The setting of a run: what code, which packages, which machine. Gathered once, in the background, never failing.
 
-`code` keeps the Python files of the project's folder, and the script that runs, as blobs: a commit does not say what was
-changed since, and not every folder is a repository. Files that did not change are the same blobs. It is bounded, and
-says how many files were left out.
+`code` keeps the Python files of the project's folder, and the script that runs, as blobs: a commit does not say what
+was changed since, and not every folder is a repository. Files that did not change are the same blobs. It is bounded,
+and says how many files were left out.
 
 It answers, months later, what a result was made with. Nothing here may stop a run: no git, no repository, a machine
 that does not say what it is, all give less and not an error. `tenon.training.track` calls it from the thread that also
@@ -56,7 +56,7 @@ def code(store: Store, bound_bytes: int) -> dict[str, Any]:
 
 
 def _code_files(root: Path) -> Iterator[tuple[str, Path]]:
-    """Yield (name, path): the script that runs, then files nearest to the root first; no environments, no hidden ones."""
+    """Yield (name, path): the script that runs, then files nearest to the root first; no environments, none hidden."""
     base = root.resolve()
     script = _script()
     if script is not None and not script.is_relative_to(base):

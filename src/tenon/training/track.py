@@ -171,7 +171,12 @@ class Run:
             return self.body
         self._meter.__exit__(None, None, None)
         usage = self._meter.usage()
-        used: dict[str, Any] = {"seconds": usage.wall_s, "cpu_s": usage.cpu_s, "peak_bytes": usage.peak_bytes}
+        used: dict[str, Any] = {
+            "seconds": usage.wall_s,
+            "cpu_s": usage.cpu_s,
+            "peak_bytes": usage.peak_bytes,
+            "energy": usage.energy(self._prices or Prices()),
+        }
         store = self._journal.store
         entries = usage.entries(self.id, self._prices, at=self._journal.clock()) if self._prices else []
         if entries:
