@@ -249,7 +249,7 @@ def test_parameters_scores_and_final_values_are_columns(searched: Store) -> None
     assert ask("SELECT score_acc FROM runs WHERE id = 'bbbb'") == [(0.9,)]
     assert ask("SELECT source, version FROM data") == [("flights", "v1")]
     assert ask("SELECT min, points FROM final WHERE run = 'cccc'") == [(0.25, 1)], "a run at work is read"
-    assert ask("SELECT key FROM runs, json_each(params) WHERE id = 'bbbb' ORDER BY key") == [("note",), ("rate",)]
+    assert ask("SELECT key FROM runs, json_each(params) WHERE runs.id = 'bbbb' ORDER BY key") == [("note",), ("rate",)]
     assert {"param_rate", "param_rate_2"} <= set(search.described(searched)["runs"])
     assert search.where(searched, "model = 'late' -- a comment") == ["bbbb", "aaaa"]
 
