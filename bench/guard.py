@@ -23,8 +23,8 @@ from typing import Any
 import measure
 
 STEP_S = 0.010
-STEPS = 200
-ROUNDS = 3
+STEPS = 400
+ROUNDS = 2
 
 
 class Timed:

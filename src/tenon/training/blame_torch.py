@@ -24,9 +24,9 @@ from typing import Any
 ROWS = 5  # rows of a batch that are named
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)  # not frozen: one is made at every step, and freezing costs more than all it holds
 class Call:
-    """One forward of the root module, so that it can be done again; `grads` are those that arrived at its outputs."""
+    """One forward of the root module, so that it can be done again; `outputs` keep the gradients that arrive there."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -34,7 +34,12 @@ class Call:
     device_random: Any
     kind: str
     cast: Any
-    grads: dict[int, Any]
+    outputs: dict[int, Any] = field(default_factory=dict)
+
+    @property
+    def grads(self) -> dict[int, Any]:
+        """Return the gradients that have arrived at the outputs, by place."""
+        return {i: output.grad for i, output in self.outputs.items() if output.grad is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

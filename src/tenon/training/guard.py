@@ -20,7 +20,7 @@ A `Plan` and `evaluated` stop what learns nothing, too:
 
 What a stop takes as evidence stands in `trend`; what `watch` looks at in a PyTorch model in `watch_torch` and
 `health_torch`. A loop that keeps checkpoints (`resume`) is let finish its step and saves it before it is stopped. A
-step costs 0.5 to 5 microseconds, the most in a young run, and what has been spent is read twice a second.
+step costs 0.5 to 5 microseconds, the most in a young run, and what has been spent is read once a second.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from tenon.ledger import Budget, Spent
 from tenon.training.clock import Clock
 from tenon.training.trend import Evidence, Plan, Rules, Trend
 
-SPENT_S = 0.5  # between readings of what has been spent
+SPENT_S = 1.0  # between readings of what has been spent
 
 
 class Guard:

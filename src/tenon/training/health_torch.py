@@ -33,6 +33,7 @@ DEAD = 0.5  # share of a layer's units that is told
 VANISHED = 1e-6  # relative gradient of the first layer against the last one's
 SPIKE = 20.0  # times the usual gradient norm
 USUAL = 64  # gradient norms that say what is usual
+EVERY = 2  # steps, after which it is asked whether a look is due
 REFRESH = 16  # steps after which it is asked again what is usual
 SKIPPED = 10  # steps in a row that a loss scaler may skip before it is told
 STUCK = 50  # steps in a row after which no scale will help
@@ -87,6 +88,8 @@ class Health:
         found: list[Finding] = []
         if norm is not None and (spike := self._spike(step, norm)) is not None:
             found.append(spike)
+        if self._before is None and step % EVERY:
+            return found
         now = time.perf_counter()
         due = self._paid <= self.share * (time.thread_time() - self._began)
         if self._before is not None:

@@ -32,6 +32,7 @@ from tenon.training.blame_torch import Blame, Call, blame, flat
 from tenon.training.health_torch import Health
 
 HOLD_BYTES = 64 * 1024 * 1024  # of gradients at the model's outputs, held from backward until the guard is asked
+EVERY = 4  # steps, after which it is asked whether the norm of all gradients is due
 CALLS = 16  # forwards of one step that are remembered: micro-batches that are accumulated
 
 
@@ -60,10 +61,12 @@ class Watch:
         "_calls",
         "_handles",
         "_held",
+        "_kind",
         "_paid",
         "_parameters",
         "_probes",
         "_quiet",
+        "_ratio",
         "_steps",
         "_torch",
         "gpus",
@@ -84,9 +87,11 @@ class Watch:
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.gpus = len({str(one.device) for one in self._parameters if one.device.type != "cpu"})
         self._probes = _probes(model)
+        self._kind = self._parameters[0].device.type if self._parameters else "cpu"
         self._began = time.thread_time()
         self._paid = 0.0
         self._steps = 0
+        self._ratio = 0.0  # of the norm of all gradients to that of the probes
         self._calls: deque[Call] = deque(maxlen=CALLS)
         self._held = 0
         self._quiet = False
@@ -107,7 +112,7 @@ class Watch:
         """Return what the gradients say; reads one number from the device.
 
         Every step tells whether they are finite. The norm of all of them is measured as often as it fits into its share
-        of the time, on an accelerator nearly always; else `norm` is None, as it is when there are no gradients.
+        of the time; between, it is estimated from the probes by the last ratio. It is None when there are no gradients.
         """
         scaled = self.scaler is not None and self.scaler.is_enabled()
         probes = [
@@ -117,19 +122,23 @@ class Watch:
         ]
         if not probes:
             return Seen(norm=None)
-        start = time.perf_counter()
-        finite = math.isfinite(self._norm(probes))
+        probe = self._probe(probes)
+        finite = math.isfinite(probe)
         self._steps += 1
+        if finite and not scaled and self._steps % EVERY != 1:
+            return Seen(norm=probe * self._ratio)
+        start = time.perf_counter()
         # Of processor time and not of wall time, so that a crowded machine is not taken for a leisurely one.
         ran = time.thread_time() - self._began
         due = scaled or self._paid <= self.health.share * ran  # scaled: fp16 overflows in single weights
         if finite and not due:
-            return Seen(norm=None)
+            return Seen(norm=probe * self._ratio)
         grads = [one.grad for one in self._parameters if one.grad is not None]
         norm = self._norm(grads)
         self._paid += time.perf_counter() - start
         scale = float(self.scaler.get_scale()) if scaled else 1.0
         if math.isfinite(norm):
+            self._ratio = norm / probe if probe > 0 else 0.0
             return Seen(norm=norm if self._unscaled() else norm / scale)
         # A norm may overflow where no gradient does; a scaler skips steps whose scaled gradients did, as it should.
         if all(bool(self._torch.isfinite(grad).all()) for grad in grads):
@@ -158,34 +167,40 @@ class Watch:
         torch = self._torch
         if self._quiet or not torch.is_grad_enabled():
             return
-        kind = self._parameters[0].device.type if self._parameters else "cpu"
+        kind = self._kind
         cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        state = torch.get_rng_state()
         device_state = torch.cuda.get_rng_state() if kind == "cuda" else None
-        self._calls.append(
-            Call(args=args, kwargs=kwargs, random=state, device_random=device_state, kind=kind, cast=cast, grads={})
-        )
+        self._calls.append(Call(args, kwargs, torch.get_rng_state(), device_state, kind, cast))
 
     def _after(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
         if self._quiet or not self._calls or not self._torch.is_grad_enabled():
             return
-        grads = self._calls[-1].grads
+        outputs = self._calls[-1].outputs
         for i, tensor in enumerate(flat(self._torch, output)):
             size = tensor.numel() * tensor.element_size()
             if tensor.requires_grad and self._held + size <= HOLD_BYTES:
                 self._held += size
-                tensor.register_hook(_keep(grads, i))
+                tensor.retain_grad()
+                outputs[i] = tensor
 
     def _let_go(self) -> None:
         self._calls.clear()
         self._held = 0
 
+    def _probe(self, grads: list[Any]) -> float:
+        """Return the norm of the probes: finite when all of them are, unless it overflows."""
+        first = grads[0]
+        if all(type(one) is self._torch.Tensor and one.dim() == 1 and one.dtype == first.dtype for one in grads):
+            return float(self._torch.linalg.vector_norm(self._torch.cat(grads)).item())
+        return self._norm(grads)
+
     def _norm(self, grads: list[Any]) -> float:
         torch = self._torch
         first = grads[0]
-        if all(type(grad) is torch.Tensor and grad.device == first.device and not grad.is_sparse for grad in grads):
+        alike = (first.device, first.dtype, False)
+        if all(type(one) is torch.Tensor and (one.device, one.dtype, one.is_sparse) == alike for one in grads):
             norms = torch._foreach_norm(grads)
-            return float(torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms])).item())
+            return float(torch.linalg.vector_norm(torch.stack(norms)).item())
         dense = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
         norm = torch.nn.utils.get_total_norm(dense)
         return float((norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item())
@@ -211,13 +226,6 @@ def _probes(model: Any) -> list[Any]:
         biases = [one for name, one in own if "bias" in name and one.dim() == 1]
         found += biases or [one for _, one in own]
     return found
-
-
-def _keep(grads: dict[int, Any], i: int) -> Any:
-    def keep(grad: Any) -> None:
-        grads[i] = grad
-
-    return keep
 
 
 def _sum_of_squares(grads: list[Any], scale: float) -> float:
