@@ -112,3 +112,12 @@ def test_a_folder_without_a_store_is_told_in_words(tmp_path: Path) -> None:
         done = tenon("data", *args, "-p", tmp_path)
         assert done.returncode == 1 and "tenon run` first" in done.stderr, (args, done.stdout, done.stderr)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_name_the_versions_of_data_they_were_made_of(shops: Path) -> None:
+    done = tenon("runs", "diff", "big@previous", "big@latest", shops)
+    assert done.returncode == 0, done.stderr
+    assert "shops: shops@1 -> shops@2  [+300 rows; see `tenon data diff shops@1 shops@2`]" in done.stdout
+    assert "nothing that they were made of differs" not in done.stdout and "same rows" in done.stdout
+    asked = tenon("runs", "sql", "SELECT version FROM data ORDER BY version", shops, "--json")
+    assert json.loads(asked.stdout) == [{"version": "shops@1"}, {"version": "shops@2"}], asked.stderr

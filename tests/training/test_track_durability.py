@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tenon.config import Prices
 from tenon.limits import TrackLimits
 from tenon.store import Store
 from tenon.training import track
@@ -125,3 +126,18 @@ def test_the_code_of_the_project_is_kept_and_no_more(tmp_path: Path) -> None:
         assert set(record["code"]) == {"project.py", "src/net.py"} and record["code_left_out"] == 1
         assert store.blobs.read(record["code"]["src/net.py"]) == b"# src/net.py\n"
         assert track.load(store, "none")["code"] == {}
+
+
+# ── energy ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_energy_is_kept_with_how_it_is_known_and_charged_once(tmp_path: Path) -> None:
+    with Store.open(tmp_path) as store:
+        Run.start(store, "r", "m", prices=Prices(watts_per_core=25.0), charge=False).finish()
+        Run.start(store, "paid", "m", prices=Prices(usd_per_core_hour=0.0)).finish()
+        energy = track.load(store, "r")["energy"]
+        assert energy["source"].startswith("RAPL (") or energy["source"] == "estimate: core seconds x 25 W"
+        assert energy["kwh"] >= 0.0 and store.entries("r") == []
+        (charged,) = store.entries("paid", kind="energy")
+        assert charged.quantity == track.load(store, "paid")["energy"]["kwh"]
+        assert charged.usd == charged.quantity * Prices().usd_per_kwh

@@ -99,7 +99,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _parameters(run: Mapping[str, Any]) -> dict[str, Any]:
-    return {**_mapping(run.get("params")), **{n: run.get(n) for n in ("model", "trainer", "threshold", "budget")}}
+    return {**_mapping(run.get("params")), **{n: run.get(n) for n in ("model", "trainer", "budget")}}
 
 
 def _features(store: Store, *pair: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -126,10 +126,9 @@ def _data(store: Store, *pair: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             continue
         said = ""
         try:
-            versions = [history.find(store, str(name).split(" (")[0]) for name in (was, now) if name]
+            versions = [history.find(store, name) for name in (was, now) if name and look.VERSION.fullmatch(name)]
             if len(versions) == 2:
                 said = f"{versions[1].rows - versions[0].rows:+,} rows; see `tenon data diff {was} {now}`"
-                said = re.sub(r" \([0-9a-f]+\)", "", said)
         except (MissingError, UsageError):
             pass  # data that tenon does not keep has only its name
         yield _change("data", source, was, now, said=said)

@@ -225,6 +225,8 @@ def run(work: Work, declared: Model, matrix: Stage) -> tuple[Stage, training.Out
             config=work.config.to_dict(),
             limits=work.config.limits.track,
             clock=work.clock,
+            prices=work.config.prices,
+            charge=False,  # the stage does, with what surrounds the training
         )
         with tracked:
             guard = training.Guard(

@@ -11,6 +11,7 @@ million is still drawn. What was logged out of order is put in order of steps fi
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from tenon.training import tally, track
 LATEST, PREVIOUS = "latest", "previous"
 MOST = 8  # runs that are drawn in one picture
 COLUMNS = 600  # of a thinned curve
+VERSION = re.compile(r"[0-9a-f]{4,64}|.+@\d+")  # names of data that always mean the same
 
 
 def find(store: Store, name: str) -> dict[str, Any]:
@@ -146,7 +148,8 @@ def compare(store: Store, names: Sequence[str]) -> dict[str, Any]:
 def datasets(store: Store, record: Mapping[str, Any]) -> dict[str, str]:
     """Return {source: version of its data} of a run, in the words of `tenon data` where it knows them.
 
-    A project's runs name their data by way of their features; a user's own loop may say `data={"flights": ...}`.
+    A project's runs name their data by way of their features; a user's own loop may say `data={"flights": ...}`, with
+    an id or a numbered version; words that mean another version tomorrow are left as they are.
     """
     from tenon.flow import history
 
@@ -154,11 +157,12 @@ def datasets(store: Store, record: Mapping[str, Any]) -> dict[str, str]:
     used = {**_mapping(features.get("datasets")), **_mapping(record.get("data"))}
     found = {}
     for source, id in used.items():
-        try:
-            version = history.find(store, str(id))
-            found[str(source)] = f"{version.name} ({version.id})"
-        except (MissingError, UsageError):
-            found[str(source)] = str(id)
+        found[str(source)] = str(id)
+        if VERSION.fullmatch(str(id)):
+            try:
+                found[str(source)] = history.find(store, str(id)).name
+            except (MissingError, UsageError):
+                continue  # data that tenon does not keep has only its name
     return found
 
 

@@ -198,7 +198,7 @@ def _data(store: Store, records: Iterable[Mapping[str, Any]]) -> Iterator[list[A
         if made_of not in known:
             known[made_of] = look.datasets(store, record)
         for source, version in known[made_of].items():
-            yield [record["id"], source, version.split(" (")[0]]
+            yield [record["id"], source, version]
 
 
 def _plain(value: Any) -> Any:

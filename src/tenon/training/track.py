@@ -56,14 +56,15 @@ class Run:
     ...     run.log(step, loss=0.3)
     """
 
-    __slots__ = ("__weakref__", "_finalizer", "_journal", "_meter", "_prices", "guard", "id", "model")
+    __slots__ = ("__weakref__", "_charge", "_finalizer", "_journal", "_meter", "_prices", "guard", "id", "model")
 
-    def __init__(self, journal: Journal, prices: Prices | None) -> None:
+    def __init__(self, journal: Journal, prices: Prices | None, *, charge: bool = True) -> None:
         self.id: str = journal.id
         self.model: str = journal.body["model"]
         self.guard: Any = None  # whoever trains puts the guard here, for the user's own loop to call
         self._journal = journal
-        self._prices = prices
+        self._prices = prices or Prices()
+        self._charge = charge and prices is not None
         self._meter = Meter()
         self._meter.__enter__()
         # A run that is dropped without `finish` still writes what it holds, also when the interpreter ends.
@@ -79,12 +80,14 @@ class Run:
         limits: TrackLimits | None = None,
         clock: Callable[[], float] = time.time,
         prices: Prices | None = None,
+        charge: bool = True,
         **fields: Any,
     ) -> Self:
         """Begin a run: write its record, and drop what an earlier attempt of the same id has logged.
 
-        `fields` are fields of the record (trainer, seed, params, split ...). With `prices`, finishing charges what the
-        run has used to its id in the ledger. Raises TrainingError when a living process is at work on this id.
+        `fields` are fields of the record (trainer, seed, params, split ...). With `prices`, finishing charges what
+        the run has used to its id in the ledger, unless somebody else does (`charge`). Raises TrainingError when a
+        living process is at work on this id.
         """
         at = clock()
         body: dict[str, Any] = {
@@ -109,7 +112,7 @@ class Run:
             store.put("run", id, body)
         journal = Journal(store, body, limits or TrackLimits(), clock)
         journal.begin()
-        return cls(journal, prices)
+        return cls(journal, prices, charge=charge)
 
     # ── while it runs ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -175,10 +178,10 @@ class Run:
             "seconds": usage.wall_s,
             "cpu_s": usage.cpu_s,
             "peak_bytes": usage.peak_bytes,
-            "energy": usage.energy(self._prices or Prices()),
+            "energy": usage.energy(self._prices),
         }
         store = self._journal.store
-        entries = usage.entries(self.id, self._prices, at=self._journal.clock()) if self._prices else []
+        entries = usage.entries(self.id, self._prices, at=self._journal.clock()) if self._charge else []
         if entries:
             used["usd"] = sum(entry.usd for entry in entries)
         self._journal.update({**used, **fields, "status": status})
