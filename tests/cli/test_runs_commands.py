@@ -68,9 +68,9 @@ def test_a_loop_of_ones_own_is_listed_and_filtered(loops: Path) -> None:
 def test_sql_is_answered_and_can_change_nothing(loops: Path) -> None:
     done = tenon("runs", "sql", "SELECT id, last_loss FROM runs ORDER BY last_loss LIMIT 1", loops, "--json")
     assert [row["id"] for row in json.loads(done.stdout)] == ["cccc33"], done.stderr
-    assert "param_rate" in tenon("runs", "sql", "", loops).stdout
+    assert "param_rate" in tenon("runs", "sql", loops).stdout
     before = (loops / ".tenon" / "tenon.db").read_bytes()
-    for sql in ("DROP TABLE runs", "DELETE FROM record", "1) UNION SELECT 1"):
+    for sql in ("DROP TABLE runs", "SELECT '" + "x" * 5000, "DELETE FROM record", "1) UNION SELECT 1"):
         assert tenon("runs", "sql", sql, loops).returncode == 2
     assert (loops / ".tenon" / "tenon.db").read_bytes() == before
 
@@ -121,7 +121,7 @@ def test_what_changed_is_told_most_telling_first(loops: Path) -> None:
 
 
 def test_artifacts_are_listed_and_fetched_by_their_content(loops: Path, tmp_path: Path) -> None:
-    listed = json.loads(tenon("runs", "artifact", "aaaa", "", loops, "--json").stdout)
+    listed = json.loads(tenon("runs", "artifact", "aaaa", loops, "--json").stdout)
     assert {one["name"] for one in listed} == {"notes", "code/loop.py"}
     assert listed[0]["digest"] == hashlib.sha256(b"what I saw").hexdigest()
     out = tmp_path / "notes.txt"

@@ -95,6 +95,8 @@ def runs_sql(query: str, project: Path, as_json: bool) -> None:
     from tenon.flow import search
 
     output = Output(as_json)
+    if _folder(query):
+        query, project = "", Path(query)
     with stored(project) as store:
         if not query:
             tables = search.described(store)
@@ -102,6 +104,14 @@ def runs_sql(query: str, project: Path, as_json: bool) -> None:
             return
         found = search.ask(store, query, limits=_limits(project))
     output.emit(found.to_dicts(), lambda: table([harmless(name) for name in found.columns], found.rows))
+
+
+def _folder(word: str) -> bool:
+    """Tell whether a word is the project's folder; a question in SQL may be no name of a file at all."""
+    try:
+        return bool(word) and Path(word).is_dir()
+    except OSError:
+        return False
 
 
 def _wrapped(name: str, columns: Sequence[str]) -> str:
@@ -269,8 +279,8 @@ def runs_compare(names: tuple[str, ...], html: Path | None, scale: Any, as_json:
     """Compare two to eight runs: their scores, what they cost, and their curves in one picture for each metric."""
     from tenon.flow import look
 
-    folder = Path(names[-1])
-    project, chosen = (folder, names[:-1]) if len(names) > 2 and folder.is_dir() else (Path(), names)
+    last = len(names) > 2 and _folder(names[-1])
+    project, chosen = (Path(names[-1]), names[:-1]) if last else (Path(), names)
     output = Output(as_json)
     with stored(project) as store:
         compared = look.compare(store, chosen)
@@ -445,6 +455,8 @@ def runs_artifact(run: str, name: str, project: Path, out: Path | None, force: b
     from tenon.flow import look
 
     output = Output(as_json)
+    if out is None and _folder(name):
+        name, project = "", Path(name)
     with stored(project) as store:
         found = look.artifacts(store, run)
         if not name:

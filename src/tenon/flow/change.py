@@ -30,7 +30,6 @@ LEVELS = ("major", "minor", "patch", "other")
 KINDS = (*LEVELS, "changed", "added", "gone")
 PAIRED_ROWS = 200_000  # scores of more rows are not compared pair by pair: their intervals are narrow enough
 DIFF_LINES = 2_000  # lines of a file's difference that are kept
-MISSING = object()
 
 
 def between(store: Store, before: str, after: str) -> dict[str, Any]:
@@ -86,7 +85,7 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
 def _leaves(group: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     was, now = _flat(before), _flat(after)
     for name in sorted({*was, *now}):
-        if not _equal(was.get(name, MISSING), now.get(name, MISSING)):
+        if not _equal(was.get(name), now.get(name)):
             yield _change(group, name, was.get(name), now.get(name))
 
 
