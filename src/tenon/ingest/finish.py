@@ -23,13 +23,14 @@ from tenon.ingest.charset import to_utf8
 from tenon.ingest.dialect import chomp, split
 from tenon.ingest.gauge import gauge
 from tenon.ingest.job import Balance, ColumnFacts, Ingested, Job
-from tenon.ingest.missing import STRONG
 from tenon.ingest.plan import FilePlan, Plan
+from tenon.ingest.typed import Facts
 from tenon.ingest.unit import put
-from tenon.ingest.values import POLARS
+from tenon.ingest.values import POLARS, Reading
 
 FILE_BYTES = 4 << 30  # a result larger than this becomes several files
 FILE_PARTS = 4_000
+FILE_ENTRIES = 200_000
 EXAMPLE_ROWS = 50
 HELD = 1 << 25  # bytes of quarantine held at once while it is joined
 FOOT_ROWS = 40  # more refused rows at the end than this are no footnote
@@ -59,7 +60,13 @@ class _Foot:
 
 
 def finish(
-    job: Job, name: str, plan: Plan, ranges: Sequence[Range], about: Sequence[dict[str, Any]], work: Path
+    job: Job,
+    name: str,
+    plan: Plan,
+    ranges: Sequence[Range],
+    facts: Sequence[Facts],
+    about: Sequence[dict[str, Any]],
+    work: Path,
 ) -> Ingested:
     """Join the parts into the result and close the account; raises when it does not close."""
     feet = [_foot(plan.files[n], [one for one in ranges if one.file == n]) for n in range(len(plan.files))]
@@ -77,7 +84,7 @@ def finish(
     repairs = _joined(job, name, "repairs", ranges, feet, work)
     rows = sum(one.told["rows"] for one in ranges)
     quarantined = sum(one.told["quarantined"] for one in ranges) - sum(len(foot.notes) for foot in feet)
-    columns = _columns(plan, ranges)
+    columns = _columns(plan, ranges, facts)
     done = Ingested(
         files=_files(job, name, plan, ranges, work),
         quarantine=quarantine,
@@ -227,11 +234,13 @@ def _files(job: Job, name: str, plan: Plan, ranges: Sequence[Range], work: Path)
         types: dict[str, Any] = {one.name: pl.String if plan.text else POLARS[one.type] for one in plan.outputs}
         parts = [work / "none.parquet"]
         put(pl.DataFrame(schema=types), parts[0])
+    # A reader holds the footer of a file whole, which has an entry for each column of each part.
+    most = max(1, min(FILE_PARTS, FILE_ENTRIES // len(plan.outputs)))
     groups: list[list[Path]] = [[]]
     size = 0
     for part in parts:
         more = part.stat().st_size
-        if groups[-1] and (size + more > FILE_BYTES or len(groups[-1]) >= FILE_PARTS):
+        if groups[-1] and (size + more > FILE_BYTES or len(groups[-1]) >= most):
             groups.append([])
             size = 0
         groups[-1].append(part)
@@ -249,27 +258,26 @@ def _files(job: Job, name: str, plan: Plan, ranges: Sequence[Range], work: Path)
 # ── what a person should know ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _columns(plan: Plan, ranges: Sequence[Range]) -> tuple[ColumnFacts, ...]:
+def _columns(plan: Plan, ranges: Sequence[Range], facts: Sequence[Facts]) -> tuple[ColumnFacts, ...]:
     out = []
     examples = _examples(ranges)
-    for number, output in enumerate(plan.outputs):
-        told = [one.told["columns"][number] for one in ranges]
-        words: Counter[str] = Counter()
-        for one in told:
-            words.update(one["words"])
-        readings = [file.readings[file.targets.index(number)] for file in plan.files if number in file.targets]
-        null = {word for reading in readings for word in reading.null}
+    readings: list[list[Reading]] = [[] for _ in plan.outputs]
+    for file in plan.files:
+        for target, reading in zip(file.targets, file.readings, strict=True):
+            if target >= 0:
+                readings[target].append(reading)
+    for output, fact, ways in zip(plan.outputs, facts, readings, strict=True):
         out.append(
             ColumnFacts(
                 name=output.name,
                 type="text" if plan.text else output.type,
-                unit=next((reading.unit for reading in readings if reading.unit), ""),
-                format="; ".join(dict.fromkeys(reading.said for reading in readings if reading.said)),
-                rows=sum(one["rows"] for one in told),
-                null=sum(one["null"] for one in told),
-                null_words=tuple(sorted(word for word in words if word and (word in null or word in STRONG))),
-                repaired=sum(one["repaired"] for one in told),
-                quarantined=sum(one["quarantined"] for one in told),
+                unit=next((reading.unit for reading in ways if reading.unit), ""),
+                format="; ".join(dict.fromkeys(reading.said for reading in ways if reading.said)),
+                rows=fact.rows,
+                null=fact.null,
+                null_words=tuple(sorted(word for word in fact.words if word)),
+                repaired=fact.repaired,
+                quarantined=fact.quarantined,
                 examples=examples.get(output.name, ()),
             )
         )

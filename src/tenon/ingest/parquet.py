@@ -125,6 +125,8 @@ def _write(out: bytearray, kind: int, value: Any) -> None:
         else:
             for item in items:
                 _write(out, inner, item)
+    elif kind == STRUCT and isinstance(value, bytes):
+        out += value  # written before
     elif kind == STRUCT:
         last = 0
         for number in sorted(value):
@@ -158,7 +160,7 @@ def footer(path: Path) -> tuple[Struct, int]:
 def join(parts: Sequence[Path], target: Path) -> int:
     """Write parts of one schema, in order, as one Parquet file, durable when this returns; returns its rows."""
     whole: Struct = {}
-    groups: list[Struct] = []
+    groups: list[bytes] = []  # as they are written: trees of thousands of columns take twenty times as much
     rows = 0
     with target.open("wb") as out:
         out.write(MAGIC)
@@ -177,10 +179,13 @@ def join(parts: Sequence[Path], target: Path) -> int:
                     out.write(block)
                     left -= len(block)
             rows += tree[NUM_ROWS][1]
-            groups.extend(_moved(group, shift) for group in tree[ROW_GROUPS][1][1] if group[3][1])
-        for number, group in enumerate(groups):
-            if GROUP_ORDINAL in group:
-                group[GROUP_ORDINAL] = (I16, number & 0x7FFF)
+            for group in tree.pop(ROW_GROUPS)[1][1]:
+                if group[3][1]:
+                    if GROUP_ORDINAL in group:
+                        group[GROUP_ORDINAL] = (I16, len(groups) & 0x7FFF)
+                    packed = bytearray()
+                    _write(packed, STRUCT, _moved(group, shift))
+                    groups.append(bytes(packed))
         whole[NUM_ROWS] = (I64, rows)
         whole[ROW_GROUPS] = (LIST, (STRUCT, groups))
         tail = bytearray()

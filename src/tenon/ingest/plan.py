@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tenon.contract.column import Column, ColumnType
 from tenon.errors import InputError, nearest, sentence
@@ -466,23 +466,39 @@ def reading_for(natural: Reading, type_: ColumnType, *, declared: bool = False, 
 # ── the vote ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def vote(plan: Plan, facts: Sequence[Mapping[str, Any]]) -> Plan:
+class Count(Protocol):
+    """What is counted of one output over the whole input: cells that fit, that do not, and decimals among those."""
+
+    cells: int
+    misfits: int
+    decimals: int
+
+
+def words_for_missing(plan: Plan) -> list[frozenset[str]]:
+    """Return for each output the words that may be told as read for missing."""
+    out = [set(STRONG) for _ in plan.outputs]
+    for file in plan.files:
+        for target, reading in zip(file.targets, file.readings, strict=True):
+            if target >= 0:
+                out[target].update(reading.null)
+    return [frozenset(words) for words in out]
+
+
+def vote(plan: Plan, told: Sequence[Mapping[str, Any]], counts: Sequence[Count]) -> Plan:
     """Return the plan as the counts of the whole input want it: the same one when nothing needs to change."""
-    plan = _met(plan, facts)
+    plan = _met(plan, told)
     outputs = list(plan.outputs)
-    for number, output in enumerate(outputs):
+    for number, count in enumerate(counts):
+        output = outputs[number]
         if output.declared or output.type == "text":
             continue
-        counts = [one["columns"][number] for one in facts if number < len(one["columns"])]
-        total = sum(one["cells"] + one["misfits"] for one in counts)
-        misfits = sum(one["misfits"] for one in counts)
-        decimals = sum(one["decimals"] for one in counts)
+        total, misfits, decimals = count.cells + count.misfits, count.misfits, count.decimals
         if output.type == "int" and decimals > max(1, WIDEN_SHARE * total) and misfits - decimals <= TEXT_SHARE * total:
             outputs[number] = replace(output, type="float")
         elif misfits > TEXT_SHARE * total:
             outputs[number] = replace(output, type="text")
     if outputs == list(plan.outputs):
-        return plan if plan.patient or not any(one["bailed"] for one in facts) else replace(plan, patient=True)
+        return plan if plan.patient or not any(one["bailed"] for one in told) else replace(plan, patient=True)
     files = []
     for file in plan.files:
         readings = tuple(
@@ -497,12 +513,12 @@ def vote(plan: Plan, facts: Sequence[Mapping[str, Any]]) -> Plan:
     return replace(plan, outputs=tuple(outputs), files=tuple(files))
 
 
-def _met(plan: Plan, facts: Sequence[Mapping[str, Any]]) -> Plan:
+def _met(plan: Plan, told: Sequence[Mapping[str, Any]]) -> Plan:
     """Add the names that only later records have, as read from the examples of them."""
     outputs, files = list(plan.outputs), list(plan.files)
     for number, file in enumerate(plan.files):
         seen: dict[str, list[str]] = {}
-        for one in facts:
+        for one in told:
             if one["file"] == number:
                 for name, cells in one["unknown"].items():
                     seen.setdefault(name, []).extend(cells)

@@ -17,7 +17,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,6 +34,7 @@ from tenon.ingest.finish import Range
 from tenon.ingest.job import Ingested, Job, Progress, silent
 from tenon.ingest.plan import FilePlan, Plan
 from tenon.ingest.stream import STDIN, Input, View, blocks, files_of, inputs_of, refuse, segment, transcoded
+from tenon.ingest.typed import Facts
 
 VERSION = 1
 PASSES = 5  # the vote only widens; more passes would mean that it does not
@@ -77,13 +78,13 @@ def ingest(job: Job, progress: Progress = silent) -> Ingested:
             key = _key(sources, plan, job)
             _keep(work, key)
             for _ in range(PASSES):
-                ranges = _pass(plan, sources, work, job, progress)
-                voted = planning.vote(plan, [one.told for one in ranges])
+                ranges, facts = _pass(plan, sources, work, job, progress)
+                voted = planning.vote(plan, [one.told for one in ranges], facts)
                 if voted == plan and not any(one.told["bailed"] for one in ranges):
                     break
                 plan = voted
             _unchanged(inputs)
-            done = finish.finish(job, name, plan, ranges, [_about(one) for one in sources], work)
+            done = finish.finish(job, name, plan, ranges, facts, [_about(one) for one in sources], work)
         shutil.rmtree(work, ignore_errors=True)
     return replace(done, seconds=time.perf_counter() - begun)
 
@@ -216,8 +217,13 @@ def _disk(out: Path) -> Iterator[None]:
 # ── reading all ranges ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _pass(plan: Plan, sources: Sequence[_Source], work: Path, job: Job, progress: Progress) -> list[Range]:
-    """Read every range of every input under one plan; ranges already read are taken as they are."""
+def _pass(
+    plan: Plan, sources: Sequence[_Source], work: Path, job: Job, progress: Progress
+) -> tuple[list[Range], list[Facts]]:
+    """Read every range of every input under one plan; ranges already read are taken as they are.
+
+    What they found out about each output is added up at once: a table of many columns has many ranges.
+    """
     digest = hashlib.sha256(json.dumps(plan.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
     folder = work / f"parts-{digest}"
     folder.mkdir(exist_ok=True)
@@ -229,12 +235,19 @@ def _pass(plan: Plan, sources: Sequence[_Source], work: Path, job: Job, progress
     total = sum(one.input.size for one in sources)
     before = 0
     out: list[Range] = []
+    facts = [Facts() for _ in plan.outputs]
+    missing = planning.words_for_missing(plan)
     for number, source in enumerate(sources):
         file = plan.files[number]
         first_line = _first_line(source, file)
         jobs = _jobs(file, number, source, folder, work, job)
         for job_, told in _run(jobs, job):
-            known = {**told, "file": number, "first_line": first_line}
+            for fact, words, found in zip(facts, missing, told["columns"], strict=True):
+                more = Facts.from_dict(found)
+                more.words = Counter({word: count for word, count in more.words.items() if word in words})
+                fact.add(more)
+            known = {name: value for name, value in told.items() if name != "columns"}
+            known |= {"file": number, "first_line": first_line}
             out.append(Range(file=number, out=Path(job_["out"]), told=known, size=job_["size"]))
             share = min(1.0, told["end"] / max(1, source.input.size if source.plain else told["end"]))
             progress(before + share * source.input.size, total, f"reading {Path(source.input.label).name}")
@@ -243,7 +256,7 @@ def _pass(plan: Plan, sources: Sequence[_Source], work: Path, job: Job, progress
         # Not when the last range is given out: workers still read from the spool then.
         shutil.rmtree(work / f"spool-{number}", ignore_errors=True)
         before += source.input.size
-    return out
+    return out, facts
 
 
 def _first_line(source: _Source, file: FilePlan) -> int:

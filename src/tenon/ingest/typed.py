@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,7 +44,7 @@ Where = Callable[[], tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int6
 
 @dataclass(slots=True)
 class Facts:
-    """What one range found out about one output column, to be added up and voted on.
+    """What was found out about one output column in a piece, a range or the whole input; to be added up and voted on.
 
     `rows` and `null` are those of the result; `cells` counts cells that fit, and `misfits` those that do not, also in
     rows that are quarantined or repaired for another reason.
@@ -60,7 +60,7 @@ class Facts:
     words: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Facts) -> None:
-        """Add what another piece of the range found out."""
+        """Add what another piece or range found out."""
         self.rows += other.rows
         self.null += other.null
         self.cells += other.cells
@@ -82,6 +82,11 @@ class Facts:
             "decimals": self.decimals,
             "words": dict(self.words.most_common(values.WORDS)),
         }
+
+    @staticmethod
+    def from_dict(body: Mapping[str, Any]) -> Facts:
+        """Rebuild the facts from plain data."""
+        return Facts(**{**body, "words": Counter(body["words"])})
 
 
 @dataclass(slots=True)

@@ -19,11 +19,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tenon.errors import InputError, sentence
-from tenon.ingest import columnar, jsonl, parquet, table
+from tenon.ingest import columnar, jsonl, parquet
+from tenon.ingest.another import table_break
 from tenon.ingest.charset import to_utf8
 from tenon.ingest.chunk import Layout, Repaired, Text, careful, express
-from tenon.ingest.detect import TYPED, kind
-from tenon.ingest.dialect import chomp, split
+from tenon.ingest.dialect import chomp
 from tenon.ingest.plan import FilePlan, Plan
 from tenon.ingest.quick import Quick, keep_memory, quick
 from tenon.ingest.rows import first_fresh, line_end, plainly, row_end
@@ -31,10 +31,9 @@ from tenon.ingest.scan import Lines, Places, line_table
 from tenon.ingest.stream import View
 from tenon.ingest.typed import Facts, Typed, framed, typed
 
-KEEP = 1 << 27  # bytes of freed memory held for the next chunk
+KEEP = 1 << 26  # bytes of freed memory held for the next chunk
 NEAR = 1 << 16  # how far is looked for a row border at first
 SPILL = 1 << 25  # bytes of one giant row held before they are written
-FOLLOWING = 3  # rows after a header of another table that must look like it
 QUARANTINE = {
     "file": pl.String,
     "offset": pl.Int64,
@@ -241,7 +240,7 @@ def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, acc
     facts = [Facts() for _ in plan.outputs]
     others = 0 if fast is None else len(fast.lines)
     done = typed(text.frame, plan, file, facts, lambda row: places.raw(row, file), places, others)
-    stop = _table_break(offset, data, text, done, places, view, file)
+    stop = table_break(offset, data, text, done, places, view, file)
     if stop >= 0:
         account.stop = offset + stop
         if stop:
@@ -490,53 +489,6 @@ def _columnar(job: dict[str, Any], plan: Plan, file: FilePlan, done: Path) -> di
     told = _told(account, 0, share)
     _write(job["out"], account, plan, done, told)
     return told
-
-
-# ── the end of the table ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _table_break(offset: int, data: bytes, text: Text, done: Typed, places: _Places, view: View, file: FilePlan) -> int:
-    """Return where another table begins in this piece (-1: nowhere): a row that is a header, and rows like it after.
-
-    A header spelt byte for byte like the first is the same export going on; one spelt otherwise is another table.
-    """
-    if file.format != "csv" or not (text.refused or done.refused or done.kept):
-        return -1
-    begins, ends, _ = places() if done.kept else (None, None, None)
-    candidates = {one.begin: one.end for one in (*text.refused, *done.refused) if one.code != "too-long"}
-    if begins is not None and ends is not None:
-        candidates |= {int(begins[row]): int(ends[row]) for row in done.kept}
-    own = {tuple(row.split(b"\x1f")) for row in file.header_rows}
-    names = {name.strip().lower() for row in own for name in row if name.strip()}
-    for begin in sorted(candidates):
-        end = candidates[begin]
-        if end - begin > NEAR:
-            continue
-        (row,), _ = to_utf8([chomp(data[begin:end])], file.charset)
-        cells = split(row, file.dialect).values
-        if len(cells) < 2 or not all(cell.strip() for cell in cells[:2]) or any(kind(cell) in TYPED for cell in cells):
-            continue
-        shared = sum(cell.strip().lower() in names for cell in cells)
-        if tuple(cells) in own or (shared >= 2 and 2 * shared >= len(cells)):
-            return begin
-        if len(set(cells)) == len(cells) and _followed(offset + end, cells, view, file):
-            return begin
-    return -1
-
-
-def _followed(place: int, cells: Sequence[bytes], view: View, file: FilePlan) -> bool:
-    """Whether the rows after a place are of a table with this header: as wide, and not as wide as the first table."""
-    data, width = view.read(place, place + NEAR), len(cells)
-    rows = [row for row in table.rows_of(data, 0, file.dialect, reach=NEAR, limit=FOLLOWING + 2) if not row.blank]
-    if place + len(data) < view.size and rows:
-        rows.pop()
-    rows = rows[:FOLLOWING]
-    if not rows or any(len(row.values) != width for row in rows) or width == len(file.targets):
-        return False
-    if any(cell.strip() and row.values[n] == cell for row in rows for n, cell in enumerate(cells)):
-        return False  # a cell that comes again below is no name
-    typed_below = sum(all(kind(row.values[n]) in TYPED for row in rows) for n in range(width))
-    return len(rows) >= FOLLOWING or (typed_below > 0 and place + len(data) >= view.size)
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────────────
