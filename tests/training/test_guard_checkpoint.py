@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,25 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
         second.save(2, tensors(2), {})
     first.close()
     second.save(2, tensors(2), {})
+
+
+def test_the_lock_ends_with_its_process_though_a_forked_worker_lives_on(tmp_path: Path) -> None:
+    kept = filled(tmp_path, 1)
+    heard, say = os.pipe()
+    worker = os.fork()
+    if worker == 0:
+        os.write(say, b"!")
+        time.sleep(60)
+        os._exit(0)
+    try:
+        assert os.read(heard, 1) == b"!"
+        kept.close()
+        filled(tmp_path, 2).close()
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+        os.close(heard)
+        os.close(say)
 
 
 def test_a_checkpoint_of_a_later_release_is_refused_in_words(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ StoreError is raised in words, and what was there stays.
 
 `load` returns the newest good one. One that is damaged is passed over for the one before, with a finding that says what
 is wrong with it, and is set aside under the name `damaged-`. One folder has one writer: a lock, held by the process,
-refuses a second. Rejected: one file with pickled state (runs code when opened), and overwriting `latest` in place.
+refuses a second; processes that it forks let go of the lock, so that it ends with the run. Rejected: one file with
+pickled state (runs code when opened), and overwriting `latest` in place.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import math
 import os
 import shutil
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -65,7 +67,7 @@ class Loaded:
     path: Path
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Checkpoints:
     """The checkpoints of one run in one folder; see the module's docstring. `findings` holds what was told."""
 
@@ -281,6 +283,9 @@ class Checkpoints:
             hint = "give each run a folder of its own"
             raise StoreError(sentence("one writer", "another process", at=str(self.folder), hint=hint)) from error
         self._lock = lock
+        # A forked loader worker would go on holding the lock of a run that was killed.
+        mine = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _let_go(mine()))
         for old in self.folder.glob(".old-step-*"):  # killed between the two renames of a replaced step
             if not (self.folder / old.name[5:]).exists():
                 old.rename(self.folder / old.name[5:])
@@ -292,6 +297,11 @@ class Checkpoints:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _let_go(kept: Checkpoints | None) -> None:
+    if kept is not None:
+        kept.close()
 
 
 def _safetensors() -> Any:
