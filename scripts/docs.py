@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,13 +108,19 @@ def cli_page() -> str:
 
 def settings(kind: type[Any], path: str = "") -> Iterator[tuple[str, Any, str]]:
     """Yield every setting: its path, its default, and the comment that stands beside it in the code."""
+    tables: list[tuple[str, Any]] = []
     beside = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(kind), re.M))
     for field in dataclasses.fields(kind):
         here = f"{path}.{field.name}" if path else field.name
+        named = typing.get_args(typing.get_type_hints(kind)[field.name])
         if dataclasses.is_dataclass(field.default):
             yield from settings(type(field.default), here)
+        elif named and dataclasses.is_dataclass(named[-1]):  # a table of tables, each under a name of the user's
+            tables.append((f"{here}.NAME", named[-1]))
         else:
             yield here, field.default, beside[field.name]
+    for here, inner in tables:
+        yield from settings(inner, here)
 
 
 def configuration_page() -> str:

@@ -13,7 +13,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,31 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeyConfig:
+    """One caller's key and what it may ask; 0 is no bound."""
+
+    key: str = ""  # the secret that the caller sends as `x-api-key` or bearer token; best given by the environment
+    rate_per_s: float = 0.0  # requests a second, over time
+    burst: float = 0.0  # requests at once (0: those of one second)
+    usd_per_hour: float = 0.0  # money, over time; an hour's worth at once
+    priority: int = 1  # 0 can wait, 1 a person waits, 2 urgent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig:
     """How the service listens."""
 
     host: str = "127.0.0.1"  # address to listen on
     port: int = 8321  # port to listen on
     token: str = ""  # when set, every request must carry `Authorization: Bearer <token>`
+    keys: Mapping[str, KeyConfig] = field(
+        default_factory=dict
+    )  # callers by name; when there are any, a request needs one
+    target_ms: float = 100.0  # an answer within this counts as goodput; who waits longer is refused by priority
+    usd_per_hour: float = 0.0  # what answers may cost; beyond it the cheaper version answers, then requests are shed
+    usd_per_1000: float = 0.0  # what 1,000 predictions may cost; a dearer version gives way to the cheaper one
+    cheaper: str = "cheaper"  # the alias of the version that answers when the budget is spent
+    repository: bool = False  # whether clients may load and unload models (Open Inference Protocol)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +115,8 @@ class Config:
         """Return the configuration as plain data, with the bearer token and passwords left out."""
         body = dataclasses.asdict(self)
         body["serve"]["token"] = "set" if self.serve.token else ""
+        for own in body["serve"]["keys"].values():
+            own["key"] = "set" if own["key"] else ""
         body["store"]["catalog"] = self.store.catalog.split("@")[-1]
         return body
 
@@ -137,6 +158,11 @@ def _set(config: Any, path: list[str], text: str, place: str) -> Any:
     if key not in hints:
         raise ConfigError(sentence("a key tenon knows", f"'{key}'", at=place, hint=nearest(key, hints)))
     if len(path) > 1:
+        inner = _named(hints[key])
+        if inner is not None and len(path) > 2:
+            held = getattr(config, key)
+            one = _set(held.get(path[1], inner()), path[2:], text, place)
+            return dataclasses.replace(config, **{key: {**held, path[1]: one}})
         if not dataclasses.is_dataclass(hints[key]):
             raise ConfigError(sentence("a section", f"the value '{key}'", at=place, hint=f"use TENON_{key.upper()}"))
         return dataclasses.replace(config, **{key: _set(getattr(config, key), path[1:], text, place)})
@@ -157,11 +183,21 @@ def _value(kind: Any, value: Any, place: str) -> Any:
         if not isinstance(value, Mapping):
             raise ConfigError(sentence("a table", _said(value), at=place))
         return _build(kind, value, place)
+    inner = _named(kind)
+    if inner is not None:
+        if not isinstance(value, Mapping):
+            raise ConfigError(sentence("a table of tables", _said(value), at=place))
+        return {name: _value(inner, one, f"{place}.{name}") for name, one in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(kind, types.UnionType) or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ConfigError(sentence(_word(kind), _said(value), at=place))
     return value
+
+
+def _named(kind: Any) -> Any:
+    """Return what a table of named tables holds; None for any other type."""
+    return typing.get_args(kind)[1] if typing.get_origin(kind) is Mapping else None
 
 
 def _word(kind: Any) -> str:

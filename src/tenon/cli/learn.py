@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from tenon.cli import change
 from tenon.cli.begin import told
 from tenon.cli.output import Output, table, when
 from tenon.cli.shared import json_flag, model_option, opened, project_argument
@@ -138,7 +139,7 @@ def models_rollback(project: Path, model: str, alias: str, reason: str, as_json:
 @model_option
 @json_flag
 def models_audit(project: Path, model: str, as_json: bool) -> None:
-    """Tell what served when: every move of an alias, and every start, swap and stop of a service."""
+    """Tell what served when: every move of an alias, every trial, every start, swap and stop of a service."""
     from tenon.flow import promote
 
     output = Output(as_json)
@@ -146,3 +147,7 @@ def models_audit(project: Path, model: str, as_json: bool) -> None:
         trail: list[dict[str, Any]] = promote.audit(work, model)
     rows = [[when(row["at"]), row["kind"], row["model"], row["what"], row["version"], row["why"]] for row in trail]
     output.emit(trail, lambda: table(["when (UTC)", "kind", "model", "what", "version", "why"], rows))
+
+
+for command in change.COMMANDS:
+    models.add_command(command)

@@ -27,7 +27,7 @@ from tenon.contract.column import Source
 from tenon.errors import InputError, UsageError, sentence
 from tenon.feature import FeatureSet, Online
 from tenon.feature.plan import duration_us
-from tenon.flow import language, learn, promote
+from tenon.flow import language, learn, promote, trial
 from tenon.flow.data import frame
 from tenon.flow.work import Work, newest
 from tenon.serving.play import replay as play
@@ -186,6 +186,9 @@ def serve(work: Work, asked: Serving, say: Callable[[str], None]) -> None:
         record=lambda kind, subject, body: _record(work, kind, subject, body),
         current=(lambda model: _current(work, model, asked.version)) if asked.version == "production" else None,
         load=load,
+        trial=(lambda model: trial.current(work, model)) if asked.version == "production" else None,
+        judged=lambda model, body: trial.judged(work, model, body),
+        cheaper=lambda model: _current(work, model, work.config.serve.cheaper),
         clock=work.clock,
     )
     settings = serving.Settings(serve=work.config.serve, limits=work.config.limits.serving)

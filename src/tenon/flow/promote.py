@@ -82,6 +82,12 @@ def versions(work: Work, model: str = "") -> list[dict[str, Any]]:
 
 def promote(work: Work, move: Move) -> dict[str, Any]:
     """Move the alias to the version and return the event; GateError when the gate refused it and nobody insists."""
+    chosen, reason = allowed(work, move)
+    return _move(work, chosen["model"], move.alias, chosen["id"], reason)
+
+
+def allowed(work: Work, move: Move) -> tuple[dict[str, Any], str]:
+    """Return the version and the reason to keep; GateError when its gate refused it and nobody insists."""
     chosen = version(work, move.model, move.version)
     gate = chosen["gate"]
     if not gate["allowed"] and not move.despite_gate:
@@ -97,7 +103,7 @@ def promote(work: Work, move: Move) -> dict[str, Any]:
     if not gate["allowed"] and not move.reason:
         raise UsageError(sentence("--reason with --despite-gate", "no reason", hint="say why; the audit keeps it"))
     despite = " (despite its gate)" if not gate["allowed"] else ""
-    return _move(work, chosen["model"], move.alias, chosen["id"], move.reason + despite)
+    return chosen, move.reason + despite
 
 
 def rollback(work: Work, move: Move) -> dict[str, Any]:
@@ -128,7 +134,7 @@ def _move(work: Work, model: str, alias: str, to: str, reason: str, *, rollback:
             "version": to,
             "previous": previous,
             "reason": reason,
-            "by": _who(),
+            "by": who(),
             "rollback": rollback,
         }
         if previous != to:
@@ -144,10 +150,32 @@ def _move(work: Work, model: str, alias: str, to: str, reason: str, *, rollback:
             }
             work.store.put("alias", name, body, at=now)
             work.store.event("alias", model, event, at=now)
+            if alias == "production":
+                end_trial(work, model, "promoted" if trial_of(work, model).get("version") == to else "base changed", "")
     return event
 
 
-def _who() -> str:
+def trial_of(work: Work, model: str) -> dict[str, Any]:
+    """Return the trial that is under way for a model; {} when there is none."""
+    found = work.store.find("trial", limit=1, model=model, state="running")
+    return found[0] if found else {}
+
+
+def end_trial(work: Work, model: str, state: str, why: str) -> dict[str, Any]:
+    """End the trial that is under way, if any, and record it; return its record, or {}."""
+    with work.store.atomic():
+        held = trial_of(work, model)
+        if held:
+            now = work.clock()
+            held = {**held, "state": state, "why": why, "ended": now}
+            work.store.put("trial", held["id"], held, at=held["at"])
+            event = {name: held[name] for name in ("trial_kind", "version", "base", "share")}
+            work.store.event("trial", model, {**event, "state": state, "why": why, "by": who()}, at=now)
+    return held
+
+
+def who() -> str:
+    """Name the person whose account this is."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -161,13 +189,18 @@ def put_aside(work: Work, model: str, version: str, alias: str = "production") -
 
 
 def audit(work: Work, model: str = "") -> list[dict[str, Any]]:
-    """Tell, oldest first, every move of an alias and every start, swap and stop of a service."""
+    """Tell, oldest first, every move of an alias, every trial, and every start, swap and stop of a service."""
     of_model(work, "version", model)
     trail = []
     for row in work.store.events("alias", model or None):
         what = f"{row['alias']} {'rolled back' if row.get('rollback') else 'moved'} from {row['previous'] or 'nothing'}"
         why = f"{row['reason'] or 'no reason given'}, by {row['by']}"
         trail.append({**row, "kind": "alias", "what": what, "why": why})
+    for row in work.store.events("trial", model or None):
+        share = f" of {100 * row['share']:g} %" if row["share"] else ""
+        why = "; ".join(filter(None, (row["why"], f"by {row['by']}")))
+        what = f"{row['trial_kind']}{share} {row['state']}"
+        trail.append({**row, "model": row["subject"], "kind": "trial", "what": what, "why": why})
     for row in work.store.events("serving", model or None):
         place = f"{row.get('host', '')}:{row.get('port', '')}, process {row.get('pid', '')}"
         trail.append({**row, "model": row["subject"], "kind": "serving", "what": row["state"], "why": place})

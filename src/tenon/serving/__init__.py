@@ -5,7 +5,7 @@
 
 `app` finds the door of a request; `rows` checks it, `lane` batches and scores, `live` and `oip` speak JSON and the Open
 Inference Protocol, `posting` and `keeping` take facts and labels durably, `tap` and `meter` let others watch,
-`server` listens.
+`server` listens. `candidate` tries another version beside it, judged by `trial`; `keys` and `spend` bound who may ask.
 `play` (replay) and `client` are the other side of the wire. `route` chooses among replicas, with the beliefs of
 `cachemap`; `simulation` replays a trace through it, `shape` makes one up.
 `gateway` stands in front of `replica`s, by `need`, `admission` and `tally`; `scale` and `fleet` say and do how many.
@@ -32,11 +32,14 @@ if TYPE_CHECKING:
     from tenon.serving.service import Seams, Service, Settings
     from tenon.serving.shape import shaped
     from tenon.serving.simulation import Fleet, Simulated, read_trace, simulate
+    from tenon.serving.trial import Bounds, Evidence, Trial, judge
 
 _HOMES = {
     "App": "app",
+    "Bounds": "trial",
     "Client": "client",
     "Decision": "scale",
+    "Evidence": "trial",
     "Fleet": "simulation",
     "Gate": "admission",
     "Gateway": "gateway",
@@ -58,10 +61,12 @@ _HOMES = {
     "Starts": "scale",
     "Tick": "play",
     "Ticket": "route",
+    "Trial": "trial",
     "Within": "replica",
     "build_app": "app",
     "connect": "gateway",
     "decide": "scale",
+    "judge": "trial",
     "listen": "server",
     "read_trace": "simulation",
     "replay": "play",
@@ -74,8 +79,10 @@ _HOMES = {
 }
 __all__ = [
     "App",
+    "Bounds",
     "Client",
     "Decision",
+    "Evidence",
     "Fleet",
     "Gate",
     "Gateway",
@@ -97,10 +104,12 @@ __all__ = [
     "Starts",
     "Tick",
     "Ticket",
+    "Trial",
     "Within",
     "build_app",
     "connect",
     "decide",
+    "judge",
     "listen",
     "read_trace",
     "replay",

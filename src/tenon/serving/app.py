@@ -26,8 +26,10 @@ from typing import TYPE_CHECKING, Any
 
 from tenon.errors import ConfigError, MissingError, TenonError, nearest, quoted, sentence
 from tenon.serving import oip, pages
+from tenon.serving.beside import Beside
 from tenon.serving.door import JSON, Asked, Door, Page, Result, Stream
 from tenon.serving.keeping import Keeper, restore
+from tenon.serving.keys import OWNER, Keys
 from tenon.serving.live import Live
 from tenon.serving.meter import Meter
 from tenon.serving.posting import Posting
@@ -44,8 +46,20 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 WANTED = frozenset(
-    (b"content-length", b"traceparent", b"authorization", b"origin", b"host", b"inference-header-content-length")
+    (
+        b"content-length",
+        b"traceparent",
+        b"authorization",
+        b"x-api-key",
+        b"x-route-key",
+        b"x-session-id",
+        b"origin",
+        b"host",
+        b"inference-header-content-length",
+    )
 )
+METERED = frozenset(("predict", "infer", "facts", "labels", "completions", "chat", "embeddings"))
+OWNERS = frozenset(("repository",))
 TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]{1,200})?")
 RETRY_LOAD_S = 30.0
 NOTHING: Mapping[str, Any] = {}
@@ -80,8 +94,14 @@ class App:
         self.in_flight = 0
         self.meter = Meter(self._gauges, seams.registry)
         self.keeper = Keeper(seams.store, settings.limits.queue_rows) if seams.store is not None else None
-        ids = secrets.token_hex(4)
-        self.lives = {s.name: Live(s, seams, settings, self.meter, f"{ids}{n:x}") for n, s in enumerate(services)}
+        self.ids = secrets.token_hex(4)
+        self.lives = {s.name: Live(s, seams, settings, self.meter, f"{self.ids}{n:x}") for n, s in enumerate(services)}
+        self.keys = Keys(settings.serve) if settings.serve.keys else None
+        if self.keys is not None:
+            self.meter.keys = self.keys.used
+            for live in self.lives.values():
+                live.keys = self.keys
+        self._beside = Beside(self)
         self.languages = {one.name: one for one in languages}
         if languages:
             from tenon.serving.lm.gauge import Scrape
@@ -153,12 +173,12 @@ class App:
         self, door: Door | None, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, arrived: float
     ) -> Result | None:
         """Return what the door answers, or why it stays shut; None when the caller left before the body came."""
-        if self._token and not (door is not None and door.free):
-            given = headers.get(b"authorization", b"")
-            if not hmac.compare_digest(given, b"Bearer " + self._token):
-                return Refused(
-                    status=401, said="expected 'Authorization: Bearer TOKEN' with this service's token", close=True
-                )
+        caller = ""
+        if not (door is not None and door.free):
+            known = self._caller(door, headers)
+            if isinstance(known, Refused):
+                return known
+            caller = known
         if door is None:
             return self._missing(scope["path"])
         method = scope["method"]
@@ -171,14 +191,36 @@ class App:
             return Refused(
                 status=403, said="expected a request of this site's own pages, got one of another site", close=True
             )
+        if self.keys is not None and method == "POST" and door.name in METERED:
+            shut = self.keys.ask(caller, arrived)
+            if shut is not None:
+                return shut
         content = await self._body(headers, receive) if method == "POST" else b""
         if not isinstance(content, bytes):
             return content
+        asked = Asked(headers, content, arrived, self.seams.clock(), receive)
+        asked.caller = caller
         try:
-            return await act(Asked(headers, content, arrived, self.seams.clock(), receive))
+            return await act(asked)
         except Exception:  # the edge of a request: answered as 500, logged with its traceback
             log.exception("%s %s failed", method, door.name)
             return Refused(status=500, said="this request failed inside the service; its log says why")
+
+    def _caller(self, door: Door | None, headers: Mapping[bytes, bytes]) -> str | Refused:
+        """Return the name of who asks ("" where nobody has to say), or refuse who has neither token nor key."""
+        if self.keys is None:
+            if self._token and not hmac.compare_digest(headers.get(b"authorization", b""), b"Bearer " + self._token):
+                return Refused(
+                    status=401, said="expected 'Authorization: Bearer TOKEN' with this service's token", close=True
+                )
+            return ""
+        caller = self.keys.caller(headers)
+        if not caller:
+            said = "expected a key of this service, as 'X-API-Key: KEY' or 'Authorization: Bearer KEY'"
+            return Refused(status=401, said=said, close=True)
+        if door is not None and door.name in OWNERS and caller != OWNER:
+            return Refused(status=403, said="expected the service's own token, got a caller's key", close=True)
+        return caller
 
     async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes | Refused | None:
         """Read the body within its limit; a length that is announced too large is refused before it is sent."""
@@ -218,7 +260,7 @@ class App:
         posting = Posting(self.keeper, self.seams, self.settings.limits, self.meter, self.lives)
         doors = {
             **pages.doors(self.lives, self.seams.sources, self.meter, self._is_ready, self.languages),
-            **oip.doors(self.lives, self._is_ready),
+            **oip.doors(self.lives, self._is_ready, self._load if self.settings.serve.repository else None),
         }
         for name, live in self.lives.items():
             doors[f"/predict/{name}"] = Door(name="predict", acts={"POST": live.predict})
@@ -250,6 +292,16 @@ class App:
             self._take(live, service)
         await asyncio.to_thread(self._record, "swap", service, previous=previous)
 
+    def resume(self) -> None:
+        """Let facts in again, after a version has taken in those it had not seen."""
+        if self.keeper is not None:
+            self.keeper.resume()
+
+    async def _load(self, name: str) -> None:
+        """Serve the version that the alias names now, when it is another."""
+        self._refused_loads = {}
+        await self._follow_one(name, self.lives[name])
+
     def _take(self, live: Live, service: Service) -> None:
         live.take(service)
         self._build_doors()
@@ -270,6 +322,7 @@ class App:
             for name, live in self.lives.items():
                 try:
                     await self._follow_one(name, live)
+                    await self._beside.follow(name, live)
                 except Exception:  # the edge of a background loop: the version that serves goes on
                     log.exception("'%s' keeps serving version %s", name, live.service.version)
 
@@ -280,10 +333,21 @@ class App:
         version = await asyncio.to_thread(current, name)
         if not version or version == live.service.version:
             return
+        if self.may_load(name, version):
+            service = await asyncio.to_thread(load, name, version)
+            await self._beside.end(live)  # what was tried was tried beside another version
+            await self.swap(service)
+            self.loaded()
+
+    def may_load(self, name: str, version: str) -> bool:
+        """Say whether to try to load a version: one that failed is left alone for half a minute."""
         if perf_counter() < self._refused_loads.get((name, version), 0.0):
-            return
-        self._refused_loads = {(name, version): perf_counter() + RETRY_LOAD_S}  # until it has succeeded
-        await self.swap(await asyncio.to_thread(load, name, version))
+            return False
+        self._refused_loads[name, version] = perf_counter() + RETRY_LOAD_S  # until one has succeeded
+        return True
+
+    def loaded(self) -> None:
+        """Forget what could not be loaded: something could."""
         self._refused_loads = {}
 
     # ── beginning and end ────────────────────────────────────────────────────────────────────────────────────────────
@@ -339,6 +403,9 @@ class App:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         for live in self.lives.values():
+            await self._beside.end(live)
+            if live.cheaper is not None:
+                live.cheaper.close()
             live.close()
             await asyncio.to_thread(self._record, "stop", live.service)
         for language in self.languages.values():

@@ -46,7 +46,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 class Asked:
     """One request: the headers that doors may look at, the body, and when it came (perf_counter and Unix seconds)."""
 
-    __slots__ = ("_receive", "arrived", "at", "body", "headers")
+    __slots__ = ("_receive", "arrived", "at", "body", "caller", "headers")
 
     def __init__(
         self, headers: Mapping[bytes, bytes], body: bytes, arrived: float, at: float, receive: Receive | None = None
@@ -55,6 +55,7 @@ class Asked:
         self.body = body
         self.arrived = arrived
         self.at = at
+        self.caller = ""  # the name of whose key it carries
         self._receive = receive
 
     async def gone(self) -> None:

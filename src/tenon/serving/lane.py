@@ -79,11 +79,12 @@ class CostCurve:
 class Job:
     """One request in the lane: its rows, and the scores it has so far."""
 
-    __slots__ = ("answer", "arrived", "at", "deadline", "ids", "rows", "scores", "service", "taken")
+    __slots__ = ("answer", "arrived", "at", "deadline", "ids", "quiet", "rows", "scores", "service", "taken")
 
     def __init__(
         self, service: Service, checked: Rows, when: tuple[float, float, float], answer: asyncio.Future[list[float]]
     ) -> None:
+        self.quiet = False  # nobody waits for it: not counted, not observed
         self.service = service
         self.rows = checked.rows
         self.ids = checked.ids
@@ -140,14 +141,26 @@ class Lane:
         full, rest = divmod(self.waiting_rows, self.limits.batch_rows)
         return full * self.curve.seconds(self.limits.batch_rows) + (self.curve.seconds(rest) if rest else 0.0)
 
-    def submit(self, service: Service, checked: Rows, arrived: float, at: float) -> asyncio.Future[list[float]]:
-        """Queue rows that `service` has checked; the future gets their scores, or what prevented them."""
+    @property
+    def busy(self) -> bool:
+        """Whether anybody waits for an answer, or is being answered."""
+        return self._busy or bool(self._jobs)
+
+    def submit(
+        self, service: Service, checked: Rows, arrived: float, at: float, *, quiet: bool = False
+    ) -> asyncio.Future[list[float]]:
+        """Queue rows that `service` has checked; the future gets their scores, or what prevented them.
+
+        Quiet rows are scored for comparison only: they are neither counted nor observed.
+        """
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
         answer: asyncio.Future[list[float]] = loop.create_future()
         when = (arrived, at, arrived + self.limits.request_s)
-        self._jobs.append(Job(service, checked, when, answer))
+        job = Job(service, checked, when, answer)
+        job.quiet = quiet
+        self._jobs.append(job)
         self.waiting_rows += len(checked.rows)
         if not self._asked and not self._busy:
             if self._nobody_else(loop):
@@ -217,7 +230,7 @@ class Lane:
             if not room:
                 break
             job = jobs[0]
-            if parts and job.service is not parts[0][0].service:
+            if parts and (job.service is not parts[0][0].service or job.quiet is not parts[0][0].quiet):
                 break  # the version changed here: each request is scored by the one that checked it
             jobs.popleft()
             left = len(job.rows) - job.taken
@@ -295,6 +308,8 @@ class Lane:
 
     def _observe(self, service: Service, timed: Timed, began: float, now: float) -> None:
         outcomes, features_s, infer_s = timed
+        if outcomes[0][0][0][0].quiet:
+            return
         meter = self.meter
         meter.stages["features"].observe(features_s)
         meter.stages["infer"].observe(infer_s)
@@ -326,6 +341,8 @@ class Lane:
         if job.answer.done():
             return
         job.answer.set_exception(error)
+        if job.quiet:
+            return
         kind = {Late: "late", Unreadable: "invalid"}.get(type(error), "failed")
         self.meter.error(kind, len(job.rows))
         assert self._loop is not None

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+if TYPE_CHECKING:
+    from tenon.serving.trial import Evidence, Trial, Verdict
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -46,9 +50,14 @@ class Histogram:
 class ModelMeter:
     """What one served model has done since the process began."""
 
-    __slots__ = ("batch_rows", "errors", "rows", "stages", "tap_dropped", "usd")
+    __slots__ = (
+        "batch_rows", "degraded", "errors", "in_time", "offered", "refused", "rows", "shed", "stages", "tap_dropped",
+        "usd",
+    )  # fmt: skip
 
     def __init__(self) -> None:
+        self.offered = self.in_time = self.degraded = self.shed = 0
+        self.refused: dict[int, int] = {}
         self.rows = 0
         self.usd = 0.0
         self.tap_dropped = 0
@@ -59,6 +68,10 @@ class ModelMeter:
     def error(self, kind: str, rows: int = 1) -> None:
         """Count an error by its kind."""
         self.errors[kind] = self.errors.get(kind, 0) + rows
+
+    def refuse(self, status: int) -> None:
+        """Count a request that could have been answered and was not."""
+        self.refused[status] = self.refused.get(status, 0) + 1
 
 
 class Meter:
@@ -71,6 +84,8 @@ class Meter:
         self.versions: dict[str, str] = {}
         self.requests: dict[tuple[str, int], int] = {}
         self.facts: dict[tuple[str, str], int] = {}
+        self.trials: dict[str, tuple[Trial, Evidence, Verdict]] = {}
+        self.keys: Mapping[str, float] = {}
         self.gauges = gauges
         self.registry = registry or CollectorRegistry()
         self.registry.register(self)
@@ -95,6 +110,8 @@ class Meter:
             requests.add_metric((door, str(status)), count)
         yield requests
         yield from self._model_counters()
+        yield from self._promises()
+        yield from self._trials()
         for stage in STAGES:
             family = HistogramMetricFamily(f"tenon_{stage}_seconds", HELP[stage], labels=("model",))
             for name, meter in self.models.items():
@@ -129,6 +146,48 @@ class Meter:
             for kind, count in meter.errors.items():
                 errors.add_metric((name, kind), count)
         yield from (rows, usd, dropped, errors)
+
+    def _promises(self) -> Iterable[Metric]:
+        """Yield goodput (answered within the target, over offered), refusals, and what the budget did."""
+        counters = {
+            "tenon_offered": ("Requests that could be answered.", "offered"),
+            "tenon_answered_in_time": ("Requests answered within the target.", "in_time"),
+            "tenon_degraded": ("Requests answered by the cheaper version, over budget.", "degraded"),
+            "tenon_shed": ("Requests refused because the budget is spent.", "shed"),
+        }
+        for name, (said, field) in counters.items():
+            family = CounterMetricFamily(name, said, labels=("model",))
+            for model, meter in self.models.items():
+                family.add_metric((model,), getattr(meter, field))
+            yield family
+        refused = CounterMetricFamily("tenon_refused", "Requests not answered, by status.", labels=("model", "status"))
+        for model, meter in self.models.items():
+            for status, count in meter.refused.items():
+                refused.add_metric((model, str(status)), count)
+        yield refused
+        spent = CounterMetricFamily("tenon_key_usd", "What the holder of each key has cost.", labels=("key",))
+        for key, usd in self.keys.items():
+            spent.add_metric((key or "nobody",), usd)
+        yield spent
+
+    def _trials(self) -> Iterable[Metric]:
+        """Yield what trials have seen: requests and errors of both versions, agreement and its interval."""
+        asked = GaugeMetricFamily(
+            "tenon_trial_requests", "Requests in this trial.", labels=("model", "version", "side")
+        )
+        failed = GaugeMetricFamily("tenon_trial_errors", "Failed ones of them.", labels=("model", "version", "side"))
+        alike = GaugeMetricFamily(
+            "tenon_trial_agreement", "Rows with the same decision: its interval.", labels=("model", "version", "edge")
+        )
+        lost = GaugeMetricFamily("tenon_trial_dropped", "Comparisons without time.", labels=("model", "version"))
+        for model, (trial, seen, verdict) in self.trials.items():
+            for side, own in (("base", seen.base), ("candidate", seen.candidate)):
+                asked.add_metric((model, trial.version, side), own.requests)
+                failed.add_metric((model, trial.version, side), own.errors)
+            for edge in ("low", "high"):
+                alike.add_metric((model, trial.version, edge), verdict.checks[0].numbers[edge])
+            lost.add_metric((model, trial.version), seen.dropped)
+        yield from (asked, failed, alike, lost)
 
 
 HELP = {

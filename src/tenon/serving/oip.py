@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from tenon.errors import quoted
+from tenon.errors import TenonError, quoted
 from tenon.serving.door import Act, Asked, Door, Page, Result, aside
 from tenon.serving.live import Live
 from tenon.serving.refusal import Refused, reply, shown
@@ -47,8 +47,11 @@ PATH = re.compile(r"\$\.rows\[(\d+)\]\.(.*)", re.DOTALL)
 EXTENSIONS = ["binary_tensor_data"]
 
 
-def doors(lives: Mapping[str, Live], ready: Callable[[], bool]) -> dict[str, Door]:
-    """Return the doors of the protocol for the models served."""
+Load = Callable[[str], Awaitable[None]]
+
+
+def doors(lives: Mapping[str, Live], ready: Callable[[], bool], load: Load | None = None) -> dict[str, Door]:
+    """Return the doors of the protocol for the models served; with `load`, clients may load and unload them."""
 
     async def server(_: Asked) -> Result:
         return reply({"name": "tenon", "version": _version(), "extensions": EXTENSIONS})
@@ -59,10 +62,20 @@ def doors(lives: Mapping[str, Live], ready: Callable[[], bool]) -> dict[str, Doo
     async def ready_now(_: Asked) -> Result:
         return Page(body=b"") if ready() else Refused(status=503, said="not ready", retry_after_s=1.0)
 
-    async def index(_: Asked) -> Result:
+    async def index(asked: Asked) -> Result:
+        given = decode(asked.body, 4) if asked.body.strip() else {}
+        if isinstance(given, Refused):
+            return given
+        only = isinstance(given, dict) and given.get("ready") is True
         found = [
-            {"name": name, "version": live.service.version, "state": "READY", "reason": ""}
+            {
+                "name": name,
+                "version": live.service.version,
+                "state": "READY" if live.loaded else "UNAVAILABLE",
+                "reason": "" if live.loaded else "unloaded",
+            }
             for name, live in lives.items()
+            if live.loaded or not only
         ]
         return msgspec.json.encode(found)
 
@@ -75,9 +88,66 @@ def doors(lives: Mapping[str, Live], ready: Callable[[], bool]) -> dict[str, Doo
     for name, live in lives.items():
         for path in (f"/v2/models/{name}", f"/v2/models/{name}/versions/{live.service.version}"):
             found[path] = _door("v2", GET=_metadata(live))
-            found[f"{path}/ready"] = _door("v2", GET=ready_now)
+            found[f"{path}/ready"] = _door("v2", GET=_ready(live, ready))
             found[f"{path}/infer"] = _door("infer", POST=_infer(live))
+        found[f"/v2/repository/models/{name}/load"] = _door("repository", POST=_load(name, live, load))
+        found[f"/v2/repository/models/{name}/unload"] = _door("repository", POST=_unload(name, live, load))
     return found
+
+
+# ── the repository ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _ready(live: Live, ready: Callable[[], bool]) -> Act:
+    async def ready_now(_: Asked) -> Result:
+        if ready() and live.loaded:
+            return Page(body=b"")
+        return Refused(status=503, said=f"'{live.service.name}' is not ready", retry_after_s=1.0)
+
+    return ready_now
+
+
+def _load(name: str, live: Live, load: Load | None) -> Act:
+    """Load the version that the alias names now; the name is one of this table's, and a request brings no files."""
+
+    async def act(asked: Asked) -> Result:
+        if load is None:
+            return _fixed()
+        given = decode(asked.body, 8) if asked.body.strip() else {}
+        if isinstance(given, Refused):
+            return given
+        brought = given.get("parameters") if isinstance(given, dict) else None
+        if brought:
+            return Refused(
+                status=400, said="expected a load without parameters: what is loaded is what the alias names"
+            )
+        try:
+            await load(name)
+        except TenonError as error:
+            return Refused(status=503, said=f"'{name}' was not loaded: {error}", retry_after_s=5.0)
+        live.loaded = True
+        return reply({})
+
+    return act
+
+
+def _unload(name: str, live: Live, load: Load | None) -> Act:
+    async def act(_: Asked) -> Result:
+        if load is None:
+            return _fixed()
+        live.loaded = False
+        return reply({})
+
+    return act
+
+
+def _fixed() -> Refused:
+    return Refused(
+        status=403, said="expected a service whose models clients may load and unload (serve.repository), got another"
+    )
+
+
+# ── what is there ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _door(name: str, **acts: Act) -> Door:
@@ -140,16 +210,31 @@ def _infer(live: Live) -> Act:
         if isinstance(asking, Refused):
             return live.refuse(asking, asked)
         checked = asking.checked
-        scores = await live.answer(service, checked, asked)
-        if isinstance(scores, Refused):
-            return scores
-        tensors: dict[str, tuple[str, Sequence[Any]]] = {"score": ("FP64", scores), "id": ("BYTES", checked.ids)}
+
+        def again(other: RowReader) -> Rows | Refused:
+            found = _read(asked, other, names, live.limits.rows_per_request)
+            return found if isinstance(found, Refused) else found.checked
+
+        answered = await live.answer(service, checked, asked, again)
+        if isinstance(answered, Refused):
+            return answered
+        service, scores = answered.service, answered.scores
+        tensors: dict[str, tuple[str, Sequence[Any]]] = {"score": ("FP64", scores), "id": ("BYTES", answered.ids)}
         if service.threshold is not None:
             tensors["decision"] = ("BOOL", [score >= service.threshold for score in scores])
         answer = {"model_name": service.name, "model_version": service.version}
         if asking.id is not None:
             answer["id"] = asking.id
-        return _outputs(asking.wanted, answer, tensors)
+        missing = asking.wanted.keys() - tensors.keys()
+        if missing:  # another version answered, of another task
+            return Refused(
+                status=503, said=f"expected output {quoted(missing)}, got a version without", retry_after_s=1
+            )
+        written = _outputs(asking.wanted, answer, tensors)
+        if not answered.headers:
+            return written
+        page = Page(body=written) if isinstance(written, bytes) else written
+        return replace(page, headers=(*page.headers, *answered.headers))
 
     return infer
 
@@ -279,7 +364,7 @@ def _bad(name: str, expected: str, got: Any) -> Refused:
 
 def _outputs(
     wanted: Mapping[str, bool], answer: dict[str, Any], tensors: Mapping[str, tuple[str, Sequence[Any]]]
-) -> Result:
+) -> bytes | Page:
     """Write the outputs that were asked for, each as JSON or as bytes."""
     blobs: list[bytes] = []
     outputs = []

@@ -128,7 +128,7 @@ class Posting:
             for start in range(0, frame.height, SLICE_ROWS):
                 part = frame.slice(start, SLICE_ROWS)
                 new = 0
-                for live in self._lives.values():
+                for live in [each for model in self._lives.values() for each in model.lives()]:
                     new = max(new, await live.lane.alone(partial(_taken, live, source, part)))
                 accepted += new
         except (TenonError, pl.exceptions.PolarsError, ValueError, TypeError) as error:

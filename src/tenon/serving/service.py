@@ -24,6 +24,7 @@ from prometheus_client import CollectorRegistry
 from tenon.config import ServeConfig
 from tenon.contract.column import Column, ColumnType, Source
 from tenon.limits import ServingLimits
+from tenon.serving.trial import Trial
 
 Tap = Callable[[Mapping[str, Sequence[Any]]], bool]
 
@@ -114,7 +115,9 @@ class Seams:
     """What the glue passes in. Everything has a working default, so that a service also runs on its own.
 
     `tap` is offered columns of observations and must not block. `record(kind, subject, body)` keeps an event.
-    `current(model)` returns the version that should be serving, `load(model, version)` builds it.
+    `current(model)` returns the version that should be serving, `load(model, version)` builds it. `trial(model)`
+    returns the trial it has now, `judged(model, body)` keeps what was found; `cheaper(model)` returns the version that
+    answers when the budget is spent.
     """
 
     store: Keeps | None = None
@@ -123,6 +126,9 @@ class Seams:
     record: Callable[[str, str, Mapping[str, Any]], None] = _nothing
     current: Callable[[str], str] | None = None
     load: Callable[[str, str], Service] | None = None
+    trial: Callable[[str], Trial | None] | None = None
+    judged: Callable[[str, Mapping[str, Any]], None] | None = None
+    cheaper: Callable[[str], str] | None = None
     registry: CollectorRegistry | None = None
     clock: Callable[[], float] = time.time
 
@@ -134,6 +140,7 @@ class Settings:
     serve: ServeConfig = ServeConfig()
     limits: ServingLimits = ServingLimits()
     poll_s: float = 1.0
+    judged_s: float = 5.0
     tap_s: float = 0.25
     tap_batch_rows: int = 500
     inline_ms: float = 2.0
