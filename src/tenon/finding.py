@@ -47,6 +47,7 @@ CODES: dict[str, str] = {
     "ingest/truncated": "A file ends in the middle of a row or of its compression.",
     "model/parity": "The compiled model answers differently from the one that was trained.",
     "model/refused": "The gate refuses a version, with the checks that failed.",
+    "serving/over-budget": "Answers cost more than their budget allows.",
     "store/blob-corrupt": "Bytes in the store differ from the digest that names them.",
     "store/blob-missing": "A record names bytes that are not in the store.",
     "store/catalog-damaged": "The catalog file is damaged.",

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tenon.config import KeyConfig, ServeConfig
+from tenon.serving import Seams, Settings
+
 TEXTS = {
     "carrier": ["UA", "DL", "AA"],
     "sched_dep": ["2013-11-01T05:15:00", "2013-11-02T05:15:00Z", "2013-11-03 05:15:00"],
@@ -210,3 +213,49 @@ def test_broken_binary_tensors_are_refused(
 def test_a_path_of_the_protocol_that_is_not_there_is_404(ask: Any) -> None:
     assert ask("GET", "/v2/models/other").status == 404
     assert ask("GET", "/v2/models/late/infer").status == 405
+
+
+# ── the repository ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_tritonclient_unloads_and_loads_a_model_and_sees_it_in_the_index(start: Any, flights: Any) -> None:
+    triton = pytest.importorskip("tritonclient.http")
+    ask = start(settings=Settings(serve=ServeConfig(repository=True)))
+    client = triton.InferenceServerClient(ask.url.removeprefix("http://"))
+    try:
+        client.unload_model("late")
+        assert not client.is_model_ready("late") and client.is_server_ready()
+        (entry,) = client.get_model_repository_index()
+        assert (entry["name"], entry["state"], entry["reason"]) == ("late", "UNAVAILABLE", "unloaded")
+        assert ask("POST", "/v2/repository/index", {"ready": True}).json == []
+        refused = ask.predict(flights.ASK)
+        assert refused.status == 503 and "retry-after" in refused.headers
+        client.load_model("late")
+        assert client.is_model_ready("late")
+        assert ask.predict(flights.ASK).status == 200
+    finally:
+        client.close()
+
+
+def test_loading_takes_up_what_the_alias_names_now(start: Any, flights: Any) -> None:
+    named = ["v1"]
+    seams = Seams(current=lambda _: named[0], load=lambda _, version: flights.make_service(version))
+    ask = start(seams=seams, settings=Settings(serve=ServeConfig(repository=True), poll_s=60.0))
+    named[0] = "v2"
+    assert ask("POST", "/v2/repository/models/late/load", {}).status == 200
+    assert ask.predict(flights.ASK).json["version"] == "v2"
+
+
+def test_loading_is_for_the_owner_brings_no_files_and_no_name_reaches_the_file_system(start: Any, ask: Any) -> None:
+    assert ask("POST", "/v2/repository/models/late/load").status == 403, "unless the service's settings allow it"
+    keys = {"alice": KeyConfig(key="alice-secret")}
+    own = start(settings=Settings(serve=ServeConfig(repository=True, keys=keys, token="owner-token")))
+    owner = {"authorization": "Bearer owner-token"}
+    assert own("POST", "/v2/repository/models/late/unload", headers={"x-api-key": "alice-secret"}).status == 403
+    own.connection.close()
+    for name in ("..%2f..%2fetc%2fpasswd", "../../etc/passwd", "late/../late", "other", "%00", "late%0a"):
+        assert own("POST", f"/v2/repository/models/{name}/load", headers=owner).status == 404
+    files = {"parameters": {"file:1/model.onnx": "aGVsbG8=", "config": "{}"}}
+    assert own("POST", "/v2/repository/models/late/load", files, owner).status == 400
+    assert own("POST", "/v2/repository/models/late/load", b"{", owner).status == 400
+    assert own("POST", "/v2/repository/models/late/unload", headers=owner).status == 200

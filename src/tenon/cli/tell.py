@@ -55,11 +55,14 @@ def _windows(watched: dict[str, object]) -> str:
                 f"{worst[0]} {worst[1]:.2f}" if worst[1] is not None else "–",
                 window["p50_ms"],
                 window["p99_ms"],
+                "–" if window.get("goodput") is None else f"{100 * window['goodput']:.1f} %",
+                window.get("refused", 0),
                 window["errors"],
                 usd(window["usd"]),
             ]
         )
-    header = ["from", "rows", "labelled", metric or "score", "most drift (PSI)", "p50 ms", "p99 ms", "errors", "cost"]
+    score_name, drift = metric or "score", "most drift (PSI)"
+    header = ["from", "rows", "labelled", score_name, drift, "p50 ms", "p99 ms", "in time", "refused", "errors", "cost"]
     return table(header, rows)
 
 

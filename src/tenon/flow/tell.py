@@ -13,6 +13,7 @@ import polars as pl
 from tenon import ledger, report, sketch
 from tenon import watch as watching
 from tenon.errors import InputError, sentence
+from tenon.finding import Finding
 from tenon.flow import learn, live, promote, single
 from tenon.flow.data import parquet
 from tenon.flow.work import Work, digest, newest
@@ -74,6 +75,7 @@ def watch(work: Work, asked: Look) -> dict[str, Any]:
         as_of=moment,
         context=context,
     )
+    watched = replace(watched, findings=(*watched.findings, *_budget(work, name)))
     change = watching.alerts(watched.findings, previous[0]["findings"] if previous else [])
     told = {"new": change.new, "still": change.still, "gone": change.gone}
     alerts = {name: [finding.to_dict() for finding in findings] for name, findings in told.items()}
@@ -83,6 +85,26 @@ def watch(work: Work, asked: Look) -> dict[str, Any]:
         for finding in change.new:
             work.store.event("alert", name, finding.to_dict())
     return body
+
+
+def _budget(work: Work, name: str) -> list[Finding]:
+    """Say whether the service is over its budget now, as it recorded."""
+    states = ("start", "over budget", "within budget")
+    told = [row for row in work.store.events("serving", name) if row["state"] in states]
+    if not told or told[-1]["state"] != "over budget":
+        return []
+    last = told[-1]
+    what = f"the cheaper version {last['cheaper']} answers" if last["cheaper"] else "requests are shed by priority"
+    return [
+        Finding(
+            code="serving/over-budget",
+            severity="warning",
+            place=f"{name}/budget",
+            said=f"Answers cost more than serve.usd_per_hour or serve.usd_per_1000 allow: {what}.",
+            hint="`tenon cost` shows what answers cost; raise the budget, or promote a cheaper version.",
+            numbers={"since_s": last["at"], "degraded": last["degraded"], "shed": last["shed"]},
+        )
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,8 +2,8 @@
 
 A trial is a record; its beginning, every change of its share and its end are events beside those of the alias. A
 running service looks for it every second, brings the version in, and writes down what it has seen; a canary that is bad
-beyond noise it ends by itself. One model has one trial at a time. A canary answers people, so that its gate must have allowed
-it, as for a promotion; a shadow needs no gate.
+beyond noise it ends by itself. One model has one trial at a time. A canary answers people, so that its gate must have
+allowed it, as for a promotion; a shadow needs no gate.
 """
 
 from __future__ import annotations

@@ -290,7 +290,7 @@ class App:
                 self.keeper.resume()
         else:
             self._take(live, service)
-        await asyncio.to_thread(self._record, "swap", service, previous=previous)
+        await asyncio.to_thread(self.record, "swap", service, previous=previous)
 
     def resume(self) -> None:
         """Let facts in again, after a version has taken in those it had not seen."""
@@ -391,9 +391,9 @@ class App:
             await asyncio.to_thread(language.start)
         self.ready = True
         for live in self.lives.values():
-            await asyncio.to_thread(self._record, "start", live.service)
+            await asyncio.to_thread(self.record, "start", live.service)
         for language in self.languages.values():
-            await asyncio.to_thread(self._record, "start", language)
+            await asyncio.to_thread(self.record, "start", language)
 
     async def stop(self) -> None:
         """Offer what monitoring has not seen, finish what is being written, and let the threads go."""
@@ -407,17 +407,18 @@ class App:
             if live.cheaper is not None:
                 live.cheaper.close()
             live.close()
-            await asyncio.to_thread(self._record, "stop", live.service)
+            await asyncio.to_thread(self.record, "stop", live.service)
         for language in self.languages.values():
             await asyncio.to_thread(language.close)
-            await asyncio.to_thread(self._record, "stop", language)
+            await asyncio.to_thread(self.record, "stop", language)
         if self.keeper is not None:
             await asyncio.to_thread(self.keeper.close)
 
     def _is_ready(self) -> bool:
         return self.ready
 
-    def _record(self, state: str, service: Service | Language, **more: Any) -> None:
+    def record(self, state: str, service: Service | Language, **more: Any) -> None:
+        """Record what became of a model's service, for the audit."""
         host, port = self.address
         body = {"state": state, "version": service.version, "pid": os.getpid(), "host": host, "port": port, **more}
         try:

@@ -33,12 +33,14 @@ class Beside:
         self._app = app
         self._ended: set[str] = set()  # trials that this process has ended, whatever the store still says
         self._told: dict[str, float] = {}
+        self._over: set[str] = set()
         self._number = 0
 
     async def follow(self, name: str, live: Live) -> None:
         """Bring in, judge or let go what stands beside one model, as the glue says now."""
         await self._follow_trial(name, live)
         await self._follow_cheaper(name, live)
+        await self._follow_money(name, live)
 
     async def _follow_trial(self, name: str, live: Live) -> None:
         seams = self._app.seams
@@ -123,6 +125,18 @@ class Beside:
             if gone is not None:
                 gone.close()
 
+    async def _follow_money(self, name: str, live: Live) -> None:
+        """Record when a model begins to be over its budget, and when that has ended."""
+        if live.spending is None:
+            return
+        over = live.spending.degraded(live.service.usd_per_row, perf_counter())
+        if over == (name in self._over):
+            return
+        (self._over.add if over else self._over.discard)(name)
+        cheaper = live.cheaper.service.version if live.cheaper is not None else ""
+        more = {"cheaper": cheaper, "degraded": live.meter.degraded, "shed": live.meter.shed}
+        await asyncio.to_thread(self._app.record, "over budget" if over else "within budget", live.service, **more)
+
     async def _bring(self, live: Live, service: Service) -> Live:
         """Make a Live of another version that has seen every fact; `resume` must be called when it stands in place."""
         app = self._app
@@ -131,8 +145,15 @@ class Beside:
         try:
             if app.keeper is not None:
                 await app.keeper.catch_up(service.online, app.seams.sources, service.facts_seq)
-            await asyncio.to_thread(other.warm, service.example)
-        except BaseException:
+            await asyncio.to_thread(_warmed, other)
+        except BaseException:  # the edge of bringing a version in: facts must not wait for ever
             app.resume()
             raise
         return other
+
+
+def _warmed(other: Live) -> None:
+    try:
+        other.warm(other.service.example)
+    except Exception:  # the edge of somebody's model: what it does with real requests decides
+        log.exception("version %s of '%s' cannot score its example", other.service.version, other.service.name)

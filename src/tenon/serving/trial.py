@@ -9,8 +9,8 @@ not.
 Howard, Ramdas, McAuliffe and Sekhon, *Time-uniform, nonparametric, nonasymptotic confidence sequences*, 2021.
 
 A check is `bad` when its whole interval lies beyond the bound, `good` when the whole of it lies within, and `open`
-until then. The difference of scores is told with an ordinary 95 % interval; nothing is decided by it. Nothing here knows
-of time, threads or the store.
+until then. The difference of scores is told with an ordinary 95 % interval; nothing is decided by it. Nothing here
+knows of time, threads or the store.
 """
 
 from __future__ import annotations
@@ -201,6 +201,8 @@ def interval(total: float, count: int, alpha: float = ALPHA) -> tuple[float, flo
     bound = mixed + math.log(alpha)  # the interval holds the means whose log-likelihood is at least this
 
     def inside(mean: float) -> bool:
+        if not 0 < mean < 1:
+            return False
         return (total * math.log(mean) if total else 0.0) + (rest * math.log1p(-mean) if rest else 0.0) >= bound
 
     def edge(good: float, bad: float) -> float:
@@ -219,9 +221,9 @@ def judge(trial: Trial, seen: Evidence) -> Verdict:
     """Judge a trial by what was seen so far."""
     base, candidate, bounds = seen.base, seen.candidate, trial.bounds
     checks = [_agreement(seen, bounds)]
-    more = f"{bounds.errors_pct:g} points more than the other's"
+    more = f"{bounds.errors_pct:g} % above the other's share"
     checks.append(_beside("errors", "failed", more, (base.errors, candidate.errors), (seen, bounds.errors_pct / 100)))
-    more = f"{bounds.slow_pct:g} points more than the other's"
+    more = f"{bounds.slow_pct:g} % above the other's share"
     what = f"took longer than {bounds.slow_ms:g} ms"
     checks.append(_beside("latency", what, more, (base.slow, candidate.slow), (seen, bounds.slow_pct / 100)))
     answers = {check.answer for check in checks}

@@ -237,6 +237,9 @@ class _Look:
             slow=found.slow,
             timed=found.timed,
             errors=found.errors,
+            invalid=found.invalid,
+            refused=found.refused,
+            good=found.good,
             usd=found.usd,
         )
         have = found.scored.columns if found.scored is not None else self.labels.keys

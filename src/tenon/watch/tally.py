@@ -31,7 +31,7 @@ from tenon.watch.retain import SUMMARY
 from tenon.watch.stream import Span
 from tenon.watch.window import start_of
 
-FORMAT = 2  # of the summaries: another number makes them anew
+FORMAT = 3  # of the summaries: another number makes them anew
 SCORED = ("id", "time", "score", "version", "at")
 
 
@@ -53,6 +53,9 @@ class Tally:
     slow: int = 0
     timed: int = 0
     errors: int = 0
+    invalid: int = 0
+    refused: int = 0
+    good: int = 0
     usd: float = 0.0
     profile: Profile | None = None
     scored: pl.DataFrame | None = None  # None once `prune` has removed it
@@ -84,12 +87,15 @@ def tally(store: Store, model: str, cut: Cut, held: list[Span], limits: WatchLim
     times: list[np.ndarray[Any, Any]] = []
     waits: list[np.ndarray[Any, Any]] = []
     versions: dict[str, int] = {}
-    rows = errors = 0
+    rows = errors = invalid = refused = good = 0
     usd = 0.0
     for chunk in _chunks(store, model, cut, limits):
         rows += chunk.height
         failed = chunk.filter(pl.col("error").fill_null("") != "").height
         errors += failed
+        invalid += int((chunk["error"] == "invalid").sum())
+        refused += int(chunk["error"].is_in(["refused", "late"]).sum())
+        good += chunk.filter((pl.col("error").fill_null("") == "") & (pl.col("latency_ms") <= cut.slow_ms)).height
         usd += float(chunk["usd"].sum())
         times.append(chunk["time"].dt.epoch("us").to_numpy())
         waits.append(chunk["latency_ms"].drop_nulls().drop_nans().to_numpy())
@@ -116,6 +122,9 @@ def tally(store: Store, model: str, cut: Cut, held: list[Span], limits: WatchLim
         slow=int((waited > cut.slow_ms).sum()),
         timed=len(waited),
         errors=errors,
+        invalid=invalid,
+        refused=refused,
+        good=good,
         usd=usd,
         profile=profiles,
         scored=stack(scored) if scored else None,
@@ -178,7 +187,7 @@ def keep(store: Store, name: str, model: str, found: Tally, *, at: float) -> Non
     sink = io.BytesIO()
     found.scored.write_parquet(sink, compression="zstd")
     numbers = ("start", "end", "rows", "share", "first", "last", "gap_s", "p50_ms", "p99_ms", "slow", "timed")
-    values = {key: getattr(found, key) for key in (*numbers, "errors", "usd")}
+    values = {key: getattr(found, key) for key in (*numbers, "errors", "invalid", "refused", "good", "usd")}
     body = {
         "id": name,
         "model": model,

@@ -59,6 +59,9 @@ class Window:
     slow: int = 0  # answers slower than the limit of the configuration
     timed: int = 0
     errors: int = 0
+    invalid: int = 0  # of those, requests that nobody could have answered
+    refused: int = 0  # of those, requests that were told to come back
+    good: int = 0  # answers within the limit of the configuration
     usd: float = 0.0
 
     @property
@@ -75,6 +78,12 @@ class Window:
     def judged(self) -> bool:
         """Whether performance here may be judged: closed, mature, and some labels there."""
         return not self.open and not self.maturing and self.labelled > 0
+
+    @property
+    def goodput(self) -> float:
+        """Return which share of the rows that could be answered was, within the limit."""
+        offered = self.rows - self.invalid
+        return self.good / offered if offered > 0 else math.nan
 
     @property
     def usd_per_1000(self) -> float:
@@ -112,6 +121,8 @@ class Window:
             "p99_ms": _known(self.p99_ms, 4),
             "slow": self.slow,
             "errors": self.errors,
+            "refused": self.refused,
+            "goodput": _known(self.goodput),
             "usd": _known(self.usd, 9),
             "usd_per_1000": _known(self.usd_per_1000, 9),
         }
