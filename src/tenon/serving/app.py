@@ -282,6 +282,7 @@ class App:
                 sentence("a model served here", f"'{service.name}'", at="swap", hint=nearest(service.name, self.lives))
             )
         previous = live.service.version
+        await self._beside.end(live)  # what was tried was tried beside another version
         if self.keeper is not None:
             try:
                 await self.keeper.catch_up(service.online, self.seams.sources, service.facts_seq)
@@ -335,7 +336,6 @@ class App:
             return
         if self.may_load(name, version):
             service = await asyncio.to_thread(load, name, version)
-            await self._beside.end(live)  # what was tried was tried beside another version
             await self.swap(service)
             self.loaded()
 
