@@ -1,7 +1,7 @@
 """`tenon ingest`, `tenon check` and `tenon quarantine`: files in, typed columns or verdicts out; no project needed.
 
-Each is one call of `flow.single`. What was found stands in a table on stdout, findings and their hints on stderr; cells
-that came from somebody's file pass through `output.harmless` on the way.
+Each is one call of `flow.single`. What was found stands in a summary on stdout, findings and their hints on stderr;
+cells that came from somebody's file pass through `output.harmless` on the way.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from pathlib import Path
 
 import click
 
-from tenon.cli.output import Output, seconds, table
+from tenon.cli.output import Output, table, terminal_width
 from tenon.cli.shared import json_flag
+from tenon.cli.summary import TOLD, summary
 
 
 @click.command()
@@ -36,23 +37,13 @@ def ingest(
     from tenon.flow import single
 
     output = Output(as_json)
-    read = single.read(
-        single.Read(paths=paths, out=out or Path(), name=name, text=text, csv=csv, policy=policy), output.progress
-    )
-    done = read.ingested
-    output.findings([finding.to_dict() for finding in done.findings])
-    columns = [
-        [column.name, column.type, column.null_pct, column.repaired, ", ".join(column.examples[:3])]
-        for column in done.columns
-    ]
-    assert done.balance.closes, done.balance
-    lines = [
-        table(["column", "type", "null %", "repaired", "examples"], columns),
-        f"\n{done.rows:,} rows, {done.quarantined:,} quarantined, {done.repaired:,} repaired; every one of "
-        f"{done.bytes:,} bytes is accounted for, in {seconds(done.seconds)}",
-        *(f"wrote {path}" for path in read.written),
-    ]
-    output.emit(read.to_dict(), "\n".join(lines))
+    asked = single.Read(paths=paths, out=out or Path(), name=name, text=text, csv=csv, policy=policy)
+    with output:
+        read = single.read(asked, output.progress, output.counted)
+    assert read.ingested.balance.closes, read.ingested.balance
+    body = read.to_dict()
+    output.emit(body, lambda: summary(body, terminal_width()))
+    output.findings([found for found in body["findings"] if as_json or found["code"] not in TOLD])
 
 
 @click.command()
@@ -79,7 +70,8 @@ def check(
     from tenon.flow.check import check as run
 
     output = Output(as_json)
-    checked = run(Ask(data=data, contract=file, good=good, bad=bad, junit=junit), output.progress)
+    with output:
+        checked = run(Ask(data=data, contract=file, good=good, bad=bad, junit=junit), output.progress)
     counts = checked.verdict.counts.values()
     rows = [[count.rule, count.broken, count.broken_pct, count.threshold_pct, not count.exceeded] for count in counts]
     bad_rows = checked.verdict.bad_rows
@@ -146,7 +138,8 @@ def quarantine_replay(file: Path, policy: str, as_json: bool) -> None:
     from tenon.flow import single
 
     output = Output(as_json)
-    done = single.quarantine_replay(file, "cell" if policy == "cell" else "row", output.progress)
+    with output:
+        done = single.quarantine_replay(file, "cell" if policy == "cell" else "row", output.progress)
     data = {"file": str(done.file or ""), "rows": done.rows, "waiting": done.waiting, "seconds": done.seconds}
     told = f"{done.rows:,} rows could be read now, {done.waiting:,} still wait"
     output.emit(data, f"{told}; wrote {done.file}" if done.file else told)

@@ -1,15 +1,21 @@
 """How the command line speaks: one value for stdout as JSON or as text, talk and progress on stderr.
 
 Everything that came from data passes through `harmless` on its way to a terminal: escape sequences in a column name
-must not repaint somebody's screen. Progress appears only after two seconds, so quick work stays quiet, and only where
-a person looks (a terminal); `--json` silences it.
+must not repaint somebody's screen. Progress is one line, drawn over itself at most ten times a second and wiped away at
+the end. It appears only after two seconds, so quick work stays quiet, and only where a person looks (a terminal);
+`--json` silences it. Time left is told from the rate of the last ten seconds: parts that were found finished, and a
+slow beginning, do not count. Colours need a terminal too, and none are used where NO_COLOR is set.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import sys
 import time
+import unicodedata
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,26 +23,58 @@ from typing import Any
 
 import click
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# Control characters, and those of Unicode that turn, hide or break text; joiners stay, words are written with them.
+CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f]"
+)
 MARK = {"error": "✗", "warning": "!", "info": "·"}
 COLOUR = {"error": "red", "warning": "yellow", "info": "cyan"}
-STEPS = 200  # a bar is drawn at most so often
+BAR = 20  # characters of the bar
+REDRAW_S = 0.1
+RATE_S = 10.0  # rate and time left are those of the last seconds
 QUIET_S = 2.0  # work shorter than this shows no progress
 
 
 def harmless(text: str) -> str:
     """Show control and direction-changing characters as their code points, so that data cannot drive the terminal."""
-    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return CONTROL.sub(_point, text)
+
+
+def _point(found: re.Match[str]) -> str:
+    number = ord(found[0])
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}" if number < 1 << 16 else f"\\U{number:08x}"
+
+
+def terminal_width() -> int:
+    """Return how many places a line may have: the terminal's, what COLUMNS says, or 100 where nobody looks."""
+    return shutil.get_terminal_size((100, 24)).columns
+
+
+def plain() -> bool | None:
+    """Say False where no colours are wanted (NO_COLOR), None where click may decide by whether it is a terminal."""
+    return False if os.environ.get("NO_COLOR") else None
 
 
 @dataclass(slots=True)
 class Output:
-    """Where a command speaks: `emit` writes its one result, `say` talks, `progress` draws while it works."""
+    """Where a command speaks: `emit` writes its one result, `say` talks, `progress` draws while it works.
+
+    Used as a context it wipes progress away however the work ends, so that an error has a line of its own.
+    """
 
     json: bool = False
     _started: float = field(default_factory=time.monotonic)
-    _bar: Any = None
     _said: str = ""
+    _drawn: float = 0.0
+    _rows: int = -1
+    _seen: deque[tuple[float, float, int]] = field(default_factory=deque)
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     def emit(self, data: Any, text: str | Callable[[], str] = "") -> None:
         """Write the command's result to stdout: `data` as JSON with --json, else `text`."""
@@ -46,12 +84,12 @@ class Output:
 
             click.echo(msgspec.json.format(msgspec.json.encode(data, enc_hook=_plain), indent=2))
         else:
-            click.echo(text() if callable(text) else text)
+            click.echo(text() if callable(text) else text, color=plain())
 
     def say(self, text: str, *, colour: str | None = None) -> None:
         """Talk to the person on stderr, after ending any progress that is being drawn."""
         self.end()
-        click.secho(harmless(text), err=True, fg=colour)
+        click.secho(harmless(text), err=True, fg=colour, color=plain())
 
     def findings(self, findings: Sequence[Mapping[str, Any]], *, notes: bool = True) -> None:
         """Say findings, gravest first, with place, code and next step; without `notes`, only count those of info."""
@@ -65,27 +103,52 @@ class Output:
         if len(shown) < len(findings):
             self.say(f"· {len(findings) - len(shown)} notes on the data are in the engineer's report, and in --json")
 
+    def counted(self, rows: int) -> None:
+        """Take the rows read so far; from then on progress is bytes, told with both rates."""
+        self._rows = rows
+
     def progress(self, done: float, total: float, said: str) -> None:
         """Draw progress of the work named `said`, once it has gone on for two seconds and somebody is looking."""
-        if self.json or not sys.stderr.isatty() or time.monotonic() - self._started < QUIET_S:
+        now = time.monotonic()
+        if self.json or not sys.stderr.isatty():
             return
-        if said != self._said:
-            self.end()
+        if said != self._said or (self._seen and done < self._seen[-1][1]):
+            self._seen.clear()
             self._said = said
-            self._bar = click.progressbar(
-                length=STEPS, label=f"{harmless(said):<24}", file=sys.stderr, width=30, show_eta=False
-            )
-            self._bar.__enter__()
-        if self._bar is not None:
-            at = int(STEPS * min(done / total, 1.0)) if total > 0 else 0
-            if at > self._bar.pos or not at:
-                self._bar.update(at - self._bar.pos)
+        self._seen.append((now, done, self._rows))
+        while now - self._seen[0][0] > RATE_S and len(self._seen) > 2:
+            self._seen.popleft()
+        if now - self._started < QUIET_S or (now - self._drawn < REDRAW_S and done < total):
+            return
+        width = shutil.get_terminal_size().columns - 1
+        line = fitted(harmless(said), max(width - 60, 12)) + "  " + self._told(done, total)
+        # One write, over what stood there, wiping only what is left of it: nothing flickers.
+        sys.stderr.write(f"\r{fitted(line, width)}\x1b[K")
+        sys.stderr.flush()
+        self._drawn = now
+
+    def _told(self, done: float, total: float) -> str:
+        """Say how far the work is, how fast it goes, and how long it will take."""
+        share = min(done / total, 1.0) if total > 0 else 0.0
+        full = int(BAR * share)
+        told = f"{'█' * full}{'░' * (BAR - full)} {100 * share:3.0f} %"
+        then, before, rows = self._seen[0]
+        now, done, rows_now = self._seen[-1]
+        rate = (done - before) / (now - then) if now > then else 0.0
+        if self._rows >= 0:
+            told += f"  {rate / 1e6:,.0f} MB/s" if rate else ""
+            told += f"  {short((rows_now - rows) / (now - then))} rows/s" if rate and rows >= 0 else ""
+        if share >= 1:
+            return told + "  finishing"
+        return told + (f"  {seconds((total - done) / rate)} left" if rate else "")
 
     def end(self) -> None:
-        """Stop drawing, so that a result or an error starts on a clean line."""
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-            self._bar, self._said = None, ""
+        """Wipe progress away, so that a result or an error starts on a clean line."""
+        if self._drawn:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+        self._said, self._drawn = "", 0.0
+        self._seen.clear()
 
 
 def _plain(value: Any) -> Any:
@@ -101,7 +164,8 @@ def _plain(value: Any) -> Any:
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, cut: int = 60) -> str:
     """Lay out a table in plain text: figures to the right, words to the left, a cell cut at `cut` characters."""
     cells = [[_cell(value, cut) for value in row] for row in rows]
-    widths = [max([len(name), *(len(row[i]) for row in cells)]) for i, name in enumerate(header)]
+    names = [_cell(name, cut) for name in header]
+    widths = [max([wide(name), *(wide(row[i]) for row in cells)]) for i, name in enumerate(names)]
     right = [
         bool(rows) and all(isinstance(row[i], (int, float)) or row[i] is None for row in rows)
         for i in range(len(header))
@@ -109,11 +173,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, cut: int = 60
 
     def line(values: Sequence[str]) -> str:
         return "  ".join(
-            value.rjust(width) if side else value.ljust(width)
+            " " * (width - wide(value)) + value if side else value + " " * (width - wide(value))
             for value, width, side in zip(values, widths, right, strict=True)
         ).rstrip()
 
-    lines = [line(list(header)), line(["─" * width for width in widths])]
+    lines = [line(names), line(["─" * width for width in widths])]
     return "\n".join(lines + [line(row) for row in cells])
 
 
@@ -126,8 +190,41 @@ def _cell(value: Any, cut: int) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    text = harmless(str(value)).replace("\n", " ")
-    return text if len(text) <= cut else text[: cut - 1] + "…"
+    return fitted(harmless(str(value)).replace("\n", " ").replace("\t", " "), cut)
+
+
+def wide(text: str) -> int:
+    """Return how many places a text takes in a terminal: two for East Asian signs, none for marks on other letters."""
+    if text.isascii():
+        return len(text)
+    return sum(_places(sign) for sign in text)
+
+
+def _places(sign: str) -> int:
+    if unicodedata.combining(sign) or sign in "\u200c\u200d\ufe0e\ufe0f":
+        return 0
+    return 2 if unicodedata.east_asian_width(sign) in "WF" else 1
+
+
+def fitted(text: str, room: int) -> str:
+    """Cut a text to what fits in `room` places, the last of them an ellipsis."""
+    if len(text) <= 4 * room and wide(text) <= room:
+        return text
+    out, used = [], 0
+    for sign in text[: 4 * room]:
+        used += _places(sign)
+        if used > room - 1:
+            break
+        out.append(sign)
+    return "".join(out) + "…"
+
+
+def short(amount: float) -> str:
+    """Write a large number in three figures: 950, 12.3 k, 4.56 M."""
+    for size, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if amount >= 0.9995 * size:
+            return f"{amount / size:.3g}{name}"
+    return f"{amount:.0f}"
 
 
 def usd(amount: float) -> str:

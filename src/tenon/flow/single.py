@@ -6,6 +6,7 @@ is never changed, and what is written is named before work begins and replaced i
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,9 @@ from tenon.finding import Finding
 from tenon.flow.work import Progress, quiet
 from tenon.ingest import quarantine as waiting
 from tenon.ingest.clean import clean
+from tenon.ingest.glance import Glance, glance
+from tenon.ingest.job import uncounted
+from tenon.ingest.stream import STDIN, files_of, spelt
 
 BATCH_ROWS = 8_192
 DRAFT_ROWS = 1_000_000  # a contract is drafted from so many rows
@@ -46,25 +50,34 @@ class Read:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """What reading came to, and every file that was written."""
+    """What reading came to, what was repaired and what waits with examples, and every file that was written."""
 
     ingested: ingest.Ingested
+    glance: Glance
     written: Sequence[Path]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the outcome as plain data."""
-        return {**self.ingested.to_dict(), "written": [str(path) for path in self.written]}
+        """Return the outcome as plain data; examples of what was repaired and what waits are under `glance`."""
+        written = [str(path) for path in self.written]
+        return {**self.ingested.to_dict(), "glance": self.glance.to_dict(), "written": written}
 
 
-def read(asked: Read, progress: Progress = quiet) -> Done:
-    """Read messy files into typed Parquet, quarantine and a contract to review; or, with `csv`, into clean CSV."""
+def read(asked: Read, progress: Progress = quiet, counted: Callable[[int], None] = uncounted) -> Done:
+    """Read messy files into typed Parquet, quarantine and a contract to review; or, with `csv`, into clean CSV.
+
+    `counted` is told how many rows were read, each time before `progress` is told how many bytes.
+    """
     name = asked.name or name_of(asked.paths)
     if asked.csv is not None:
         with tempfile.TemporaryDirectory(prefix="tenon-") as folder:
-            job = ingest.Job(paths=tuple(asked.paths), out=Path(folder), name=name, policy=asked.policy)
+            job = ingest.Job(
+                paths=tuple(asked.paths), out=Path(folder), name=name, policy=asked.policy, counted=counted
+            )
             done = clean(job, asked.csv, progress)
-        return Done(ingested=done, written=[asked.csv])
-    job = ingest.Job(paths=tuple(asked.paths), out=asked.out, name=name, policy=asked.policy, text=asked.text)
+            return Done(ingested=done, glance=glance(done), written=[asked.csv])
+    job = ingest.Job(
+        paths=tuple(asked.paths), out=asked.out, name=name, policy=asked.policy, text=asked.text, counted=counted
+    )
     done = ingest.ingest(job, progress=progress)
     written = [*done.files, *(path for path in (done.quarantine, done.repairs, done.summary) if path is not None)]
     if done.files:
@@ -74,9 +87,9 @@ def read(asked: Read, progress: Progress = quiet) -> Done:
         null = {word for column in done.columns for word in column.null_words if word}
         inferred = replace(inferred, columns=tuple(columns), null=tuple(sorted(null)))
         file = asked.out / f"{name}.contract.yaml"
-        replace_text(file, inferred.to_odcs(_notes(done, [path.name for path in asked.paths])))
+        replace_text(file, inferred.to_odcs(_notes(done, [spelt(Path(path.name)) for path in asked.paths])))
         written.append(file)
-    return Done(ingested=done, written=written)
+    return Done(ingested=done, glance=glance(done), written=written)
 
 
 def _notes(done: ingest.Ingested, names: Sequence[str]) -> dict[str, list[str]]:
@@ -97,9 +110,17 @@ def _notes(done: ingest.Ingested, names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def name_of(paths: Sequence[Path]) -> str:
-    """Name what is written after the first path: `dump` for dump.csv.gz, the folder's name for a folder."""
+    """Name what is written after the first path: `dump` for dump.csv.gz, the folder's name for a folder.
+
+    Standard input is `stdin`, a pattern is named after the first file that it finds.
+    """
     first = paths[0]
-    return first.name.split(".")[0] or first.resolve().name
+    if first == STDIN:
+        return "stdin"
+    if not first.exists() and any(mark in str(first) for mark in "*?["):
+        first = files_of((first,))[0]
+    name = first.name.split(".")[0] or first.resolve().name
+    return os.fsencode(name).decode("utf-8", "replace").replace("\ufffd", "_")
 
 
 def replace_text(path: Path, text: str) -> None:

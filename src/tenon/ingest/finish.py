@@ -328,10 +328,11 @@ def _findings(
         yield from _file_findings(plan, file, mine, about[number], feet[number])
     yield from _column_findings(plan, done.columns)
     if done.quarantine:
-        yield _counted("ingest/quarantined", "warning", done.quarantine, "reason", "row", "wait in quarantine", job)
+        said = f"{done.quarantined:,} {'row waits' if done.quarantined == 1 else 'rows wait'} in quarantine"
+        yield _counted("ingest/quarantined", "warning", done.quarantine, "reason", said, job)
     if done.repairs:
-        said = "were repaired, each flagged"
-        yield _counted("ingest/repaired", "info", done.repairs, "repair", "cell or row", said, job)
+        said = f"{done.repaired:,} {'row was' if done.repaired == 1 else 'rows were'} repaired, each repair recorded"
+        yield _counted("ingest/repaired", "info", done.repairs, "repair", said, job)
 
 
 def _file_findings(
@@ -432,7 +433,7 @@ def _column_findings(plan: Plan, columns: Sequence[ColumnFacts]) -> Iterable[Fin
         )
         if fact.quarantined or mixed:
             said = (
-                f"{fact.quarantined:,} values do not fit type {fact.type}"
+                f"{fact.quarantined:,} value{' does' if fact.quarantined == 1 else 's do'} not fit type {fact.type}"
                 if fact.quarantined
                 else "values of several types; kept as text"
             )
@@ -445,13 +446,16 @@ def _column_findings(plan: Plan, columns: Sequence[ColumnFacts]) -> Iterable[Fin
             )
 
 
-def _counted(code: str, severity: Any, path: Path, column: str, noun: str, verb: str, job: Job) -> Finding:
-    """Tell how many of what kind a file of records holds, with the place of the first."""
+def _counted(code: str, severity: Any, path: Path, column: str, said: str, job: Job) -> Finding:
+    """Tell of what kinds the records of a file are, with the place of the first."""
     counts = pl.scan_parquet(path).group_by(column).len().sort("len", column, descending=[True, False]).collect()
     first = pl.scan_parquet(path).select("file", "line", "column").head(1).collect().to_dicts()[0]
-    total = int(counts["len"].sum())
-    told = ", ".join(f"{name} {count:,}" for name, count in counts.head(job.limits.examples_per_finding).iter_rows())
+    shown = counts.head(job.limits.examples_per_finding)
+    told = ", ".join(f"{name} {count:,}" for name, count in shown.iter_rows())
+    more = counts.height - shown.height
+    told += f" and {more} more kind{'s' if more > 1 else ''}" if more else ""
     place = f"{first['file']}:{first['line']}" + (f":{first['column']}" if first["column"] else "")
     numbers = {str(name).replace("-", "_"): float(count) for name, count in counts.iter_rows()}
-    said = f"{total:,} {noun}{'s' if total != 1 and noun == 'row' else ''} {verb} ({told})"
-    return Finding(code=code, severity=severity, place=place, said=said, hint=f"open {path.name}", numbers=numbers)
+    return Finding(
+        code=code, severity=severity, place=place, said=f"{said} ({told})", hint=f"open {path.name}", numbers=numbers
+    )

@@ -25,6 +25,10 @@ def silent(done: float, total: float, said: str) -> None:
     """Report no progress."""
 
 
+def uncounted(rows: int) -> None:
+    """Count no rows."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """What to ingest and where to.
@@ -34,6 +38,7 @@ class Job:
     quarantine ("row"), or the cell becomes null and is flagged ("cell"). `text` keeps every column as text, spelt as
     in the source. `engine` is where ranges are read (None: on threads of this process), `ranges` into how many each
     input is cut (0: by size), `compiled` whether the kernel reads what it can; none of them changes the result.
+    `counted` is told the rows read so far, each time before progress is told the bytes.
     """
 
     paths: tuple[Path, ...]
@@ -46,6 +51,7 @@ class Job:
     engine: Any = None
     ranges: int = 0
     compiled: bool = True
+    counted: Callable[[int], None] = uncounted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

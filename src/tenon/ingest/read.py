@@ -15,6 +15,8 @@ import errno
 import fcntl
 import hashlib
 import json
+import os
+import re
 import shutil
 import time
 from collections import Counter, deque
@@ -25,6 +27,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import polars as pl
 
 from tenon.errors import InputError, StoreError, sentence
 from tenon.ingest import columnar, finish, unit
@@ -40,6 +44,7 @@ VERSION = 1
 PASSES = 5  # the vote only widens; more passes would mean that it does not
 THREADS = 2
 AHEAD = 4  # ranges given out before the first of them is taken back
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
 FUNCTION = "tenon.ingest.unit:read"
 
 
@@ -206,7 +211,13 @@ def _only(work: Path) -> Iterator[Path]:
 def _disk(out: Path) -> Iterator[None]:
     """Tell failures of the disk in words."""
     try:
-        yield
+        try:
+            yield
+        except pl.exceptions.PolarsError as error:
+            # Polars tells some failures of the disk in its own words, with the system's number in them.
+            if (found := OS_ERROR.search(str(error))) is None:
+                raise
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "make room and start again: finished parts are kept" if full else "check the folder and its permissions"
@@ -233,7 +244,7 @@ def _pass(
         temporary.write_text(json.dumps(plan.to_dict()), "utf-8")
         temporary.replace(path)
     total = sum(one.input.size for one in sources)
-    before = 0
+    before = rows = 0
     out: list[Range] = []
     facts = [Facts() for _ in plan.outputs]
     missing = planning.words_for_missing(plan)
@@ -250,6 +261,8 @@ def _pass(
             known |= {"file": number, "first_line": first_line}
             out.append(Range(file=number, out=Path(job_["out"]), told=known, size=job_["size"]))
             share = min(1.0, told["end"] / max(1, source.input.size if source.plain else told["end"]))
+            rows += told["rows"]
+            job.counted(rows)
             progress(before + share * source.input.size, total, f"reading {Path(source.input.label).name}")
             if told["stop"] >= 0:
                 break

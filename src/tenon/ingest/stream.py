@@ -87,12 +87,23 @@ def _files(path: Path) -> Iterator[Path]:
     if path == STDIN or path.is_file() or path.is_fifo():
         yield path
     elif path.is_dir():
-        yield from sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+        yield from sorted(_within(path))
     elif any(mark in str(path) for mark in "*?["):
         anchor = Path(path.anchor)
         yield from sorted(file for file in anchor.glob(str(path.relative_to(anchor))) if file.is_file())
     else:
         raise MissingError(sentence("a file, folder or pattern", "nothing there", at=str(path), hint="check the path"))
+
+
+def _within(folder: Path) -> Iterator[Path]:
+    """Find the files under a folder; one that cannot be looked into is an error, for its rows would be missing."""
+
+    def refused(error: OSError) -> None:
+        got, hint = error.strerror or str(error), "check its permissions"
+        raise InputError(sentence("a folder that can be read", got, at=spelt(Path(error.filename)), hint=hint))
+
+    for root, _, names in os.walk(folder, onerror=refused):
+        yield from (file for name in names if not name.startswith(".") and (file := Path(root, name)).is_file())
 
 
 def inputs_of(files: list[Path]) -> list[Input]:
@@ -119,7 +130,7 @@ def _inputs(file: Path) -> Iterator[Input]:
         refuse(head, str(file))
     facts: dict[str, Any] = {"path": file, "size": about.st_size, "changed_ns": about.st_mtime_ns}
     if codec != "zip":
-        yield Input(label=str(file), codec=codec, **facts)
+        yield Input(label=spelt(file), codec=codec, **facts)
         return
     try:
         with zipfile.ZipFile(file) as pack:
@@ -136,10 +147,15 @@ def _inputs(file: Path) -> Iterator[Input]:
     if any(member.flag_bits & 1 for member in members):
         raise InputError(sentence("a zip without a password", "an encrypted one", at=str(file), hint="unpack it first"))
     if not members:
-        yield Input(label=str(file), codec="none", **facts)
+        yield Input(label=spelt(file), codec="none", **facts)
     for member in members:
-        label = str(file) if len(members) == 1 else f"{file}!{member.filename}"
+        label = spelt(file) if len(members) == 1 else f"{spelt(file)}!{member.filename}"
         yield Input(label=label, codec="zip", member=member.filename, **facts)
+
+
+def spelt(path: Path) -> str:
+    """Spell a path in characters that can be written anywhere: bytes of a name that are no UTF-8 become `\\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def refuse(head: bytes, label: str) -> None:
