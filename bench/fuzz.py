@@ -48,6 +48,7 @@ from tenon.limits import IngestLimits
 
 BOUND_S = 10.0  # processor seconds for one input, a few kilobytes
 SLOW_S = 1.0  # an input that takes longer is told
+STUCK_S = 90.0  # a child that begins no other input for so long is killed
 BLOCK = 500  # inputs a child does before it tells how far it is
 DRIVES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -341,6 +342,11 @@ def run(seed: int, count: int, *, workers: int, seconds: float, tell: Callable[[
                 busy[ours] = (child, first, size, folder)
             if late and not busy:
                 break
+            for child, _, _, folder in busy.values():
+                mark = Path(folder + ".mark")
+                # A thread inside a compiled pattern hears no alarm: the whole child is killed, and its input told.
+                if mark.exists() and time.time() - mark.stat().st_mtime > STUCK_S:
+                    child.kill()
             for ours in multiprocessing.connection.wait(list(busy), 5.0):
                 child, first, size, folder = busy.pop(ours)
                 try:

@@ -15,8 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tenon.errors import InputError
 from tenon.ingest import Job, ingest
 from tenon.limits import IngestLimits
+
+from .conftest import Read
 
 BENCH = Path(__file__).parents[2] / "bench"
 
@@ -64,6 +67,13 @@ KEPT: dict[str, tuple[bytes, str, int, int]] = {
         5,
         64,
     ),
+    "spaces after forty delimiters, and no row": (
+        (b"a" + b", 1" * 40 + b"\n") * 4 + b"x" + b", " * 40 + b"y\n" + b", ".join([b"1"] * 41) + b"z",
+        ".csv",
+        5,
+        4096,
+    ),
+    "a cell of sixty commas": (b"a;b\n" + b'1;"x' + b", " * 60 + b'|"\n' + b"2;y\n" * 5, ".csv", 2, 4096),
     "a giant line with lone carriage returns": (
         b"\r" + b"a|b|c\n1|2|3\r4|5|6\n\r" * 3 + b"z\r" + b"y" * 900 + b"\n1|2|3\n",
         ".csv",
@@ -147,3 +157,14 @@ def test_the_memory_allowed_decides_how_much_is_in_work_at_once(tmp_path: Path) 
     limits = IngestLimits(memory_bytes=4 << 20)
     done = ingest(Job(paths=(path,), out=tmp_path / "out", limits=limits), lambda at, total, said: seen.append(at))
     assert len(seen) == -(-path.stat().st_size // (1 << 16)) and done.rows == 100_000
+
+
+@pytest.mark.parametrize("again", [b',"a', b'"a,', b'1;"x ', b'"\n', b'a,"\r', b", ", b'""', b'\\",'])
+@pytest.mark.parametrize("head", [b"a,b\n1,2\n1,3\n", b""])
+def test_a_hundred_thousand_bytes_of_one_sign_take_no_longer_than_others(read: Read, again: bytes, head: bytes) -> None:
+    try:
+        done = read(head + again * (100_000 // len(again)))
+    except InputError as error:  # more columns than a table may have
+        assert "columns" in str(error)
+    else:
+        assert done.result.balance.closes

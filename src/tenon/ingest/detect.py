@@ -51,7 +51,7 @@ KINDS = (
     ("null", rb"n/?a|null|none|-+|\?|#n/a|\\n|\."),
     ("word", rb"[^\s,;|\t\"]+"),
     ("text", rb"[^,;|\t\"]+"),
-    ("prose", rb"[^;|\t\"]*[^;|\t\",](?:, [^;|\t\"]*)*"),
+    ("prose", rb"[^;|\t\"]*[^;|\t\",](?:, [^;|\t\"]*)?"),
 )
 KIND = [(name, re.compile(pattern, re.IGNORECASE)) for name, pattern in KINDS]
 WORTH = {"empty": 0.6, "word": 0.9, "text": 0.85, "prose": 0.4, "junk": 0.05}

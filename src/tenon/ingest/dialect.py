@@ -102,7 +102,7 @@ def split(row: bytes, dialect: Dialect) -> Split:
     delimiter, quote = dialect.delimiter, dialect.quote
     if not delimiter:
         if quote and row[:1] == quote:
-            value, _, faults, closed = _quoted(row, 0, dialect)
+            value, _, faults, closed = _quoted(row, 0, dialect, len(row))
             return Split([value], [closed], faults, closed)
         return Split([row], [False], 0, True)
     if (not quote or quote not in row) and not dialect.escape:
@@ -177,6 +177,7 @@ def _split_quoted(row: bytes, dialect: Dialect) -> Split:
     values: list[bytes] = []
     quoted: list[bool] = []
     faults, closed, at, size, step = 0, True, 0, len(row), len(delimiter)
+    dead = False
     while True:
         if quote and not dialect.escape:
             at = _skip_plain(row, at, dialect, values, quoted)
@@ -192,7 +193,8 @@ def _split_quoted(row: bytes, dialect: Dialect) -> Split:
                 ahead += 1
             at = ahead if row[ahead : ahead + 1] == quote else at
         if quote and row[at : at + 1] == quote:
-            value, end, wrong, shut = _quoted(row, at, dialect)
+            # Where one field found no quote to close it, a later one finds none but in its own run of quotes.
+            value, end, wrong, shut = _quoted(row, at, dialect, _run(row, at, dialect) if dead else size)
             if shut:
                 faults += wrong
                 values.append(value)
@@ -202,7 +204,7 @@ def _split_quoted(row: bytes, dialect: Dialect) -> Split:
                     break
                 at += step
                 continue
-            faults, closed = faults + 1, False
+            faults, closed, dead = faults + 1, False, True
             at = begin
         end = _unquoted(row, at, dialect)
         value = row[at:end]
@@ -233,12 +235,23 @@ def _escaped(row: bytes, place: int, begin: int, escape: bytes) -> bool:
     return count % 2 == 1
 
 
-def _quoted(row: bytes, at: int, dialect: Dialect) -> tuple[bytes, int, int, bool]:
-    """Read the quoted field that opens at `at`; return its value, its end, the faults in it, whether it closed."""
+def _run(row: bytes, at: int, dialect: Dialect) -> int:
+    """Return where the run of quotes and escapes that begins at `at` ends."""
+    signs = dialect.quote + dialect.escape
+    while at < len(row) and row[at] in signs:
+        at += 1
+    return at
+
+
+def _quoted(row: bytes, at: int, dialect: Dialect, until: int) -> tuple[bytes, int, int, bool]:
+    """Read the quoted field that opens at `at`; return its value, its end, the faults in it, whether it closed.
+
+    The quote that closes it is looked for before `until`.
+    """
     quote, delimiter, escape = dialect.quote, dialect.delimiter, dialect.escape
     faults, find = 0, at + 1
     while True:
-        place = row.find(quote, find)
+        place = row.find(quote, find, until)
         if place < 0:
             return row[at:], len(row), faults + 1, False
         if escape and _escaped(row, place, at + 1, escape):

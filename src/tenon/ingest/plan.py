@@ -223,7 +223,7 @@ def _row_pattern(dialect: Dialect, profiles: Sequence[Profile]) -> bytes:
             cell = rb"|".join(word.encode() for word in (*one.reading.true, *one.reading.false))
         empty = [re.escape(word.encode()) for word in ("", *one.reading.null)] if one.missing else []
         parts.append(rb"(?>(?i:" + rb"|".join([cell, *sorted(empty, reverse=True)]) + rb"))")
-    mark = re.escape(dialect.delimiter) + (rb"[ ]?" if dialect.spaced else b"")
+    mark = re.escape(dialect.delimiter) + (rb"[ ]?+" if dialect.spaced else b"")
     return mark.join(parts) + rb"(?=[\r\n])"
 
 

@@ -16,6 +16,7 @@ both states at every border (twice the work, and still no answer for a stray quo
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 
 from tenon.ingest.dialect import SPACES, Dialect
@@ -95,8 +96,30 @@ def first_fresh(data: bytes, begin: int, dialect: Dialect, reach: int) -> int:
     return len(data)
 
 
-def row_end(data: bytes, start: int, dialect: Dialect, reach: int) -> tuple[int, bool]:
-    """Return where the row that begins at `start` ends, and whether its quotes closed (one line when they did not)."""
+@dataclass(slots=True)
+class Heard:
+    """The last answer of `told`: from where, how far it holds, and what it was; kept from row to row of the same bytes.
+
+    Quotes that cannot be judged may go on for megabytes, and each row would look through all of them again.
+    """
+
+    begin: int = 0
+    until: int = -1
+    outside: bool = False
+
+    def ask(self, data: bytes, place: int, dialect: Dialect, reach: int) -> bool:
+        """Whether `place` is outside quotes."""
+        if not self.begin <= place <= self.until:
+            self.begin = place
+            self.outside, self.until = told(data, place, dialect, reach)
+        return self.outside
+
+
+def row_end(data: bytes, start: int, dialect: Dialect, reach: int, heard: Heard | None = None) -> tuple[int, bool]:
+    """Return where the row that begins at `start` ends, and whether its quotes closed (one line when they did not).
+
+    Who asks for row after row of the same bytes passes on what was `heard`.
+    """
     line = line_end(data, start, dialect)
     quote, delimiter = dialect.quote, dialect.delimiter
     if not quote or data.find(quote, start, line) < 0:
@@ -110,7 +133,7 @@ def row_end(data: bytes, start: int, dialect: Dialect, reach: int) -> tuple[int,
         while ahead < stop and data[ahead] in SPACES and not (delimiter and data.startswith(delimiter, ahead)):
             ahead += 1
         if data[ahead : ahead + 1] == quote:
-            after = _close(data, ahead, dialect, stop, reach)
+            after = _close(data, ahead, dialect, stop, reach, heard or Heard())
             if after < 0:
                 return line, False
             at = after
@@ -130,10 +153,10 @@ def row_end(data: bytes, start: int, dialect: Dialect, reach: int) -> tuple[int,
         return line_end(data, at, dialect), True
 
 
-def _close(data: bytes, at: int, dialect: Dialect, stop: int, reach: int) -> int:
+def _close(data: bytes, at: int, dialect: Dialect, stop: int, reach: int, heard: Heard) -> int:
     """Return the place after the quoted field that opens at `at`; -1 when it does not close before a fresh line."""
     quote, delimiter, escape = dialect.quote, dialect.delimiter, dialect.escape
-    find, crossed, until = at + 1, line_end(data, at, dialect), -1
+    find, crossed = at + 1, line_end(data, at, dialect)
     while True:
         place = data.find(quote, find, stop)
         if place < 0:
@@ -141,10 +164,8 @@ def _close(data: bytes, at: int, dialect: Dialect, stop: int, reach: int) -> int
         while crossed <= place:
             if plainly(data, crossed, dialect):
                 return -1
-            if crossed > until:
-                outside, until = told(data, crossed, dialect, reach)
-                if outside:
-                    return -1
+            if heard.ask(data, crossed, dialect, reach):
+                return -1
             crossed = line_end(data, crossed, dialect)
         if escape and data[place - 1 : place] == escape and not _even(data, place, at + 1, escape):
             find = place + 1

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tenon.ingest.charset import utf8
 from tenon.ingest.dialect import Dialect
-from tenon.ingest.rows import row_end
+from tenon.ingest.rows import Heard, row_end
 
 Places = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -237,13 +237,13 @@ def groups_of(
 ) -> list[tuple[int, int]]:
     """Gather the lines that are not good into rows, each with its first and last line; `counts` tells of quotes."""
     out: list[tuple[int, int]] = []
-    done = -1
+    done, heard = -1, Heard()
     for number in np.flatnonzero(~good).tolist():
         if number <= done:
             continue
         last = number
         if counts[number]:
-            end, _ = row_end(data, int(starts[number]), dialect, reach)
+            end, _ = row_end(data, int(starts[number]), dialect, reach, heard)
             if end != ends[number]:
                 last = int(np.searchsorted(ends, end))
         out.append((number, last))

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from tenon.ingest.detect import TYPED, kind, shape
 from tenon.ingest.dialect import Dialect, chomp, split
 from tenon.ingest.repair import attempts
-from tenon.ingest.rows import row_end
+from tenon.ingest.rows import Heard, row_end
 
 ROWS = 1000
 SEAM = rb"(?<=[a-z])(?=[A-Z])|(?<=[A-Z]{2})(?=[A-Z][a-z])|(?<=[Dd][Aa][Tt][Ee])(?=[Tt][Ii][Mm][Ee])"
@@ -81,8 +81,9 @@ class Table:
 def rows_of(data: bytes, begin: int, dialect: Dialect, *, reach: int, limit: int = ROWS) -> list[Row]:
     """Read rows from the beginning of a sample, at most `limit`."""
     out: list[Row] = []
+    heard = Heard()
     while begin < len(data) and len(out) < limit:
-        end, _ = row_end(data, begin, dialect, reach)
+        end, _ = row_end(data, begin, dialect, reach, heard)
         raw = chomp(data[begin:end])
         read = split(raw, dialect)
         out.append(Row(begin, end, raw, read.values, read.quoted, read.faults))

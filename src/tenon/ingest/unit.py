@@ -26,7 +26,7 @@ from tenon.ingest.chunk import Layout, Repaired, Text, careful, express
 from tenon.ingest.dialect import chomp
 from tenon.ingest.plan import FilePlan, Plan
 from tenon.ingest.quick import Quick, keep_memory, quick
-from tenon.ingest.rows import first_fresh, line_end, plainly, row_end
+from tenon.ingest.rows import Heard, first_fresh, line_end, plainly, row_end
 from tenon.ingest.scan import Lines, Places, line_table
 from tenon.ingest.stream import View
 from tenon.ingest.typed import Facts, Typed, framed, typed
@@ -193,9 +193,9 @@ def _pieces(
 
 def _last_border(data: bytes, most: int, file: FilePlan, reach: int) -> int:
     """Return where the last row that ends by `most` does, from row to row; 0 when the first is longer."""
-    place = 0
+    place, heard = 0, Heard()
     while True:
-        end, _ = row_end(data, place, file.dialect, reach)
+        end, _ = row_end(data, place, file.dialect, reach, heard)
         if end > most or end == place:
             return place
         place = end
