@@ -21,6 +21,7 @@ import mess
 import polars as pl
 
 from tenon.ingest import Job, ingest
+from tenon.ingest.quick import keep_memory
 
 TYPES = (*["BIGINT"] * 3, *["DOUBLE"] * 3, "TIMESTAMP", "DATE", *["VARCHAR"] * 4)
 COPY = "(format parquet, compression zstd, compression_level 1)"
@@ -38,7 +39,8 @@ def with_polars(path: Path, target: Path) -> None:
 
 
 def with_tenon(path: Path, folder: Path) -> Path:
-    """Ingest a CSV file."""
+    """Ingest a CSV file as the command does."""
+    keep_memory()
     return ingest(Job(paths=(path,), out=folder, name="bench")).files[0]
 
 

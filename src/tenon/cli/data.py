@@ -35,7 +35,9 @@ def ingest(
 ) -> None:
     """Read messy PATHS (files, folders, globs) into typed Parquet; nothing is lost."""
     from tenon.flow import single
+    from tenon.ingest.quick import keep_memory
 
+    keep_memory()
     output = Output(as_json)
     asked = single.Read(paths=paths, out=out or Path(), name=name, text=text, csv=csv, policy=policy)
     with output:

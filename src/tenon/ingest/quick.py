@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 GOOD, BAD, ODD, QUOTED = 1, 2, 4, 8
 PARTS = {"Y": "Y", "m": "m", "d": "d", "H": "H", "M": "M", "S": "S", ".f": "f"}
+KEEP = 1 << 26  # bytes of freed memory held for the next chunk
 MOSTLY = 0.8  # the share of lines that must be done for numbers with marks to be looked for among the others
 KINDS = {"int": "i", "float": "f", "bool": "b", "date": "D", "timestamp": "T"}
 
@@ -69,8 +70,11 @@ class _Exported:
         return self.pair
 
 
-def keep_memory(amount: int) -> None:
-    """Let this process keep freed memory for the next chunk, up to an amount in bytes."""
+def keep_memory(amount: int = KEEP) -> None:
+    """Let this process keep freed memory for the next chunk, up to an amount in bytes.
+
+    It changes how the whole process takes memory, so only a command that does nothing but ingest asks for it.
+    """
     if _kernel is not None:
         _kernel.keep(amount)
 

@@ -25,13 +25,12 @@ from tenon.ingest.charset import to_utf8
 from tenon.ingest.chunk import Layout, Repaired, Text, careful, express
 from tenon.ingest.dialect import chomp
 from tenon.ingest.plan import FilePlan, Plan
-from tenon.ingest.quick import Quick, keep_memory, quick
+from tenon.ingest.quick import Quick, quick
 from tenon.ingest.rows import Heard, first_fresh, line_end, plainly, row_end
 from tenon.ingest.scan import Lines, Places, line_table
 from tenon.ingest.stream import View
 from tenon.ingest.typed import Facts, Typed, framed, typed
 
-KEEP = 1 << 26  # bytes of freed memory held for the next chunk
 NEAR = 1 << 16  # how far is looked for a row border at first
 SPILL = 1 << 25  # bytes of one giant row held before they are written
 QUARANTINE = {
@@ -109,7 +108,6 @@ def read(job: dict[str, Any]) -> dict[str, Any]:
     file = plan.files[job["file"]]
     if file.format == "parquet":
         return _columnar(job, plan, file, done)
-    keep_memory(KEEP)
     view = View.from_dict(job["view"])
     exact = job.get("exact", False)
     begin, end = (job["begin"], job["end"]) if exact else borders(view, file, job["begin"], job["end"], plan.row_bytes)
