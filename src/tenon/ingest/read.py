@@ -42,8 +42,9 @@ from tenon.ingest.typed import Facts
 
 VERSION = 1
 PASSES = 5  # the vote only widens; more passes would mean that it does not
-THREADS = 2
-AHEAD = 4  # ranges given out before the first of them is taken back
+TIMES = 20  # a piece in work takes up to about so many times its size
+AT_ONCE = 3  # pieces that are in work at once within the memory allowed, on any machine
+AHEAD = 2  # ranges given out to each thread or worker before the first of them is taken back
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 FUNCTION = "tenon.ingest.unit:read"
 
@@ -278,10 +279,20 @@ def _first_line(source: _Source, file: FilePlan) -> int:
     return before.count(file.dialect.newline)
 
 
+def _chunk(job: Job) -> int:
+    """Return how many bytes are in one piece: the same on every machine, because the result is cut by it."""
+    return min(job.limits.chunk_bytes, max(job.limits.memory_bytes // (TIMES * AT_ONCE), 1 << 16))
+
+
+def _threads(job: Job) -> int:
+    """Return how many ranges are read at once here: one more than cores, because each waits for a disk now and then."""
+    within = job.limits.memory_bytes // (TIMES * _chunk(job))
+    return max(2, min(within, (os.cpu_count() or 1) + 1))
+
+
 def _jobs(file: FilePlan, number: int, source: _Source, folder: Path, work: Path, job: Job) -> Iterator[dict[str, Any]]:
     """Yield the ranges of one input as plain data; what has no middle is decoded a few segments ahead of them."""
-    # A piece in work takes up to thirty times its size, and two are in work at once.
-    chunk = min(job.limits.chunk_bytes, max(job.limits.memory_bytes // 64, 1 << 16))
+    chunk = _chunk(job)
     step = chunk if not job.ranges else max(1, -(-max(source.input.size, 1) // job.ranges))
     base = {
         "plan": str(folder / "plan.json"),
@@ -328,7 +339,7 @@ def _spooled(file: FilePlan, source: _Source, folder: Path, step: int, one: Any,
     near = job.limits.row_bytes + unit.NEAR
     ahead = 2 * near + job.limits.chunk_bytes
     segments = _Segments(folder, max(step, 1 << 20))
-    kept = 2 * AHEAD * (max(1, job.engine.workers) if job.engine is not None else 1)
+    kept = 2 * AHEAD * (max(1, job.engine.workers) if job.engine is not None else _threads(job))
     begun: deque[int] = deque(maxlen=kept)
     try:
         while not ended or begin < size:
@@ -409,11 +420,12 @@ def _run(jobs: Iterator[dict[str, Any]], job: Job) -> Iterator[tuple[dict[str, A
         yield first, unit.read(first)
         return
     waiting: list[tuple[dict[str, Any], Future[dict[str, Any]]]] = []
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="tenon-ingest") as pool:
+    threads = _threads(job)
+    with ThreadPoolExecutor(threads, thread_name_prefix="tenon-ingest") as pool:
         try:
             for one in _chained(first, second, jobs):
                 waiting.append((one, pool.submit(unit.read, one)))
-                if len(waiting) >= AHEAD:
+                if len(waiting) >= AHEAD * threads:
                     done, future = waiting.pop(0)
                     yield done, future.result()
             for done, future in waiting:
