@@ -293,11 +293,15 @@ def keep(case: Case, fault: str, folder: Path) -> str:
 # ── many inputs ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def block(seed: int, first: int, count: int, folder: Path, mark: Path) -> Told:
-    """Do `count` inputs from `first` on; `mark` says which one is being read, should the process die."""
+def block(seed: int, first: int, count: int, folder: Path, mark: Path, once: bool = False) -> Told:
+    """Do `count` inputs from `first` on; `mark` says which one is being read, should the process die.
+
+    Read `once`, an input is held against its own account and source only: five times as many in the same time.
+    """
     told = Told()
     for number in range(first, first + count):
         case = hostile.make(seed, number)
+        case = replace(case, ranges=0) if once else case
         mark.write_text(str(number), "ascii")
         begun = time.process_time()
         fault, outcome = judge(case, folder)
@@ -317,12 +321,14 @@ def block(seed: int, first: int, count: int, folder: Path, mark: Path) -> Told:
     return told
 
 
-def _child(seed: int, first: int, count: int, folder: str, pipe: Any) -> None:
-    pipe.send(block(seed, first, count, Path(folder), Path(folder + ".mark")))
+def _child(seed: int, first: int, count: int, folder: str, once: bool, pipe: Any) -> None:
+    pipe.send(block(seed, first, count, Path(folder), Path(folder + ".mark"), once))
     pipe.close()
 
 
-def run(seed: int, count: int, *, workers: int, seconds: float, tell: Callable[[str], None], kept: Path) -> Told:
+def run(
+    seed: int, count: int, *, workers: int, seconds: float, tell: Callable[[str], None], kept: Path, once: bool = False
+) -> Told:
     """Do many inputs in children; returns what all of them came to."""
     whole, kinds, begun = Told(), Counter[str](), time.monotonic()
     room = Path(tempfile.mkdtemp(prefix="tenon-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
@@ -336,7 +342,7 @@ def run(seed: int, count: int, *, workers: int, seconds: float, tell: Callable[[
                 first, size = waiting.pop(0)
                 ours, theirs = context.Pipe(duplex=False)
                 folder = str(room / str(first))
-                child = context.Process(target=_child, args=(seed, first, size, folder, theirs))
+                child = context.Process(target=_child, args=(seed, first, size, folder, once, theirs))
                 child.start()
                 theirs.close()
                 busy[ours] = (child, first, size, folder)
@@ -396,6 +402,7 @@ def main() -> None:
     parser.add_argument(
         "--keep", type=Path, default=Path(tempfile.gettempdir()) / "tenon-fuzz", help="where broken inputs go"
     )
+    parser.add_argument("--once", action="store_true", help="read each input once, not in ranges and both ways as well")
     parser.add_argument("--file", type=Path, help="read one kept input again")
     parser.add_argument("--ranges", type=int, default=3)
     parser.add_argument("--row-bytes", type=int, default=4096)
@@ -416,6 +423,7 @@ def main() -> None:
         seconds=args.seconds,
         tell=lambda said: print(said, flush=True),
         kept=args.keep,
+        once=args.once,
     )
     spent = time.monotonic() - begun
     print(f"\n{told.count:,} inputs in {spent:.0f} s: {told.read:,} read, {told.refused:,} refused in words;", end=" ")

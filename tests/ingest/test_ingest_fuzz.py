@@ -154,7 +154,7 @@ def test_the_memory_allowed_decides_how_much_is_in_work_at_once(tmp_path: Path) 
     path = tmp_path / "x.csv"
     path.write_bytes(b"a,b\n" + b"1,2\n" * 100_000)
     seen: list[float] = []
-    limits = IngestLimits(memory_bytes=4 << 20)
+    limits = IngestLimits(memory_bytes=60 << 16)
     done = ingest(Job(paths=(path,), out=tmp_path / "out", limits=limits), lambda at, total, said: seen.append(at))
     assert len(seen) == -(-path.stat().st_size // (1 << 16)) and done.rows == 100_000
 
