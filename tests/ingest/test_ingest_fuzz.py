@@ -73,6 +73,14 @@ KEPT: dict[str, tuple[bytes, str, int, int]] = {
         5,
         4096,
     ),
+    "a delimiter that is there once a line is UTF-8": (b'\xa7\n"0"\xc2\xa7"\xaf"', ".csv", 2, 256),
+    "half a character, and the compression ends": (
+        b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03\xfb\xff\x8f\x81",
+        ".csv.gzip",
+        2,
+        4096,
+    ),
+    "a quote that delimits other rows": (b"\n,\n\n,|\na,,|,a,,|,|\n,\na,|\n||\naa\n|a,\n", ".csv", 2, 64),
     "a cell of sixty commas": (b"a;b\n" + b'1;"x' + b", " * 60 + b'|"\n' + b"2;y\n" * 5, ".csv", 2, 4096),
     "a giant line with lone carriage returns": (
         b"\r" + b"a|b|c\n1|2|3\r4|5|6\n\r" * 3 + b"z\r" + b"y" * 900 + b"\n1|2|3\n",

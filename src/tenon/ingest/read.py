@@ -22,7 +22,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -329,10 +329,16 @@ def _jobs(file: FilePlan, number: int, source: _Source, folder: Path, work: Path
     yield from _spooled(file, source, work / f"spool-{number}", step, one, job)
 
 
+def _to_the_cut(stream: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield what can be decompressed; where the input is cut is told when it is opened."""
+    with suppress(EOFError):
+        yield from stream
+
+
 def _spooled(file: FilePlan, source: _Source, folder: Path, step: int, one: Any, job: Job) -> Iterator[dict[str, Any]]:
     """Yield ranges of an input that is decoded as it is read; segments are deleted when they are far behind."""
     folder.mkdir(exist_ok=True)
-    stream: Iterator[bytes] = blocks(source.input, job.limits)
+    stream = _to_the_cut(blocks(source.input, job.limits))
     if source.charset.wide:
         stream = transcoded(stream, source.charset.name, source.charset.mark)
     size, ended, begin = 0, False, file.begin
@@ -346,10 +352,7 @@ def _spooled(file: FilePlan, source: _Source, folder: Path, step: int, one: Any,
             end, border = begin + step, -1
             while border < 0:
                 while not ended and size < end + ahead:
-                    try:
-                        block = next(stream, b"")
-                    except EOFError:
-                        block = b""
+                    block = next(stream, b"")
                     ended = not block
                     size += len(block)
                     segments.add(block)

@@ -127,7 +127,7 @@ def _columns(dialect: Dialect, profiles: tuple[Profile, ...]) -> _Columns:
         foreign=tuple(
             (other, replace(dialect, delimiter=other, spaced=False))
             for other in OTHERS
-            if other not in dialect.delimiter
+            if other not in dialect.delimiter + dialect.quote + dialect.escape
         ),
     )
 

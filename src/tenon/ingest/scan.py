@@ -90,6 +90,8 @@ def scan(data: bytes, dialect: Dialect, width: int, *, reach: int) -> Lines:
         # A quote after blanks opens a field as well: rare, so left to the reference rules.
         good &= ~_blank_quotes(a, quotes, ends, len(starts), dialect)
     odd = _odd(data, starts, stops)
+    if not dialect.delimiter.isascii():
+        good &= ~odd  # what is no UTF-8 here may hold the delimiter once it is
     groups = groups_of(data, dialect, good, counts, starts, ends, reach)
     for first, last in groups:
         good[first : last + 1] = False
