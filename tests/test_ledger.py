@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tenon import ledger
 from tenon.config import Prices
+from tenon.energy import Measured
 from tenon.errors import BudgetError, UsageError
 from tenon.ledger import Budget, Entry, Meter, Spent, Usage, summary, total
 from tenon.limits import Answer
@@ -69,6 +70,15 @@ def test_usage_becomes_entries_that_add_up() -> None:
         "memory",
         "energy",
     ]
+
+
+def test_usage_of_several_processes_adds_up_and_counters_stand_for_the_others_too() -> None:
+    own = Usage(wall_s=10.0, cpu_s=5.0, peak_bytes=100, gpus=1, measured=Measured(cpu_j=50.0, gpu_j=7.0))
+    both = own.plus(Usage(wall_s=2.0, cpu_s=15.0, peak_bytes=11, gpus=3))
+    assert (both.wall_s, both.cpu_s, both.peak_bytes, both.gpus) == (12.0, 20.0, 111, 4)
+    assert both.measured.cpu_j == 200.0
+    assert both.measured.gpu_j is None  # the other's GPUs were not counted: all are estimated
+    assert own.plus(Usage(wall_s=0.0, cpu_s=0.0, peak_bytes=0)) == own
 
 
 def test_an_entry_says_what_it_is_and_holds_only_numbers() -> None:

@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
@@ -313,6 +313,25 @@ class Usage:
             "gpu_kwh": gpu_kwh,
             "gpu_source": gpu_source,
         }
+
+    def plus(self, other: Usage) -> Usage:
+        """Return what both used: other processes at the same time, or an earlier attempt; wall time adds up.
+
+        What counters said of this one's processor stands for the other's core seconds too; its GPUs were not counted.
+        """
+        seen, scale = self.measured, (self.cpu_s + other.cpu_s) / self.cpu_s if self.cpu_s else 1.0
+        counted = replace(
+            seen,
+            cpu_j=seen.cpu_j * scale if seen.cpu_j is not None else None,
+            gpu_j=seen.gpu_j if not other.gpus else None,
+        )
+        return Usage(
+            wall_s=self.wall_s + other.wall_s,
+            cpu_s=self.cpu_s + other.cpu_s,
+            peak_bytes=self.peak_bytes + other.peak_bytes,
+            gpus=self.gpus + other.gpus,
+            measured=counted,
+        )
 
     def kwh(self, prices: Prices) -> float:
         """Return the electricity, measured or estimated."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import subprocess
@@ -21,6 +22,7 @@ from tenon.training import Guard, Rules
 from tenon.training.checkpoint import STATE, Checkpoints, Keep
 from tenon.training.order import Order
 from tenon.training.plain import decode, encode
+from tenon.training.ranks import Ranks
 from tenon.training.resume import Resume
 
 torch = pytest.importorskip("torch", reason="the extra 'torch' is not installed")
@@ -258,6 +260,20 @@ def test_every_epoch_has_every_row_once_and_another_order() -> None:
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     assert order.epoch == 3 and len(order) == 7
+
+
+def test_ranks_share_each_batch_and_their_position_is_one_whatever_their_number() -> None:
+    def shares(size: int) -> list[list[int]]:
+        orders = [Order(50, 12, seed=1, ranks=Ranks(rank=rank, size=size)) for rank in range(size)]
+        assert {len(order) for order in orders} == {4}  # a short last batch could not be shared equally
+        parts = [list(order.over()) for order in orders]
+        assert all(len(part) == 12 // size for rank in parts for part in rank)
+        assert len({json.dumps(order.state_dict()) for order in orders}) == 1
+        return [sum(together, []) for together in zip(*parts, strict=True)]
+
+    assert shares(2) == shares(3) == shares(4)
+    with pytest.raises(UsageError, match="expected a batch that ranks can share equally, got one of 12 for 5 ranks"):
+        Order(50, 12, ranks=Ranks(size=5))
 
 
 def test_a_position_in_other_data_is_refused() -> None:

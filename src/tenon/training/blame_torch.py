@@ -64,30 +64,43 @@ class _Found:
     kept: list[Any] = field(default_factory=list)  # so that no id is used twice
 
 
-def blame(torch: Any, model: Any, calls: Sequence[Call], *, in_loss: bool) -> Blame | None:
-    """Name what first produced a value that is not finite, in the forward (`in_loss`) or else in the backward."""
-    spoiled = _spoiled(torch, model)
-    if spoiled is not None:
-        return spoiled
+def _own(found: Blame | None) -> Blame | None:
+    """Agree with nobody: the answer of a process that trains alone."""
+    return found
+
+
+def blame(
+    torch: Any,
+    model: Any,
+    calls: Sequence[Call],
+    *,
+    in_loss: bool,
+    agree: Callable[[Blame | None], Blame | None] = _own,
+) -> Blame | None:
+    """Name what first produced a value that is not finite, in the forward (`in_loss`) or else in the backward.
+
+    `agree` makes one answer of those of several ranks. It is asked after everything that a rank does alone, because
+    the forward of a sharded model needs all ranks.
+    """
+    found = agree(_spoiled(torch, model))
     for call in calls:
-        found = _input(torch, call) or _forward(torch, model, call, masks=in_loss)
-        if found is not None:
-            return found
+        found = found or agree(_input(torch, call)) or agree(_forward(torch, model, call, masks=in_loss))
+    if found is not None:
+        return found
     if in_loss:
         said = "every module's output is finite, so the loss function itself produced it (log of 0, division by 0?)"
         hint = "use a loss that is stable at its ends, such as one that takes logits; or bound what it divides by"
         return Blame(module="", said=said, hint=hint) if calls else None
     for call in calls:
-        found = _backward(torch, model, call)
-        if found is not None:
-            return found
-    return _by_parameters(torch, model)
+        # The weights that a sharded model's backward meets are not those that it names.
+        found = found or agree(None if sharded(model) else _backward(torch, model, call))
+    return found or agree(_by_parameters(torch, model))
 
 
 def _spoiled(torch: Any, model: Any) -> Blame | None:
     for kind, named in (("weight", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, tensor in named:
-            if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
+            if tensor.is_floating_point() and bool(torch.isnan(local(tensor)).any()):
                 spoiled = "an earlier step or the checkpoint it came from spoiled it"
                 said = f"the {kind} '{name}' is not finite itself: {spoiled}"
                 return Blame(module=name.rpartition(".")[0], said=said, hint="go back to the last good checkpoint")
@@ -165,7 +178,7 @@ def _backward(torch: Any, model: Any, call: Call) -> Blame | None:
 
 def _by_parameters(torch: Any, model: Any) -> Blame | None:
     """Name the last module, in the order of definition, whose weights have a gradient that is not finite."""
-    bad = [name for name, one in model.named_parameters() if one.grad is not None and _bad(torch, one.grad)]
+    bad = [name for name, one in model.named_parameters() if one.grad is not None and _bad(torch, local(one.grad))]
     if not bad:
         return None
     owner = bad[-1].rpartition(".")[0]
@@ -262,6 +275,16 @@ def _module(model: Any, name: str, what: str, *, does: str = "produced") -> Blam
 
 def _bad(torch: Any, tensor: Any) -> bool:
     return not bool(torch.isfinite(tensor).all())
+
+
+def sharded(model: Any) -> bool:
+    """Tell whether each rank holds only a part of the model's weights."""
+    return any(hasattr(one, "to_local") for one in model.parameters())
+
+
+def local(tensor: Any) -> Any:
+    """Return the part of a tensor that this rank holds; reading more of it would need the other ranks."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def flat(torch: Any, value: Any) -> list[Any]:

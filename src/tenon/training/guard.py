@@ -37,6 +37,7 @@ from tenon.errors import BudgetError, TrainingError, sentence
 from tenon.finding import Finding
 from tenon.ledger import Budget, Spent
 from tenon.training.clock import Clock
+from tenon.training.ranks import HELD_OUT, TOLD
 from tenon.training.trend import Evidence, Plan, Rules, Trend
 
 SPENT_S = 1.0  # between readings of what has been spent
@@ -56,6 +57,7 @@ class Guard:
         "_start",
         "_stopped",
         "_time",
+        "_together",
         "_watch",
         "beat",
         "budget",
@@ -63,6 +65,7 @@ class Guard:
         "keeper",
         "plan",
         "prices",
+        "ranks",
         "rules",
         "run",
         "spent",
@@ -79,6 +82,7 @@ class Guard:
         clock: Callable[[], float] = time.monotonic,
         follow: Callable[[int, int], None] | None = None,  # told how many models were begun, and this one's step
         plan: Plan | None = None,
+        ranks: Any = None,  # the Ranks this process trains with: a step is then taken by all of them as one
     ) -> None:
         self._follow = follow
         self._models = 0
@@ -101,6 +105,13 @@ class Guard:
         self._last = False  # the step that is let finish, so that its checkpoint is of a whole step
         self.beat: Callable[[int], None] | None = None  # tells a watchdog outside that the run lives
         self.keeper: Any = None  # a Resume puts itself here, and is then asked to save before a run ends
+        self.ranks = ranks
+        self._together: Any = None
+        if ranks is not None:
+            from tenon.training.together import Together
+
+            self.beat = ranks.beat
+            self._together = Together(ranks)
 
     def watch(self, model: Any, optimizer: Any = None, *, scaler: Any = None) -> Self:
         """Watch a PyTorch model too: its gradients at every step, its health now and then, and who spoiled a step.
@@ -167,6 +178,8 @@ class Guard:
             raise kind(f"{self._stopped.said} The loop was told to stop and went on, at step {step}")
         if loss is not None and type(loss) is not float:
             loss = float(loss.item()) if hasattr(loss, "item") else float(loss)
+        if self._together is not None:
+            return bool(self._together.step(self, step, loss, grad_norm))
         if loss is not None and not math.isfinite(loss):
             self._not_finite(step, "loss", loss)
         if self._watch is not None:
@@ -189,6 +202,8 @@ class Guard:
     def told(self, step: int, loss: Any) -> bool:
         """Say whether to go on, for loops that tell a loss apart from the gradients: a loss after its step."""
         loss = float(loss.item()) if hasattr(loss, "item") else float(loss)
+        if self._together is not None:
+            return self._stopped is None and bool(self._together.asked(self, TOLD, step, loss))
         if not math.isfinite(loss):
             self._not_finite(step, "loss", loss)
         return self._stopped is None and (not self.trend.add(loss) or self._heed(step, self.trend.judge(step)))
@@ -196,9 +211,12 @@ class Guard:
     def evaluated(self, step: int, loss: Any) -> bool:
         """Say whether to go on after a loss on held-out rows; with a plan, a run that learns nothing is told to stop.
 
-        A held-out loss that is no number is refused like any other.
+        A held-out loss that is no number is refused like any other. Of several ranks each must tell its own, which may
+        be of its own part of the rows: they are averaged.
         """
         loss = float(loss.item()) if hasattr(loss, "item") else float(loss)
+        if self._together is not None:
+            return self._stopped is None and bool(self._together.asked(self, HELD_OUT, step, loss))
         if not math.isfinite(loss):
             self._not_finite(step, "held-out loss", loss)
         return self._stopped is None and self._heed(step, self.trend.evaluated(step, loss))
@@ -211,6 +229,11 @@ class Guard:
         return self._usage(self._clock()).entries(name, self.prices, at=time.time(), note="training")
 
     def _usage(self, now: float) -> ledger.Usage:
+        own = self.own_usage(now)
+        return own.plus(self._together.others) if self._together is not None else own
+
+    def own_usage(self, now: float) -> ledger.Usage:
+        """Return what this process has used since the guard was made, without other ranks."""
         core_s = ledger.cpu_seconds() - self._cpu
         self._peak = max(self._peak, ledger.resident_bytes())
         gpus = self._watch.gpus if self._watch is not None else 0
@@ -287,6 +310,8 @@ class Guard:
 
     def _say(self, finding: Finding) -> None:
         self.findings.append(finding)
+        if self._together is not None and not self.ranks.first and finding is not self._stopped:
+            self._together.news.append(finding)
         if self.run is not None:
             self.run.finding(finding)
 

@@ -24,6 +24,7 @@ from collections import deque
 from typing import Any
 
 from tenon.finding import Finding
+from tenon.training.blame_torch import local
 
 SAMPLE = 4_096  # values of each weight that are followed
 LOOKS = 5  # looks that must agree
@@ -176,9 +177,10 @@ class Health:
                 continue
             bias = self._biases[name]
             if bias is not None and bias.grad is not None and len(bias) == len(weight):
-                dead = bias.grad == 0
+                dead = local(bias.grad) == 0
             else:
-                dead = (weight.grad.reshape(len(weight), -1) == 0).all(dim=1)
+                grad = local(weight.grad)
+                dead = (grad.reshape(len(grad), math.prod(weight.shape[1:])) == 0).all(dim=1)
             self._dead[name] = dead & self._dead[name] if name in self._dead else dead
             size = float(_some(weight).norm())
             if size > 0:
@@ -225,6 +227,5 @@ class Health:
 
 def _some(weight: Any) -> Any:
     """Return at most SAMPLE values of a weight, evenly spread, without copying the others."""
-    values = weight.detach()
-    values = (values.to_local() if hasattr(values, "to_local") else values).reshape(-1)  # a shard says enough
+    values = local(weight.detach()).reshape(-1)  # a shard says enough
     return values[:: max(1, math.ceil(values.numel() / SAMPLE))]

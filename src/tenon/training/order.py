@@ -6,6 +6,9 @@ and the epoch, so that the order depends on nothing that ran before, and the pos
 batch counts as taken when it is handed to the loop; a checkpoint written after its step therefore goes on with the next
 one, whatever loader workers had fetched ahead.
 
+Several ranks take the batches together: with `ranks`, `batch` is that of all of them, each is given its equal part, and
+the position is the same on all and the same whatever their number, so that a run may go on with fewer or more.
+
 A PyTorch DataLoader takes it as its `batch_sampler`. Making a DataLoader's iterator draws a random number from
 PyTorch's own generator, which would set a resumed run apart from one that was not interrupted; `over` makes it with a
 generator seeded by epoch and position, and leaves the other as it was. Rows that workers change at random are the same
@@ -25,14 +28,30 @@ from tenon.errors import InputError, UsageError, sentence
 class Order:
     """The batches of `rows` rows, epoch after epoch; `over` hands them out and counts them."""
 
-    __slots__ = ("_drop_last", "batch", "epoch", "position", "rows", "seed", "shuffle")
+    __slots__ = ("_drop_last", "_part", "batch", "epoch", "position", "rows", "seed", "shuffle")
 
-    def __init__(self, rows: int, batch: int, *, seed: int = 0, shuffle: bool = True, drop_last: bool = False) -> None:
+    def __init__(
+        self,
+        rows: int,
+        batch: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        ranks: Any = None,  # the Ranks that share each batch; a short last batch, which they could not, is left out
+    ) -> None:
+        size = ranks.size if ranks is not None else 1
+        drop_last = drop_last or size > 1
         if rows < 1 or batch < 1 or (drop_last and batch > rows):
             raise UsageError(
                 sentence("rows and a batch of 1 or more", f"{rows} rows in batches of {batch}", at="Order")
             )
+        if batch % size:
+            hint = "take a batch that is a multiple of the number of ranks"
+            got = f"one of {batch} for {size} ranks"
+            raise UsageError(sentence("a batch that ranks can share equally", got, at="Order", hint=hint))
         self.rows, self.batch, self.seed, self.shuffle = rows, batch, seed, shuffle
+        self._part = (ranks.rank if ranks is not None else 0, batch // size)
         self._drop_last = drop_last
         self.epoch = 0
         self.position = 0  # batches handed out in this epoch
@@ -80,8 +99,10 @@ class Order:
         rows = (
             np.random.default_rng([self.seed, epoch]).permutation(self.rows) if self.shuffle else np.arange(self.rows)
         )
+        rank, part = self._part
         for i in range(position, len(self)):
-            yield rows[i * self.batch : (i + 1) * self.batch].tolist()
+            batch = rows[i * self.batch : (i + 1) * self.batch]
+            yield batch[rank * part : (rank + 1) * part].tolist() if part < self.batch else batch.tolist()
 
     def _begun(self, loader: Any) -> Iterator[Any]:
         """Begin a loader's iterator without a trace in PyTorch's own random numbers."""

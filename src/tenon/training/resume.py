@@ -94,10 +94,14 @@ class Resume:
         self._saved = self._clock()
         return loaded.step + 1
 
+    def late(self) -> bool:
+        """Tell whether a checkpoint is due by time."""
+        return self._clock() - self._saved >= self.seconds
+
     def done(self, step: int, *, loss: Any = None) -> bool:
         """Say that a step is whole, its optimiser has stepped; writes a checkpoint when due, and says whether."""
         due = bool(self.every) and (step + 1) % self.every == 0
-        due = due or self._clock() - self._saved >= self.seconds
+        due = due or self.late()
         if not due and not (self._guard is not None and self._guard.ending):
             return False
         self.save(step, loss=loss)

@@ -36,7 +36,7 @@ from tenon.errors import (
     sentence,
 )
 from tenon.finding import Finding
-from tenon.ledger import Meter
+from tenon.ledger import Meter, Usage
 from tenon.limits import TrackLimits
 from tenon.store import Store
 from tenon.training.journal import STREAM, Journal
@@ -56,7 +56,18 @@ class Run:
     ...     run.log(step, loss=0.3)
     """
 
-    __slots__ = ("__weakref__", "_charge", "_finalizer", "_journal", "_meter", "_prices", "guard", "id", "model")
+    __slots__ = (
+        "__weakref__",
+        "_also",
+        "_charge",
+        "_finalizer",
+        "_journal",
+        "_meter",
+        "_prices",
+        "guard",
+        "id",
+        "model",
+    )
 
     def __init__(self, journal: Journal, prices: Prices | None, *, charge: bool = True) -> None:
         self.id: str = journal.id
@@ -65,6 +76,7 @@ class Run:
         self._journal = journal
         self._prices = prices or Prices()
         self._charge = charge and prices is not None
+        self._also: Usage | None = None
         self._meter = Meter()
         self._meter.__enter__()
         # A run that is dropped without `finish` still writes what it holds, also when the interpreter ends.
@@ -152,6 +164,10 @@ class Run:
         """Set fields of the run's record (metrics, baselines, calibration ...); written with the next flush."""
         self._journal.update(fields)
 
+    def also(self, usage: Usage) -> None:
+        """Say what others have used for this run so far (its other ranks, an earlier attempt); charged at the end."""
+        self._also = usage
+
     def flush(self) -> None:
         """Wait until everything logged so far is on the disk; raises StoreError when it cannot be written."""
         self._journal.flush()
@@ -174,6 +190,8 @@ class Run:
             return self.body
         self._meter.__exit__(None, None, None)
         usage = self._meter.usage()
+        if self._also is not None:
+            usage = usage.plus(self._also)
         used: dict[str, Any] = {
             "seconds": usage.wall_s,
             "cpu_s": usage.cpu_s,

@@ -28,7 +28,7 @@ from typing import Any
 
 from tenon.errors import UsageError, missing_extra, sentence
 from tenon.finding import Finding
-from tenon.training.blame_torch import Blame, Call, blame, flat
+from tenon.training.blame_torch import Blame, Call, blame, flat, local, sharded
 from tenon.training.health_torch import Health
 
 HOLD_BYTES = 64 * 1024 * 1024  # of gradients at the model's outputs, held from backward until the guard is asked
@@ -74,14 +74,18 @@ class Watch:
         "model",
         "optimizer",
         "scaler",
+        "sharded",
     )
 
     def __init__(self, model: Any, optimizer: Any = None, *, scaler: Any = None) -> None:
         torch = torch_or_missing("watch a model")
         if not isinstance(model, torch.nn.Module):
             raise UsageError(sentence("a torch.nn.Module to watch", type(model).__name__, at="guard.watch"))
+        if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            model = model.module  # its forward can be done again by one rank alone
         self._torch = torch
         self.model = model
+        self.sharded = sharded(model)
         self.optimizer = optimizer
         self.scaler = scaler
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -118,7 +122,7 @@ class Watch:
         probes = [
             grad if one.dim() < 2 or grad.is_sparse else grad[(slice(None), *[0] * (one.dim() - 1))]
             for one in self._probes
-            if (grad := one.grad) is not None
+            if (grad := one.grad if not self.sharded else _held(one.grad)) is not None
         ]
         if not probes:
             return Seen(norm=None)
@@ -133,7 +137,7 @@ class Watch:
         due = scaled or self._paid <= self.health.share * ran  # scaled: fp16 overflows in single weights
         if finite and not due:
             return Seen(norm=probe * self._ratio)
-        grads = [one.grad for one in self._parameters if one.grad is not None]
+        grads = [local(one.grad) for one in self._parameters if one.grad is not None]
         norm = self._norm(grads)
         self._paid += time.perf_counter() - start
         scale = float(self.scaler.get_scale()) if scaled else 1.0
@@ -150,12 +154,18 @@ class Watch:
         self._let_go()
         return self.health.look(step, norm)
 
-    def blame(self, *, in_loss: bool) -> Blame | None:
-        """Do the step's forwards again and name the module that first produced what is not finite, or None."""
+    def blame(self, *, in_loss: bool, agree: Any = None) -> Blame | None:
+        """Do the step's forwards again and name the module that first produced what is not finite, or None.
+
+        With `agree`, which makes one answer of those of all ranks, every rank must call it.
+        """
         self._quiet = True
+        together = {"agree": agree} if agree is not None else {}
         try:
-            return blame(self._torch, self.model, tuple(self._calls), in_loss=in_loss)
-        except Exception as error:  # noqa: BLE001 - the edge to the user's own modules, done again: any of them may fail
+            return blame(self._torch, self.model, tuple(self._calls), in_loss=in_loss, **together)
+        except Exception as error:  # the edge to the user's own modules, done again: any of them may fail
+            if agree is not None:
+                raise  # the other ranks wait for an answer: they must see that this one has ended
             return Blame(module="", said=f"the module is not known: doing the forward again failed with {error!r}")
         finally:
             self._quiet = False
@@ -212,6 +222,12 @@ class Watch:
             return False
         state = states.get(id(self.optimizer), {})
         return getattr(state.get("stage"), "name", "") == "UNSCALED"
+
+
+def _held(grad: Any) -> Any:
+    """Return the part of a gradient that this rank holds; None for none of it."""
+    part = local(grad) if grad is not None else None
+    return part if part is not None and part.numel() else None
 
 
 def _probes(model: Any) -> list[Any]:
