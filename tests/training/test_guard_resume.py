@@ -269,7 +269,7 @@ def test_ranks_share_each_batch_and_their_position_is_one_whatever_their_number(
         parts = [list(order.over()) for order in orders]
         assert all(len(part) == 12 // size for rank in parts for part in rank)
         assert len({json.dumps(order.state_dict()) for order in orders}) == 1
-        return [sum(together, []) for together in zip(*parts, strict=True)]
+        return [[row for part in together for row in part] for together in zip(*parts, strict=True)]
 
     assert shares(2) == shares(3) == shares(4)
     with pytest.raises(UsageError, match="expected a batch that ranks can share equally, got one of 12 for 5 ranks"):
