@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Files of tests are shared out among processes; those of one file stay together, for they share what they set up.
+PYTEST := -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: demo test check format bench clean
@@ -12,14 +14,14 @@ demo: $(VENV)/.demo
 	$(BIN)/tenon run examples/flights
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python $(PYTEST)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check src tests bench examples
 	$(BIN)/ruff check src tests bench examples
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
-	$(BIN)/python -O -m pytest -q tests/promises
+	$(BIN)/python $(PYTEST)
+	$(BIN)/python -O $(PYTEST) tests/promises
 	$(BIN)/python bench/lines.py
 
 format: $(VENV)/.dev

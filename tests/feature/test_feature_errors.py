@@ -102,7 +102,9 @@ WRONG: list[tuple[Feature, Sequence[str]]] = [
 
 
 @pytest.mark.parametrize(
-    ("feature", "words"), WRONG, ids=[f"{f.sql or f.function!s:.40}-{at}" for at, (f, _) in enumerate(WRONG)]
+    ("feature", "words"),
+    WRONG,
+    ids=[f"{f.sql or getattr(f.function, '__name__', '')}-{at}" for at, (f, _) in enumerate(WRONG)],
 )
 def test_a_wrong_feature_is_refused_in_words(feature: Feature, words: Sequence[str]) -> None:
     with pytest.raises(ConfigError) as error:
