@@ -392,7 +392,7 @@ class Ray:
                 raise ConfigError(
                     sentence("a Ray cluster", f"'{said}'", at=address or "this machine", hint=hint)
                 ) from error
-        self.workers = max(int(ray.cluster_resources().get("CPU", 1)), 1)
+        self.workers = max(int(self._ray.cluster_resources().get("CPU", 1)), 1)
         self._perform = ray.remote(_perform).options(max_retries=self._limits.retries, num_cpus=1)
 
     def map(self, function: str, jobs: Sequence[Job], *, progress: Progress = quiet) -> Iterator[dict[str, Any]]:
