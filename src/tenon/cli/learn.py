@@ -5,6 +5,7 @@ Versions are named by their id, the beginning of it, their number or alias.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import click
 
 from tenon.cli import change
 from tenon.cli.begin import told
-from tenon.cli.output import Output, table, when
+from tenon.cli.output import Output, table, usd, when
 from tenon.cli.shared import json_flag, model_option, opened, project_argument
 
 
@@ -74,12 +75,14 @@ def models_list(project: Path, model: str, as_json: bool) -> None:
 @model_option
 @json_flag
 def models_show(version: str, project: Path, model: str, as_json: bool) -> None:
-    """Show one VERSION (id, number or alias): its lineage and every check of its gate."""
-    from tenon.flow import promote
+    """Show one VERSION (id, number or alias): its lineage, every check of its gate, and the forms that were tried."""
+    from tenon.flow import promote, variant
 
     output = Output(as_json)
     with opened(project, output, read_only=True) as work:
         record = promote.version(work, model, version)
+        tried = variant.of_version(work, record)
+        here = variant.here(work, record)
     checks = [["✓" if check["passed"] else "✗", check["name"], check["said"]] for check in record["gate"]["checks"]]
     lines = [
         f"version {record['number']} ({record['id']}) of '{record['model']}', {when(record['at'])} UTC",
@@ -87,8 +90,53 @@ def models_show(version: str, project: Path, model: str, as_json: bool) -> None:
         f"datasets {', '.join(f'{name} {id}' for name, id in record['datasets'].items())}",
         "",
         table(["", "check", "said"], checks),
+        *(line for one in tried for line in ("", *_forms(one))),
+        "",
+        f"answers here as: {here.name}{f' ({here.said})' if here.said else ''}",
     ]
-    output.emit(record, "\n".join(lines))
+    output.emit({**record, "variants": tried, "form": here.name}, "\n".join(lines))
+
+
+@models.command("compile")
+@click.argument("version")
+@project_argument
+@model_option
+@json_flag
+def models_compile(version: str, project: Path, model: str, as_json: bool) -> None:
+    """Try smaller and quicker forms of VERSION on this kind of machine, and choose which one answers on it."""
+    from tenon.flow import variant
+
+    output = Output(as_json)
+    with opened(project, output) as work:
+        record, stage = variant.compiled(work, model, version)
+    done = "" if stage.done else "; tried before"
+    head = f"version {record['number']} ({record['id']}) of '{record['model']}'{done}"
+    output.emit(stage.body, "\n".join((head, *_forms(stage.body))))
+
+
+def _forms(tried: Mapping[str, Any]) -> list[str]:
+    """Write the forms of a version that were tried at one place, the one that answers there marked."""
+    place = tried["place"]
+    head = (
+        f"forms on {place['machine']} with ONNX Runtime {place['onnxruntime']}, threads: {place['threads']} "
+        f"(key {tried['key']}), on {tried['rows']:,} test rows:"
+    )
+    rows = [
+        [
+            "✓" if one["chosen"] else "",
+            one["name"],
+            f"{one['size_bytes'] / 1e6:.3f}",
+            f"{one['p50_ms']:.3f}",
+            f"{one['p99_ms']:.3f}",
+            f"{one['rows_per_s']:,.0f}",
+            usd(one["usd_per_1000"]),
+            one["flips"],
+            f"{one['gain']['value']:+.1g}" if one["gain"] else "–",
+        ]
+        for one in tried["variants"]
+    ]
+    header = ["", "form", "MB", "p50 ms", "p99 ms", "rows/s", "1,000 cost", "flips", tried["metric"]]
+    return [head, table(header, rows), *(f"  {one['name']}: {one['said']}" for one in tried["variants"])]
 
 
 alias_option = click.option("--alias", default="production", show_default=True, help="The alias to move.")

@@ -26,7 +26,7 @@ from tenon.project import Model
 # Raise when a stage's code would come to another result from the same input.
 FEATURES = 1
 RUN = 1
-VERSION = 1
+VERSION = 2
 
 MODELS = 3  # two baselines and the model: the parts of the training bar
 HALF_STEPS = 100  # a model's part of the bar is half full after so many steps
@@ -280,16 +280,16 @@ def scores_of(work: Work, record: Mapping[str, Any], side: str) -> pl.DataFrame:
 # ── the version ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def version(work: Work, declared: Model, matrix: Stage, trained: Stage) -> Stage:
-    """Hold the run against its gate and keep the verdict with everything the version came from."""
+def version(work: Work, declared: Model, matrix: Stage, trained: Stage, forms: Stage) -> Stage:
+    """Hold the run, in the form that answers, against its gate; keep the verdict with all the version came from."""
     made_of = {"code": VERSION, "run": trained.id, "gate": declared.gate.to_dict()}
     record = trained.body
 
     def make(_: str) -> dict[str, Any]:
         artifacts = record["artifacts"]
-        size = work.store.blobs.size(artifacts["onnx"])
         proof = model.Parity.from_dict(record["parity"])
-        decision = model.decide(declared.gate, record, proof, model.Latency(**record["latency"]), size)
+        form = model.Variant.from_dict(next(one for one in forms.body["variants"] if one["chosen"]))
+        decision = model.decide(declared.gate, record, proof, form.latency, form.size_bytes, form)
         return {
             "model": declared.name,
             "run": trained.id,
@@ -301,8 +301,9 @@ def version(work: Work, declared: Model, matrix: Stage, trained: Stage) -> Stage
             "gate": decision.to_dict(),
             "said": decision.said,
             "findings": [finding.to_dict() for finding in decision.findings],
-            "latency": record["latency"],
-            "size_bytes": size,
+            "latency": form.latency.to_dict(),
+            "size_bytes": form.size_bytes,
+            "variant": {name: forms.body[name] for name in ("id", "key", "chosen")},
             "threshold": record["threshold"],
         }
 

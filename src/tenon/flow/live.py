@@ -27,7 +27,7 @@ from tenon.contract.column import Source
 from tenon.errors import InputError, UsageError, sentence
 from tenon.feature import FeatureSet, Online
 from tenon.feature.plan import duration_us
-from tenon.flow import language, learn, promote, trial
+from tenon.flow import language, learn, promote, trial, variant
 from tenon.flow.data import frame
 from tenon.flow.work import Work, newest
 from tenon.serving.play import replay as play
@@ -44,6 +44,7 @@ class Live:
     features: FeatureSet
     online: Online
     predictor: model.Predictor
+    form: variant.Form
 
     @property
     def spine(self) -> Source:
@@ -79,9 +80,10 @@ def awaken(work: Work, name: str, wanted: str, *, as_of: datetime | None = None)
             {source: _known_by(work, chosen, source, id, as_of) for source, id in made["datasets"].items()}
         )
     online.warm()  # the first requests must not pay for what later ones find made
-    manifest = msgspec.json.decode(work.store.blobs.read(record["manifest"]))
-    predictor = model.Predictor.load(work.store.blobs.read(record["onnx"]), manifest)
-    return Live(record=record, features=chosen, online=online, predictor=predictor)
+    form = variant.here(work, record)
+    manifest = msgspec.json.decode(work.store.blobs.read(form.manifest))
+    predictor = model.Predictor.load(work.store.blobs.read(form.onnx), manifest)
+    return Live(record=record, features=chosen, online=online, predictor=predictor, form=form)
 
 
 def _known_by(work: Work, chosen: FeatureSet, source: str, id: str, moment: datetime) -> pl.DataFrame:
@@ -198,7 +200,9 @@ def serve(work: Work, asked: Serving, say: Callable[[str], None]) -> None:
     charger = threading.Thread(target=_charge, args=(work, name, collector, stop), name="tenon-cost", daemon=True)
 
     def started(url: str) -> None:
-        say(f"serving {name}, version {live.record['number']} ({live.record['id']}), at {url}")
+        say(f"serving {name}, version {live.record['number']} ({live.record['id']}, {live.form.name}), at {url}")
+        if live.form.said:
+            say(live.form.said)
         example = msgspec.json.encode(example_row(work, live)).decode()
         say(f"try it:  curl -s {url}/predict/{name} -d '{example}'")
         for one in languages:

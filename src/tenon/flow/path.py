@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tenon import metric
-from tenon.flow import data, learn, promote
+from tenon.flow import data, learn, promote, variant
 from tenon.flow.work import Stage, Work
 from tenon.model.gate import HIGHER_IS_BETTER
 from tenon.project import Model
@@ -122,9 +122,10 @@ def _learn(work: Work, declared: Model, sets: Mapping[str, Stage], last: int) ->
     trained, _ = learn.run(work, declared, matrix)
     if last == ORDER.index("run"):
         return [matrix, trained], None
-    version = learn.version(work, declared, matrix, trained)
+    forms = variant.tried(work, trained.body, declared.gate)
+    version = learn.version(work, declared, matrix, trained, forms)
     serving, why = settle(work, declared, version)
-    return [matrix, trained, version], _verdict(declared, trained, version, serving, why)
+    return [matrix, trained, forms, version], _verdict(declared, trained, version, serving, why)
 
 
 def settle(work: Work, declared: Model, version: Stage) -> tuple[bool, str]:

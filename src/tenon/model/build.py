@@ -30,7 +30,8 @@ from tenon.model.predict import FORMAT, open_session
 
 IR_VERSION = 9
 OPSET = 17
-ML_OPSET = 3
+ML_OPSET = 5  # the first whose forests are tensors
+SKLEARN_ML_OPSET = 3  # the last that skl2onnx writes well
 RECORDED = ("lightgbm", "scikit-learn", "torch", "onnx", "onnxruntime", "numpy")  # versions kept in the manifest
 
 
@@ -122,14 +123,7 @@ def _forest(fitted: Any) -> bytes:
     helper, _ = _onnx()
     binary = str(dump["objective"]).startswith("binary")
     ensemble = helper.make_node(
-        "TreeEnsembleRegressor",
-        ["x"],
-        ["sum" if binary else "score"],
-        domain="ai.onnx.ml",
-        n_targets=1,
-        aggregate_function="SUM",
-        post_transform="NONE",
-        **tree.attributes(dump),
+        "TreeEnsemble", ["x"], ["sum" if binary else "score"], domain="ai.onnx.ml", **tree.attributes(dump)
     )
     nodes = [ensemble]
     constants = []
@@ -206,7 +200,7 @@ def _sklearn(fitted: Any) -> bytes:
     options = {id(estimator): {"zipmap": False}} if fitted.task == "binary" else None
     sample = np.zeros((1, fitted.encoding.width), np.float32)
     try:
-        model = to_onnx(estimator, sample, options=options, target_opset={"": OPSET, "ai.onnx.ml": ML_OPSET})
+        model = to_onnx(estimator, sample, options=options, target_opset={"": OPSET, "ai.onnx.ml": SKLEARN_ML_OPSET})
     except Exception as error:  # the edge to skl2onnx, which raises whatever it meets
         raise _no_form(type(estimator).__name__, error) from error
     return bytes(model.SerializeToString())

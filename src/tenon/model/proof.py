@@ -116,7 +116,7 @@ def latency(predictor: Predictor, x: Any, rows: int = 1_000) -> Latency:
     count = len(next(iter(columns.values()), []))
     if not count:
         raise InputError(sentence("rows to measure latency on", "none", hint="use the validation or test part"))
-    requests = [{name: [values[i]] for name, values in columns.items()} for i in _spread(count, rows)]
+    requests = [{name: [values[i]] for name, values in columns.items()} for i in spread(count, rows)]
     for request in requests[:WARM]:
         predictor.score(request)
     taken = np.empty(len(requests))
@@ -128,7 +128,7 @@ def latency(predictor: Predictor, x: Any, rows: int = 1_000) -> Latency:
     return Latency(p50_ms=float(p50), p99_ms=float(p99), rows=len(requests))
 
 
-def _spread(count: int, rows: int) -> list[int]:
+def spread(count: int, rows: int) -> list[int]:
     """Return `rows` row numbers spread evenly over all of them, from the start again when there are fewer."""
     return [int(i) % count for i in (np.linspace(0, count - 1, rows) if count >= rows else np.arange(rows))]
 
