@@ -95,7 +95,7 @@ def test_half_a_forest_scores_as_the_first_half_of_its_rounds_does(late: Made) -
     half = compile(replace(fitted, rounds=(trees + 1) // 2), late.data)
     made = variant.candidates(late.compiled)["short"]
     scores = [Predictor.load(one.onnx, one.manifest).score(late.columns) for one in (half, made)]
-    np.testing.assert_array_equal(*scores)
+    np.testing.assert_array_equal(scores[0], scores[1])
 
 
 def test_a_forest_with_trees_of_one_leaf_scores_as_lightgbm_does(make: Make) -> None:
