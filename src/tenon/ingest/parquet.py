@@ -144,6 +144,13 @@ def _write(out: bytearray, kind: int, value: Any) -> None:
         out.append(0)
 
 
+def packed(tree: Struct) -> bytes:
+    """Return a structure as it is written."""
+    out = bytearray()
+    _write(out, STRUCT, tree)
+    return bytes(out)
+
+
 def footer(path: Path) -> tuple[Struct, int]:
     """Return the footer of a Parquet file as a tree, and where it begins."""
     size = path.stat().st_size

@@ -19,7 +19,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tenon.errors import InputError, sentence
-from tenon.ingest import columnar, jsonl, parquet
+from tenon.ingest import columnar, jsonl, pages, parquet
 from tenon.ingest.another import table_break
 from tenon.ingest.charset import to_utf8
 from tenon.ingest.chunk import Layout, Repaired, Text, careful, express
@@ -527,7 +527,7 @@ def _write(out: str, account: _Account, plan: Plan, done: Path, told: Mapping[st
     if account.frames:
         frame = account.frames[0] if len(account.frames) == 1 else pl.concat(account.frames)
         if frame.height:
-            put(frame, Path(out + ".parquet"))
+            put(frame, Path(out + ".parquet"), compiled=account.compiled)
     if account.quarantine or account.spilled:
         target = Path(out + ".quarantine.parquet")
         if account.spilled:
@@ -552,8 +552,9 @@ def _records(rows: Sequence[tuple[Any, ...]], schema: Mapping[str, Any]) -> pl.D
     return pl.DataFrame([pl.Series(name, one, dtype=schema[name]) for name, one in zip(schema, columns, strict=True)])
 
 
-def put(frame: pl.DataFrame, path: Path) -> None:
-    """Write a frame as Parquet under its name at once."""
+def put(frame: pl.DataFrame, path: Path, *, compiled: bool = False) -> None:
+    """Write a frame as Parquet under its name at once; by compiled code where asked and possible, else by Polars."""
     temporary = path.with_name(path.name + ".new")
-    frame.write_parquet(temporary, compression="zstd", compression_level=1)
+    if not (compiled and pages.write(frame, temporary)):
+        frame.write_parquet(temporary, compression="zstd", compression_level=1)
     temporary.replace(path)
