@@ -27,6 +27,13 @@
 #ifdef __APPLE__
 #include <xlocale.h>
 #endif
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define LITTLE_ENDIAN_WORDS
+#endif
 
 enum { DONE = 0, GOOD = 1, BAD = 2, ODD = 4, QUOTED = 8 };
 enum { PLAIN = 0, HIGH = 1, SPECIAL = 2 };
@@ -96,9 +103,11 @@ typedef struct {
     char type;
     bool spelt; /* cells are kept as they are spelt, and only checked against the type */
     bool easy;  /* a value that can be read before its end is known: no word for missing reads as one */
+    uint8_t usual, between; /* times: 1 has a date, 2 a date, a sign and a time of day, as in 2024-02-29 23:59:59 */
     const char *format;
     Py_ssize_t format_size;
     Word *words; /* missing, then true, then false */
+    bool first[256]; /* bytes that words for missing begin with */
     Py_ssize_t missing, truths, lies;
     uint8_t *valid, *cells;
     size_t room;   /* rows that fit */
@@ -142,6 +151,7 @@ static bool grow_column(const Reader *reader, Column *column) {
     column->cells = cells;
     uint8_t *valid = realloc(column->valid, room / 8);
     if (!valid) return false;
+    memset(valid + column->room / 8, 0xFF, (room - column->room) / 8); /* cleared where a cell is missing */
     column->valid = valid;
     column->room = room;
     return true;
@@ -153,36 +163,59 @@ static void put_valid(Column *column, size_t row, bool valid) {
     else column->valid[row >> 3] &= (uint8_t)~bit;
 }
 
+static bool grow_heap(Column *column, size_t size) {
+    size_t capacity = column->capacity ? column->capacity : 1 << 16;
+    while (capacity - column->fill < size) capacity *= 2;
+    uint8_t *heap = realloc(column->heap, capacity);
+    if (!heap) return false;
+    column->heap = heap;
+    column->capacity = capacity;
+    return true;
+}
+
 /* Keep text as an Arrow string view; `doubled` says that each quote in it is written twice. */
-static bool put_text(Column *column, size_t row, const uint8_t *text, size_t size, int quote, bool doubled) {
-    if (column->capacity - column->fill < size) {
-        size_t capacity = column->capacity ? column->capacity : 1 << 16;
-        while (capacity - column->fill < size) capacity *= 2;
-        uint8_t *heap = realloc(column->heap, capacity);
-        if (!heap) return false;
-        column->heap = heap;
-        column->capacity = capacity;
+static inline bool put_text(const Reader *reader, Column *column, const uint8_t *text, size_t size, bool doubled) {
+    View view = {.size = (int32_t)size};
+    uint8_t *cell = column->cells + reader->rows * sizeof view;
+    if (size <= INLINE && !doubled) {
+#ifdef LITTLE_ENDIAN_WORDS
+        if (reader->data + reader->size - text >= 16) {
+            /* Twelve bytes are read whatever the size, and what is not of the text is cut off. */
+            uint64_t low, high;
+            memcpy(&low, text, 8);
+            memcpy(&high, text + 8, 8);
+            low = size < 8 ? low & ((1ull << (8 * size)) - 1) : low;
+            high = size > 8 ? high & ((1ull << (8 * (size - 8))) - 1) : 0;
+            uint64_t first = (uint64_t)size | low << 32, second = low >> 32 | high << 32;
+            memcpy(cell, &first, 8);
+            memcpy(cell + 8, &second, 8);
+            return true;
+        }
+#endif
+        memcpy((uint8_t *)&view + 4, text, size);
+        memcpy(cell, &view, sizeof view);
+        return true;
     }
+    if (column->capacity - column->fill < size && !grow_heap(column, size)) return false;
     uint8_t *target = column->heap + column->fill;
     if (doubled) {
         size_t kept = 0;
         for (size_t at = 0; at < size; at++) {
             target[kept++] = text[at];
-            if (text[at] == quote) at++;
+            if (text[at] == reader->quote) at++;
         }
-        text = target;
-        size = kept;
-    }
-    View view = {.size = (int32_t)size};
-    if (size <= INLINE) {
-        memcpy((uint8_t *)&view + 4, text, size);
+        view.size = (int32_t)kept;
     } else {
-        if (!doubled) memcpy(target, text, size);
+        memcpy(target, text, size);
+    }
+    if (view.size <= INLINE) {
+        memcpy((uint8_t *)&view + 4, target, (size_t)view.size);
+    } else {
         memcpy(view.prefix, target, 4);
         view.offset = (int32_t)column->fill;
-        column->fill += size;
+        column->fill += (size_t)view.size;
     }
-    memcpy(column->cells + row * sizeof view, &view, sizeof view);
+    memcpy(cell, &view, sizeof view);
     return true;
 }
 
@@ -192,11 +225,38 @@ static bool digit(uint8_t byte) { return (uint8_t)(byte - '0') < 10; }
 
 /* These read a value from the front of what is left of a line, and return where it ends; NULL when there is none. */
 
-static const uint8_t *read_int(const uint8_t *at, const uint8_t *end, int64_t *out) {
+#ifdef LITTLE_ENDIAN_WORDS
+/* Read up to eight digits at once: how many stand at the front of eight bytes, and their value (D. Lemire, Quickly
+ * parsing eight digits, 2018). */
+static inline int eight(const uint8_t *at, uint64_t *out) {
+    uint64_t word;
+    memcpy(&word, at, 8);
+    word ^= 0x3030303030303030u;
+    uint64_t others = ((word + 0x7676767676767676u) | word) & 0x8080808080808080u; /* exact up to the first */
+    int count = others ? __builtin_ctzll(others) >> 3 : 8;
+    if (!count) return 0;
+    word <<= 64 - 8 * count; /* zeros come before the digits */
+    word = word * 10 + (word >> 8);
+    *out = (((word & 0x000000FF000000FFu) * 0x000F424000000064u) +
+            (((word >> 16) & 0x000000FF000000FFu) * 0x0000271000000001u)) >> 32;
+    return count;
+}
+#endif
+
+static const int64_t TENS[] = {1, 10, 100, 1000, 10000, 100000, 1000000, 10000000, 100000000};
+
+static inline const uint8_t *read_int(const uint8_t *at, const uint8_t *end, int64_t *out) {
     bool minus = at < end && *at == '-';
     at += minus;
     const uint8_t *begin = at;
     int64_t value = 0;
+#ifdef LITTLE_ENDIAN_WORDS
+    for (int count = 8; count == 8 && end - at >= 8 && at - begin <= 8; at += count) {
+        uint64_t part = 0;
+        count = eight(at, &part);
+        value = value * TENS[count] + (int64_t)part;
+    }
+#endif
     for (; at < end && digit(*at); at++) {
         if (at - begin == MOST_DIGITS) return NULL;
         value = value * 10 + (*at - '0');
@@ -210,7 +270,7 @@ static const double POWERS[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  
 
 /* Up to fifteen digits and a power of ten up to 22 are both exact, so one division rounds once and right (W. Clinger,
  * How to read floating point numbers accurately, 1990); the C library reads the others, in the C locale. */
-static const uint8_t *read_float(const Reader *reader, const uint8_t *at, const uint8_t *end, double *out) {
+static const uint8_t *read_any_float(const Reader *reader, const uint8_t *at, const uint8_t *end, double *out) {
     const uint8_t *begin = at;
     bool minus = at < end && *at == '-', plain = true;
     at += minus;
@@ -250,6 +310,29 @@ static const uint8_t *read_float(const Reader *reader, const uint8_t *at, const 
     return isfinite(*out) ? at : NULL;
 }
 
+static inline const uint8_t *read_float(const Reader *reader, const uint8_t *at, const uint8_t *end, double *out) {
+#ifdef LITTLE_ENDIAN_WORDS
+    /* Mostly up to eight digits before the point and up to seven behind it. */
+    const uint8_t *p = at + (at < end && *at == '-');
+    if (end - p >= 24) {
+        uint64_t whole, part = 0;
+        int count = eight(p, &whole), decimals = 0;
+        p += count;
+        if (count && *p == '.') {
+            decimals = eight(p + 1, &part);
+            p += 1 + decimals;
+            if (!decimals) count = 0;
+        }
+        if (count && decimals < 8 && !digit(*p) && (*p | 0x20) != 'e') {
+            double value = (double)((int64_t)whole * TENS[decimals] + (int64_t)part) / POWERS[decimals];
+            *out = *at == '-' ? -value : value;
+            return p;
+        }
+    }
+#endif
+    return read_any_float(reader, at, end, out);
+}
+
 static int two(const uint8_t *at) { return digit(at[0]) && digit(at[1]) ? (at[0] - '0') * 10 + at[1] - '0' : -1; }
 
 /* Days from 1970-01-01 in the proleptic Gregorian calendar (H. Hinnant, chrono-Compatible Low-Level Date Algorithms). */
@@ -262,7 +345,7 @@ static int64_t days(int64_t year, int month, int day) {
 
 /* Read a date or a timestamp by a format of Y m d H M S (each as wide as it is), f (a fraction or nothing) and literals
  * after a backslash; microseconds, or days for a date. */
-static const uint8_t *read_time(const Column *column, const uint8_t *at, const uint8_t *end, int64_t *out) {
+static const uint8_t *read_any_time(const Column *column, const uint8_t *at, const uint8_t *end, int64_t *out) {
     static const int LENGTHS[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
     int year = 0, month = 1, day = 1, hour = 0, minute = 0, second = 0;
     int64_t micro = 0;
@@ -298,6 +381,48 @@ static const uint8_t *read_time(const Column *column, const uint8_t *at, const u
     int64_t date = days(year, month, day);
     *out = column->type == 'D' ? date : (((date * 24 + hour) * 60 + minute) * 60 + second) * 1000000 + micro;
     return at;
+}
+
+#ifdef LITTLE_ENDIAN_WORDS
+/* Take signs from bytes; what is left are the digits' values, or false where one is no digit or a sign is another. */
+static inline bool bare(const uint8_t *at, uint64_t signs, uint64_t most, uint64_t *out) {
+    uint64_t word;
+    memcpy(&word, at, 8);
+    word ^= signs;
+    *out = word;
+    return !(((word + most) | word) & 0x8080808080808080u);
+}
+#endif
+
+/* The same for year, month and day with a sign between them, and hour, minute and second, which are most common. */
+static inline const uint8_t *read_time(const Column *column, const uint8_t *at, const uint8_t *end, int64_t *out) {
+#ifdef LITTLE_ENDIAN_WORDS
+    static const uint8_t LENGTHS[] = {0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31, 0, 0, 0};
+    uint64_t date, clock;
+    int64_t second = 0;
+    if (!column->usual || end - at < 19) return read_any_time(column, at, end, out);
+    if (!bare(at, 0x2D30302D30303030u, 0x7F76767F76767676u, &date)) return NULL;
+    uint8_t tens = (uint8_t)(at[8] - '0'), ones = (uint8_t)(at[9] - '0');
+    if (tens > 9 || ones > 9) return NULL;
+    date = date * 10 + (date >> 8);
+    int year = (int)(date & 0xFF) * 100 + (int)(date >> 16 & 0xFF), month = (int)(date >> 40 & 0xFF);
+    int day = tens * 10 + ones;
+    if (column->usual > 1) {
+        if (at[10] != column->between || !bare(at + 11, 0x30303A30303A3030u, 0x76767F76767F7676u, &clock)) return NULL;
+        clock = clock * 10 + (clock >> 8);
+        int hour = (int)(clock & 0xFF), minute = (int)(clock >> 24 & 0xFF), rest = (int)(clock >> 48 & 0xFF);
+        if (hour > 23 || minute > 59 || rest > 59) return NULL;
+        second = (hour * 60 + minute) * 60 + rest;
+    }
+    if (year < 1000 || month < 1 || month > 12 || day < 1) return NULL;
+    bool leap = month == 2 && year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    if (day > LENGTHS[month] + leap) return NULL;
+    int64_t number = days(year, month, day);
+    *out = column->type == 'D' ? number : (number * 86400 + second) * 1000000;
+    return at + (column->usual > 1 ? 19 : 10);
+#else
+    return read_any_time(column, at, end, out);
+#endif
 }
 
 static bool same(const Word *word, const uint8_t *at, size_t size, bool any_case) {
@@ -338,7 +463,7 @@ static bool put_missing(Reader *reader, Column *column, Py_ssize_t word, size_t 
 
 /* Read a number or a time from the front of what is left of a line, and keep it unless it is kept as spelt; returns
  * where it ends, or NULL. */
-static const uint8_t *put_value(Reader *reader, Column *column, const uint8_t *at, const uint8_t *end) {
+static inline const uint8_t *put_value(Reader *reader, Column *column, const uint8_t *at, const uint8_t *end) {
     uint8_t *cell = column->cells + reader->rows * cell_size(column);
     int64_t whole = 0;
     double real = 0;
@@ -356,15 +481,13 @@ static const uint8_t *put_value(Reader *reader, Column *column, const uint8_t *a
 /* Read one cell into its column at the reader's row; false when it is no plain value. */
 static bool put_cell(Reader *reader, Column *column, const uint8_t *at, size_t size, bool doubled) {
     size_t row = reader->rows;
-    if (!doubled)
+    if (!doubled && (!size || column->first[*at]))
         for (Py_ssize_t n = 0; n < column->missing; n++)
             if (same(&column->words[n], at, size, false)) {
                 if (!size || !column->spelt) return put_missing(reader, column, n, size);
-                put_valid(column, row, true);
-                return put_text(column, row, at, size, reader->quote, false);
+                return put_text(reader, column, at, size, false);
             }
-    put_valid(column, row, true);
-    if (column->type == 's') return put_text(column, row, at, size, reader->quote, doubled);
+    if (column->type == 's') return put_text(reader, column, at, size, doubled);
     if (doubled) return false;
     if (column->type == 'b') {
         uint8_t truth;
@@ -373,7 +496,7 @@ static bool put_cell(Reader *reader, Column *column, const uint8_t *at, size_t s
     } else if (put_value(reader, column, at, at + size) != at + size) {
         return false;
     }
-    return !column->spelt || put_text(column, row, at, size, reader->quote, false);
+    return !column->spelt || put_text(reader, column, at, size, false);
 }
 
 /* ── lines ──────────────────────────────────────────────────────────────────────────────────────────────────────── */
@@ -393,12 +516,36 @@ static bool utf8(const uint8_t *at, const uint8_t *end) {
     return true;
 }
 
-/* Return the next byte that is special, or the end; `*high` when a byte before it is above 0x7F. Eight bytes are tried at
- * once: `marks` has bit 7 of each byte that is below 14, the delimiter or the quote, exact up to the first of them (Bit
- * Twiddling Hacks, S. E. Anderson: "determine if a word has a byte less than n"). */
+/* Return the next byte that is special, or the end; `*high` when a byte before it is above 0x7F. Sixteen bytes are tried
+ * at once, or eight: `marks` has a bit for each byte that is below 14, the delimiter or the quote; for eight it is exact
+ * up to the first of them (Bit Twiddling Hacks, S. E. Anderson: "determine if a word has a byte less than n"). Sixteen
+ * may go over the end of a line, where a mark stands, but never over that of the data. */
 static inline const uint8_t *find_special(const Reader *reader, const uint8_t *classes, const uint8_t *p,
                                           const uint8_t *end, bool *high) {
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#ifdef __SSE2__
+    const uint8_t *last = reader->data + reader->size;
+    const __m128i comma = _mm_set1_epi8((char)reader->delimiter), low = _mm_set1_epi8(13);
+    const __m128i mark = _mm_set1_epi8((char)(reader->quote < 0 ? reader->delimiter : reader->quote));
+    while (p < end && last - p >= 16) {
+        __m128i sixteen = _mm_loadu_si128((const __m128i *)(const void *)p);
+        __m128i found = _mm_or_si128(_mm_cmpeq_epi8(sixteen, comma), _mm_cmpeq_epi8(sixteen, mark));
+        found = _mm_or_si128(found, _mm_cmpeq_epi8(_mm_min_epu8(sixteen, low), sixteen));
+        unsigned marks = (unsigned)_mm_movemask_epi8(found), highs = (unsigned)_mm_movemask_epi8(sixteen);
+        if (!marks) {
+            *high |= highs != 0;
+            p += 16;
+            continue;
+        }
+        int place = __builtin_ctz(marks);
+        *high |= (highs & ((1u << place) - 1)) != 0;
+        p += place;
+        if (p >= end) return end;
+        if (classes[*p] == SPECIAL) return p;
+        p++;
+    }
+    if (p >= end) return end;
+#endif
+#ifdef LITTLE_ENDIAN_WORDS
     const uint64_t ones = 0x0101010101010101u, tops = ones << 7;
     const uint64_t delimiter = ones * (uint8_t)reader->delimiter;
     const uint64_t quote = ones * (uint8_t)(reader->quote < 0 ? reader->delimiter : reader->quote);
@@ -470,9 +617,8 @@ static bool read_field(Reader *reader, Column *column, const uint8_t **at, const
     if (column->type != '-' && reader->rows >= column->room && !grow_column(reader, column)) return false;
     if (column->easy) {
         /* Mostly a value ends where its field does: it is read without looking for that first. */
-        const uint8_t *stop = put_value(reader, column, *at, end);
-        if (stop && (stop == end || *stop == reader->delimiter)) {
-            put_valid(column, reader->rows, true);
+        const uint8_t *stop = put_value(reader, column, *at, reader->data + reader->size);
+        if (stop && stop <= end && (stop == end || *stop == reader->delimiter)) {
             *filled += (size_t)(stop - *at);
             *at = stop;
             return true;
@@ -484,6 +630,13 @@ static bool read_field(Reader *reader, Column *column, const uint8_t **at, const
     return (!high || utf8(begin, begin + size)) && put_cell(reader, column, begin, size, doubled);
 }
 
+/* Forget what was read of a row. */
+static void forget(Reader *reader, size_t hits) {
+    reader->hit_count = hits;
+    for (size_t n = 0; n < reader->width; n++)
+        if (reader->columns[n].room > reader->rows) put_valid(&reader->columns[n], reader->rows, true);
+}
+
 /* Read one line as a row; returns its state. */
 static uint8_t read_line(Reader *reader, const uint8_t *begin, const uint8_t *end) {
     if ((size_t)(end - begin) > reader->reach) return BAD;
@@ -491,12 +644,12 @@ static uint8_t read_line(Reader *reader, const uint8_t *begin, const uint8_t *en
     size_t filled = 0, hits = reader->hit_count;
     for (size_t n = 0; n < reader->width; n++, at++)
         if (!read_field(reader, &reader->columns[n], &at, end, &filled) || (n + 1 == reader->width) != (at == end)) {
-            reader->hit_count = hits;
+            forget(reader, hits);
             return fields(reader, begin, end) == reader->width ? GOOD : BAD;
         }
     /* Blank rows are skipped by name, elsewhere. */
     if (!filled) {
-        reader->hit_count = hits;
+        forget(reader, hits);
         return GOOD;
     }
     reader->rows++;
@@ -606,6 +759,10 @@ static bool take_column(PyObject *spec, Column *column) {
                           &missing, &PyTuple_Type, &truths, &PyTuple_Type, &lies))
         return false;
     column->type = (char)type;
+    bool date = column->format_size >= 7 && !memcmp(column->format, "Y\\-m\\-d", 7);
+    bool clock = date && column->format_size == 16 && column->format[7] == '\\' && !memcmp(column->format + 9, "H\\:M\\:S", 7);
+    column->usual = date && column->format_size == 7 ? 1 : clock ? 2 : 0;
+    column->between = clock ? (uint8_t)column->format[8] : 0;
     column->spelt = spelt;
     column->missing = PyTuple_Size(missing);
     column->truths = PyTuple_Size(truths);
@@ -616,8 +773,10 @@ static bool take_column(PyObject *spec, Column *column) {
         return false;
     }
     Py_ssize_t at = 0;
-    return take_words(missing, column->words, &at) && take_words(truths, column->words, &at) &&
-           take_words(lies, column->words, &at);
+    if (!take_words(missing, column->words, &at)) return false;
+    for (Py_ssize_t n = 0; n < at; n++)
+        if (column->words[n].size) column->first[(uint8_t)*column->words[n].text] = true;
+    return take_words(truths, column->words, &at) && take_words(lies, column->words, &at);
 }
 
 /* Whether values of a column can be read without looking for the end of the field first: it has a number or a time, no
