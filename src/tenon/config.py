@@ -85,6 +85,24 @@ class ServeConfig:
     usd_per_1000: float = 0.0  # what 1,000 predictions may cost; a dearer version gives way to the cheaper one
     cheaper: str = "cheaper"  # the alias of the version that answers when the budget is spent
     repository: bool = False  # whether clients may load and unload models (Open Inference Protocol)
+    fleet_token: str = ""  # what a gateway shows to fetch and bring the states of sessions; without one they stay
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleConfig:
+    """The fleet of a gateway: what a replica is, and how many there should be."""
+
+    fleet: str = ""  # the command of a replica, with {port} in it; "" runs none
+    least: int = 1  # replicas there always are; 0 allows none
+    most: int = 4  # replicas there are at most
+    busy: float = 0.6  # utilisation a replica should have
+    memory: float = 0.85  # share of its memory a replica may use
+    cool_s: float = 300.0  # the load must ask for less for so long before one leaves
+    idle_s: float = 900.0  # without a request for so long, all may go (with `least = 0`)
+    sample_s: float = 5.0  # how often the load is looked at
+    start_s: float = 120.0  # a replica that is not ready by then has failed
+    drain_s: float = 15.0  # the longest that a leaving replica may finish what it has begun
+    orphan_s: float = 60.0  # how long replicas wait for a gateway that was killed to come back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +126,7 @@ class Config:
     store: StoreConfig = StoreConfig()
     engine: EngineConfig = EngineConfig()
     serve: ServeConfig = ServeConfig()
+    scale: ScaleConfig = ScaleConfig()
     watch: WatchConfig = WatchConfig()
     limits: Limits = Limits()
 
@@ -115,6 +134,7 @@ class Config:
         """Return the configuration as plain data, with the bearer token and passwords left out."""
         body = dataclasses.asdict(self)
         body["serve"]["token"] = "set" if self.serve.token else ""
+        body["serve"]["fleet_token"] = "set" if self.serve.fleet_token else ""
         for own in body["serve"]["keys"].values():
             own["key"] = "set" if own["key"] else ""
         body["store"]["catalog"] = self.store.catalog.split("@")[-1]

@@ -79,6 +79,7 @@ class ServingLimits:
     idle_s: float = 60.0  # a connection kept alive without a request is closed after this
     drain_s: float = 15.0  # the longest a stopping service waits for its requests
     json_depth: int = 32  # deeper nesting gets 400
+    state_bytes: int = 256 * MIB  # states of sessions of one stateful model; the least recently used leave
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +96,11 @@ class RouteLimits:
     first_s: float = 120.0  # the first answer must come within this, tries elsewhere included
     silent_s: float = 120.0  # an answer that has begun and says nothing for this long is broken off
     hold_s: float = 5.0  # how long a request waits when no replica is up, before 503
+    cold_s: float = 120.0  # how long at most when a fleet is starting one
+    held: int = 1_000  # requests that wait so at once; more get 503
+    held_bytes: int = 64 * MIB  # their bodies together
+    session_bytes: int = 256 * MIB  # requests and copies of states kept for sessions, so that a dead replica loses none
+    session_waiting: int = 32  # requests of one session with state that wait for each other; more get 429
     probe_s: float = 1.0  # how often a replica is asked whether it is ready
     whole_bytes: int = 256 * KIB  # a shorter answer is passed on when it is whole, so that it can still be retried
     keys: int = 10_000  # callers whose rate and money are counted

@@ -48,17 +48,18 @@ def predict(rows: Path, out: Path, project: Path, model: str, version: str, as_j
 @click.option("--version", "version", default="production", show_default=True, help="Version id, number or alias.")
 @click.option("--as-of", "as_of", default="", help="Know only what was known by this moment, for an honest replay.")
 @click.option("--lm", "languages", multiple=True, help="An exported language model, FOLDER or NAME=FOLDER; repeatable.")
+@click.option("--stateful", multiple=True, help="A model that keeps a state for each session, NAME=FOLDER; repeatable.")
 @json_flag
 def serve(project: Path, as_json: bool, **given: Any) -> None:
     """Serve PROJECT's model over HTTP: plain JSON rows, Open Inference Protocol v2, OpenAI for language models.
 
-    PROJECT may also be a folder that a language model was exported to.
+    PROJECT may also be a folder that a language model was exported to. With --stateful it may be without a model.
     """
     from tenon.flow import language, live
 
     output = Output(as_json)
-    if language.is_alone(project):
-        where = {name: given[name] for name in ("host", "port", "languages")}
+    if language.is_alone(project) or (given["stateful"] and not (project / "project.py").exists()):
+        where = {name: given[name] for name in ("host", "port", "languages", "stateful")}
         language.serve(language.Alone(folder=project, **where), os.environ, output.say)
         output.emit({"served": True}, "stopped")
         return

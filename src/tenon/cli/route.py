@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -62,7 +63,10 @@ def simulate(
 
 
 @route.command("serve")
-@click.option("--replica", "-r", "replicas", multiple=True, required=True, help="URL of a replica; may be repeated.")
+@click.option("--replica", "-r", "replicas", multiple=True, help="URL of a replica; may be repeated.")
+@click.option("--fleet", default="", help="Command of a replica that is run here as often as needed; {port} in it.")
+@click.option("--least", type=int, help="Replicas of the fleet there always are (default: tenon.toml, else 1).")
+@click.option("--most", type=int, help="Replicas of the fleet there are at most (default: tenon.toml, else 4).")
 @click.option("--host", default="", help="Address to listen on (default: tenon.toml, else 127.0.0.1).")
 @click.option("--port", type=int, default=0, help="Port to listen on (default: tenon.toml, else 8321).")
 @click.option("--policy", "-p", default="cache", show_default=True, help=f"One of {', '.join(NAMES)}.")
@@ -73,29 +77,17 @@ def simulate(
     help="File that keeps what was learnt over a restart.",
 )  # fmt: skip
 @json_flag
-def route_serve(
-    replicas: tuple[str, ...], host: str, port: int, policy: str, thrift: float, target: float, state: Path,
-    as_json: bool,
-) -> None:  # fmt: skip
-    """Be one address in front of REPLICAs: another tenon, a vLLM, SGLang, llama.cpp or Triton server."""
+def route_serve(as_json: bool, policy: str, thrift: float, target: float, **given: Any) -> None:
+    """Be one address in front of replicas: another tenon, a vLLM, SGLang, llama.cpp or Triton server.
+
+    With --fleet, replicas are processes of this machine: started, stopped and replaced as the load asks.
+    """
     import os
 
-    from tenon import config
-    from tenon.serving.gateway import Gateway, connect
+    from tenon.flow import route as flow
     from tenon.serving.route import Routing
-    from tenon.serving.server import run
 
     output = Output(as_json)
-    settings = config.load(Path(), os.environ)
-    routing = Routing(policy=policy, thrift=thrift, target_s=target)
-    gateway = Gateway(
-        connect(replicas, settings.limits),
-        routing=routing,
-        serve=settings.serve,
-        limits=settings.limits,
-        state=state,
-    )
-    run(gateway, host, port or None, started=lambda url: output.say(f"{len(replicas)} replicas behind {url}"))
-    output.emit(
-        gateway.tally.summary(), f"stopped; {gateway.tally.offered:,} requests, {gateway.tally.retried} retried"
-    )
+    asked = flow.Front(routing=Routing(policy=policy, thrift=thrift, target_s=target), **given)
+    done = flow.serve(asked, os.environ, output.say)
+    output.emit(done, f"stopped; {done['offered']:,} requests, {done['retried']} retried")

@@ -17,6 +17,7 @@ from tenon import config as configuration
 from tenon import serving
 from tenon.config import Config
 from tenon.errors import MissingError, UsageError, sentence
+from tenon.flow import stateful
 from tenon.limits import LanguageLimits
 from tenon.serving.lm.bundle import FILES, OPTIONAL, Bundle
 from tenon.store import Store
@@ -29,10 +30,11 @@ KIND = "language"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alone:
-    """A folder of language models to serve without a project, and where; empty values mean those of tenon.toml."""
+    """Models to serve without a project, and where: a folder of language models, folders of others."""
 
     folder: Path
     languages: Sequence[str] = ()
+    stateful: Sequence[str] = ()
     host: str = ""
     port: int = 0
 
@@ -113,14 +115,17 @@ def is_alone(folder: Path) -> bool:
 
 
 def serve(asked: Alone, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
-    """Serve language models without a project until SIGTERM or Ctrl-C."""
+    """Serve models without a project until SIGTERM or Ctrl-C."""
     config = configuration.load(asked.folder, environ)
     if (asked.folder / "config.json").is_file():
         _run([], opened(None, (str(asked.folder), *asked.languages), config.limits.language), config, asked, say)
         return
+    if asked.stateful and not (asked.folder / ".tenon" / "tenon.db").is_file():
+        _run([], opened(None, asked.languages, config.limits.language), config, asked, say)
+        return
     with Store.open(asked.folder, config.store, config.limits.store) as store:
         languages = opened(store, asked.languages, config.limits.language)
-        if not languages:
+        if not (languages or asked.stateful):
             hint = "export one and keep it, or give --lm FOLDER"
             raise MissingError(sentence("a language model kept here", "none", at=str(store.root), hint=hint))
         _run([store], languages, config, asked, say)
@@ -133,12 +138,15 @@ def _run(
     if stores:
         seams = serving.Seams(record=lambda kind, subject, body: _record(stores[0], kind, subject, body))
     settings = serving.Settings(serve=config.serve, limits=config.limits.serving)
-    app = serving.build_app([], seams=seams, settings=settings, languages=languages)
+    models = stateful.opened(asked.stateful, config)
+    app = serving.build_app([], seams=seams, settings=settings, languages=languages, stateful=models)
 
     def started(url: str) -> None:
         for language in languages:
             for line in said(language, url):
                 say(line)
+        for one in models:
+            say(f"serving {one.name}, version {one.version}, at {url}/predict/{one.name} for sessions")
         say(f"in a browser: {url}    Ctrl-C ends it")
 
     serving.run(app, asked.host, asked.port or None, started=started)

@@ -27,7 +27,7 @@ from tenon.contract.column import Source
 from tenon.errors import InputError, UsageError, sentence
 from tenon.feature import FeatureSet, Online
 from tenon.feature.plan import duration_us
-from tenon.flow import language, learn, promote, trial, variant
+from tenon.flow import language, learn, promote, stateful, trial, variant
 from tenon.flow.data import frame
 from tenon.flow.work import Work, newest
 from tenon.serving.play import replay as play
@@ -115,6 +115,7 @@ class Serving:
     version: str = "production"
     as_of: str = ""
     languages: Sequence[str] = ()
+    stateful: Sequence[str] = ()
 
 
 def service(work: Work, live: Live, *, facts_seq: int = 0) -> serving.Service:
@@ -195,7 +196,10 @@ def serve(work: Work, asked: Serving, say: Callable[[str], None]) -> None:
     )
     settings = serving.Settings(serve=work.config.serve, limits=work.config.limits.serving)
     languages = language.opened(work.store, asked.languages, work.config.limits.language)
-    app = serving.build_app([service(work, live, facts_seq=seen)], seams=seams, settings=settings, languages=languages)
+    app = serving.build_app(
+        [service(work, live, facts_seq=seen)], seams=seams, settings=settings, languages=languages,
+        stateful=stateful.opened(asked.stateful, work.config),
+    )  # fmt: skip
     stop = threading.Event()
     charger = threading.Thread(target=_charge, args=(work, name, collector, stop), name="tenon-cost", daemon=True)
 

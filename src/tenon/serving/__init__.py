@@ -3,13 +3,13 @@
     service = Service(name="late", version=..., predictor=..., online=..., inputs={"hour": "int", ...}, threshold=0.5)
     run(build_app([service], seams=Seams(store=store, sources=sources, tap=collector.offer)))
 
-`app` finds the door of a request; `rows` checks it, `lane` batches and scores, `live` and `oip` speak JSON and the Open
-Inference Protocol, `posting` and `keeping` take facts and labels durably, `tap` and `meter` let others watch,
-`server` listens. `candidate` tries another version beside it, judged by `trial`; `keys` and `spend` bound who may ask.
-`play` (replay) and `client` are the other side of the wire. `route` chooses among replicas, with the beliefs of
-`cachemap`; `simulation` replays a trace through it, `shape` makes one up.
-`gateway` stands in front of `replica`s, by `need`, `admission` and `tally`; `scale` and `fleet` say and do how many.
-Starting it imports neither torch nor ingest nor training.
+`app` finds the door of a request; `rows` checks it, `lane` batches and scores, `live` and `oip` speak JSON and the
+Open Inference Protocol, `posting` and `keeping` take facts and labels durably, `tap` and `meter` let others watch,
+`server` listens. `candidate` tries another version beside it, judged by `trial`; `keys` and `spend` bound who may
+ask. `play` (replay) and `client` are the other side of the wire. `route` chooses among replicas, with the beliefs of
+`cachemap`; `simulation` replays a trace through it, `shape` makes one up. `gateway` stands in front of `replica`s, by
+`need`, `admission` and `tally`; `scale` and `fleet` say and do how many, joined by `autoscale`; `journal` keeps the
+sessions of `stateful` models over the death of a replica. Starting it imports neither torch nor ingest nor training.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tenon.serving.admission import Gate, Quota
     from tenon.serving.app import App, build_app
+    from tenon.serving.autoscale import Autoscaler
     from tenon.serving.client import Client
     from tenon.serving.fleet import LocalFleet, Machine
     from tenon.serving.gateway import Gateway, connect
@@ -32,10 +33,12 @@ if TYPE_CHECKING:
     from tenon.serving.service import Seams, Service, Settings
     from tenon.serving.shape import shaped
     from tenon.serving.simulation import Fleet, Simulated, read_trace, simulate
+    from tenon.serving.stateful import Stateful, Steps
     from tenon.serving.trial import Bounds, Evidence, Trial, judge
 
 _HOMES = {
     "App": "app",
+    "Autoscaler": "autoscale",
     "Bounds": "trial",
     "Client": "client",
     "Decision": "scale",
@@ -59,6 +62,8 @@ _HOMES = {
     "Settings": "service",
     "Simulated": "simulation",
     "Starts": "scale",
+    "Stateful": "stateful",
+    "Steps": "stateful",
     "Tick": "play",
     "Ticket": "route",
     "Trial": "trial",
@@ -79,6 +84,7 @@ _HOMES = {
 }
 __all__ = [
     "App",
+    "Autoscaler",
     "Bounds",
     "Client",
     "Decision",
@@ -102,6 +108,8 @@ __all__ = [
     "Settings",
     "Simulated",
     "Starts",
+    "Stateful",
+    "Steps",
     "Tick",
     "Ticket",
     "Trial",

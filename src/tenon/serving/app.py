@@ -38,6 +38,7 @@ from tenon.serving.service import Seams, Service, Settings
 
 if TYPE_CHECKING:
     from tenon.serving.lm.language import Language
+    from tenon.serving.stateful import Stateful
 
 log = logging.getLogger("tenon.serving")
 
@@ -53,6 +54,10 @@ WANTED = frozenset(
         b"x-api-key",
         b"x-route-key",
         b"x-session-id",
+        b"x-session-step",
+        b"x-session-request",
+        b"x-fleet-token",
+        b"cookie",
         b"origin",
         b"host",
         b"inference-header-content-length",
@@ -72,18 +77,20 @@ def build_app(
     seams: Seams | None = None,
     settings: Settings | None = None,
     languages: Iterable[Language] = (),
+    stateful: Iterable[Stateful] = (),
 ) -> App:
-    """Build the ASGI app that serves these models, tabular and language; nothing runs until a server starts it."""
-    return App(tuple(services), seams or Seams(), settings or Settings(), tuple(languages))
+    """Build the ASGI app that serves these models: tabular, stateful, language; nothing runs until a server does."""
+    return App(tuple(services), seams or Seams(), settings or Settings(), tuple(languages), tuple(stateful))
 
 
 class App:
     """The ASGI callable, the doors it has, and the versions it serves."""
 
     def __init__(
-        self, services: tuple[Service, ...], seams: Seams, settings: Settings, languages: tuple[Language, ...] = ()
-    ) -> None:
-        names = [service.name for service in services] + [language.name for language in languages]
+        self, services: tuple[Service, ...], seams: Seams, settings: Settings, languages: tuple[Language, ...] = (),
+        stateful: tuple[Stateful, ...] = (),
+    ) -> None:  # fmt: skip
+        names = [*(s.name for s in services), *(s.name for s in languages), *(s.name for s in stateful)]
         if len(set(names)) != len(names):
             raise ConfigError(sentence("each model once", quoted(names), at="build_app", hint="remove one"))
         self.seams = seams
@@ -103,6 +110,7 @@ class App:
                 live.keys = self.keys
         self._beside = Beside(self)
         self.languages = {one.name: one for one in languages}
+        self.stateful = {one.name: one for one in stateful}
         if languages:
             from tenon.serving.lm.gauge import Scrape
 
@@ -272,6 +280,10 @@ class App:
             from tenon.serving.lm import openai
 
             doors.update(openai.doors(self.languages))
+        if self.stateful:
+            from tenon.serving import stateful
+
+            doors.update(stateful.doors(self.stateful))
         self._doors = doors
 
     async def swap(self, service: Service) -> None:
@@ -394,6 +406,8 @@ class App:
             await asyncio.to_thread(self.record, "start", live.service)
         for language in self.languages.values():
             await asyncio.to_thread(self.record, "start", language)
+        for stateful in self.stateful.values():
+            await asyncio.to_thread(self.record, "start", stateful)
 
     async def stop(self) -> None:
         """Offer what monitoring has not seen, finish what is being written, and let the threads go."""
@@ -411,13 +425,16 @@ class App:
         for language in self.languages.values():
             await asyncio.to_thread(language.close)
             await asyncio.to_thread(self.record, "stop", language)
+        for stateful in self.stateful.values():
+            await asyncio.to_thread(stateful.close)
+            await asyncio.to_thread(self.record, "stop", stateful)
         if self.keeper is not None:
             await asyncio.to_thread(self.keeper.close)
 
     def _is_ready(self) -> bool:
         return self.ready
 
-    def record(self, state: str, service: Service | Language, **more: Any) -> None:
+    def record(self, state: str, service: Service | Language | Stateful, **more: Any) -> None:
         """Record what became of a model's service, for the audit."""
         host, port = self.address
         body = {"state": state, "version": service.version, "pid": os.getpid(), "host": host, "port": port, **more}
@@ -432,6 +449,10 @@ class App:
             "tenon_requests_in_flight": ("Requests being answered.", self.in_flight),
             "tenon_queue_rows": ("Rows waiting for their batch.", waiting),
             "tenon_ready": ("1 when requests are welcome.", float(self.ready)),
+            "tenon_session_memory_ratio": (
+                "Share of the memory for sessions that is in use, of the fullest stateful model.",
+                max((one.share for one in self.stateful.values()), default=0.0),
+            ),
         }
 
 

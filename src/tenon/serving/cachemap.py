@@ -54,6 +54,12 @@ class CacheMap:
         self._every |= 1 << (len(self._recent) - 1)
         return len(self._recent) - 1
 
+    def renew(self, replica: int, capacity: int = 0) -> None:
+        """Give the number of a replica that is gone to another, whose cache is empty."""
+        self.clear(replica)
+        self._capacity[replica] = float(capacity or FIRST_CAPACITY)
+        self._declared[replica] = capacity > 0
+
     def capacity(self, replica: int) -> int:
         """Return the blocks the replica is believed to hold at most, declared or learnt, within its share of ours."""
         return max(1, min(int(self._capacity[replica]), self.limit // len(self._recent)))

@@ -23,8 +23,8 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic, perf_counter
-from typing import Any
+from time import monotonic
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -33,12 +33,16 @@ from tenon.errors import UsageError, sentence
 from tenon.limits import Limits
 from tenon.serving.admission import Gate
 from tenon.serving.client import Address
+from tenon.serving.journal import Journal, LostError, Talk
 from tenon.serving.need import cached_units, need_of, repeatable
 from tenon.serving.refusal import Refused
-from tenon.serving.replica import Answer, Forward, Remote, Replica, Unanswered
+from tenon.serving.replica import PROBE_ANSWER_S, Answer, Forward, Remote, Replica, Unanswered, ready_path
 from tenon.serving.route import Need, Router, Routing, Ticket
 from tenon.serving.service import Settings
 from tenon.serving.tally import Tally
+
+if TYPE_CHECKING:
+    from tenon.serving.autoscale import Autoscaler
 
 log = logging.getLogger("tenon.serving")
 
@@ -46,16 +50,14 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-# Headers of one connection (RFC 9110, 7.6.1), and those that are written anew for the next.
+# Headers of one connection (RFC 9110, 7.6.1), and those that are written anew for the next or are ours alone.
 HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade host "
-    b"content-length expect proxy-connection traceparent".split()
+    b"content-length expect proxy-connection traceparent x-session-step x-session-request x-fleet-token".split()
 )
-READY = ("/readyz", "/health", "/v2/health/ready", "/v1/models", "/")  # tenon; vLLM, SGLang, llama.cpp; Triton; OpenAI
 TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 ELSEWHERE = frozenset((502, 503))  # said by a replica that drains or is full: another may answer
 SAVE_S = 30.0
-PROBE_ANSWER_S = 2.0
 MISSED = 2  # probes without an answer until a replica is down
 
 
@@ -67,6 +69,7 @@ class _State:
     up: bool = True
     missed: int = 0
     ready: str = ""
+    learned: bool = False  # which sessions it has was asked
     trying: set[asyncio.Task[Any]] = field(default_factory=set)
 
 
@@ -80,7 +83,10 @@ class _Passing:
     deadline: float
     trace: bytes
     arrived: float
+    request: bytes  # its name among those of its session
+    talk: Talk | None = None  # its session, where the model keeps a state
     tried: int = 0  # replicas, as bits
+    held: bool = False  # it has waited for a replica to be there
 
 
 class Gateway:
@@ -95,6 +101,8 @@ class Gateway:
         limits: Limits | None = None,
         gate: Gate | None = None,
         state: Path | None = None,
+        scaler: Autoscaler | None = None,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         bounds = limits or Limits()
         self.limits = bounds.route
@@ -102,29 +110,88 @@ class Gateway:
         self.address: tuple[str, int] = ("", 0)
         self.router = Router(routing, limits=self.limits)
         self.gate = gate or Gate(most=self.limits.keys)
-        self.tally = Tally(self.router)
+        self.clock = clock
+        self.asked_at = clock()  # when the last request came
+        self.held = self.held_bytes = 0  # requests that wait for a replica
+        self.wanted = asyncio.Event()  # set when one begins to wait, or a replica is lost
+        self.scaler = scaler
+        self.journal = Journal(self.limits, self._alive, self.settings.serve.fleet_token)
+        self.tally = Tally(self.router, self.journal, scaler)
         self.ready = False
         self._path = state
         self._token = self.settings.serve.token.encode()
         self._states: list[_State] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._closing: set[asyncio.Future[None]] = set()
         self._changed = asyncio.Event()
         for name, replica in replicas.items():
             self.add(name, replica)
+        if scaler is not None:
+            scaler.join(self)
 
     # ── replicas ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def add(self, name: str, replica: Replica, *, capacity: int = 0) -> int:
         """Take in a replica while running or before; returns its number."""
         number = self.router.add(name, capacity=capacity)
-        self._states.append(_State(replica=replica))
+        if number == len(self._states):
+            self._states.append(_State(replica=replica))
+        else:
+            self._states[number] = _State(replica=replica)
+        self._changed_now()
         return number
+
+    def remove(self, number: int) -> None:
+        """Forget a replica that is gone; what it had not answered goes elsewhere, and its number may be used again."""
+        state = self._states[number]
+        self._down(number, "it was taken out")
+        state.missed = -1
+        self.router.remove(number)
+        closing = asyncio.ensure_future(state.replica.close())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
     def drain(self, number: int) -> None:
         """Send a replica nothing more; what it has begun it finishes, and its sessions move as they come."""
         self.router.close(number, lost=False)
         self._states[number].up = False
         self._states[number].missed = -1
+
+    async def hand_over(self, number: int) -> None:
+        """Bring the sessions of a replica that drains to the others."""
+
+        def others() -> list[tuple[str, Replica]]:
+            names, states = self.router.names, self._states
+            return [(names[n], states[n].replica) for n in range(len(states)) if states[n].up and names[n]]
+
+        for session, home in await self.journal.hand_over(self.router.names[number], others):
+            if home in self.router.names:
+                self.router.settle(session, self.router.names.index(home))
+
+    def is_up(self, number: int) -> bool:
+        """Say whether a replica is sent requests."""
+        return self._states[number].up
+
+    def replica(self, number: int) -> Replica:
+        """Return a replica by its number."""
+        return self._states[number].replica
+
+    @property
+    def held_s(self) -> float:
+        """Return about how many seconds of work wait for a replica to be there."""
+        return self.held * self.router.typical_s
+
+    def _alive(self, name: str) -> Replica | None:
+        """Return a replica that may still answer: up, or draining."""
+        for number, known in enumerate(self.router.names):
+            if known == name and (self._states[number].up or self._states[number].missed < 0):
+                return self._states[number].replica
+        return None
+
+    def _changed_now(self) -> None:
+        """Wake those who wait for a replica."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _down(self, number: int, why: str) -> None:
         """Take a replica for lost: nothing goes there, and what it has not begun to answer goes elsewhere."""
@@ -133,6 +200,7 @@ class Gateway:
             log.warning("replica '%s' is down: %s", self.router.names[number], why)
         state.up = False
         self.router.close(number, lost=True)
+        self.wanted.set()
         for task in tuple(state.trying):
             task.cancel()
 
@@ -143,8 +211,7 @@ class Gateway:
             state.up = True
             self.router.reopen(number)
         state.missed = 0
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._changed_now()
 
     # ── one request ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -153,9 +220,13 @@ class Gateway:
         if scope["type"] != "http":
             await self._lifespan(scope, receive, send)
             return
-        arrived = perf_counter()
+        arrived = self.clock()
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        page = self._page(scope["path"])
+        path: str = scope["path"]
+        page = self._page(path)
+        if path == "/sessions" or path.startswith("/sessions/"):
+            page = 404, JSON, b'{"error":"nothing is here"}'  # states travel between gateway and replicas only
+            scope = {**scope, "method": "GET"}
         if page is not None and scope["method"] in ("GET", "HEAD"):
             await _say(scope, send, *page)
             return
@@ -167,8 +238,9 @@ class Gateway:
             if isinstance(body, Refused):
                 refusal = body
             else:
+                self.asked_at = arrived
                 passing = self._passing(scope, headers, body, arrived)
-                refusal = await self._pass(passing, self._key(headers), scope, receive, send)
+                refusal = await self._in_turn(passing, self._key(headers), scope, receive, send)
         if refusal is not None:
             self.tally.refused(refusal.status)
             await _say(scope, send, refusal.status, [(b"content-type", b"application/json"), *refusal.headers()],
@@ -201,9 +273,10 @@ class Gateway:
             forward=Forward(method=scope["method"], target=target, headers=kept, body=body),
             need=need_of(path, headers, body, self.limits.prompt_blocks),
             again=repeatable(scope["method"], path, headers),
-            deadline=monotonic() + self.limits.first_s,
+            deadline=arrived + self.limits.first_s,
             trace=trace,
             arrived=arrived,
+            request=trace[36:52],
         )
 
     async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes | Refused | None:
@@ -227,19 +300,40 @@ class Gateway:
 
     # ── passing on ───────────────────────────────────────────────────────────────────────────────────────────────────
 
+    async def _in_turn(self, passing: _Passing, key: str, scope: Scope, receive: Receive, send: Send) -> Refused | None:
+        """Pass a request on; of a session with state, after those of its session that came before."""
+        session = passing.need.session
+        talk = self.journal.open(scope["path"], session) if session and scope["method"] == "POST" else None
+        if talk is None:
+            return await self._pass(passing, key, scope, receive, send)
+        if talk.waiting >= self.limits.session_waiting:
+            said = f"expected at most {self.limits.session_waiting} requests of a session at once, got more; come back"
+            return Refused(status=429, said=said, retry_after_s=1.0)
+        talk.waiting += 1
+        try:
+            async with talk.lock:
+                passing.talk = talk
+                return await self._pass(passing, key, scope, receive, send)
+        except LostError:
+            self.journal.forget(talk)
+            said = "the state of this session was lost with its replica; the next request begins a new one"
+            return Refused(status=410, said=said)
+        finally:
+            talk.waiting -= 1
+
     async def _pass(self, passing: _Passing, key: str, scope: Scope, receive: Receive, send: Send) -> Refused | None:
         """Pass a request to replica after replica until one answers; returns the refusal when none did."""
         why = "no replica is up"
         while True:
-            ticket = self.router.route(passing.need, monotonic(), avoid=passing.tried)
+            ticket = self.router.route(passing.need, self.clock(), avoid=passing.tried)
             if ticket is None:
                 if not await self._wait(passing):
                     return Refused(status=503, said=f"expected a replica that answers, got none: {why}; come back",
-                                   retry_after_s=1.0)  # fmt: skip
+                                   retry_after_s=self.scaler.ready_in_s if self.scaler else 1.0)  # fmt: skip
                 continue
             admission = self.gate.crowded(key, ticket.wait_s, self.router.routing.target_s)
-            if not admission and not passing.tried:
-                self.router.done(ticket, monotonic())
+            if not (admission or passing.tried or passing.held):  # who has waited is not sent away
+                self.router.done(ticket, self.clock())
                 return Refused(status=503, said=admission.reason, retry_after_s=max(1.0, admission.retry_after_s))
             try:
                 return await self._try(ticket, passing, scope, receive, send)
@@ -253,20 +347,30 @@ class Gateway:
                 if not error.begun:
                     self._down(ticket.replica, why)
             finally:
-                self.router.done(ticket, monotonic())
+                self.router.done(ticket, self.clock())
 
     async def _wait(self, passing: _Passing) -> bool:
         """Wait until a replica may take the request; False when it has waited long enough."""
-        left_s = min(passing.deadline, monotonic() + self.limits.hold_s) - monotonic()
+        limits, now = self.limits, self.clock()
+        hold_s = limits.hold_s if self.scaler is None else min(max(limits.hold_s, self.scaler.hold_s), limits.cold_s)
+        left_s = min(passing.deadline - now, hold_s)
         full = any(state.up for state in self._states)
         if left_s <= 0 or (full and not passing.tried):
             return False
-        passing.tried = 0
+        size = len(passing.forward.body)
+        if self.held >= limits.held or self.held_bytes + size > limits.held_bytes:
+            return False
+        passing.tried, passing.held = 0, True
+        self.held, self.held_bytes = self.held + 1, self.held_bytes + size
+        self.wanted.set()
         try:
             async with asyncio.timeout(left_s):
                 await self._changed.wait()
         except TimeoutError:
             return False
+        finally:
+            self.held, self.held_bytes = self.held - 1, self.held_bytes - size
+            passing.deadline += self.clock() - now if self.scaler is not None else 0.0
         return True
 
     async def _try(
@@ -277,7 +381,7 @@ class Gateway:
         asking = asyncio.ensure_future(self._ask(state.replica, ticket, passing))
         state.trying.add(asking)
         try:
-            async with asyncio.timeout_at(asyncio.get_running_loop().time() + passing.deadline - monotonic()):
+            async with asyncio.timeout(passing.deadline - self.clock()):
                 answer, whole = await asking
         except TimeoutError:
             said = f"expected an answer within {self.limits.first_s:g} s, got none"
@@ -292,15 +396,15 @@ class Gateway:
         headers = [(name, value) for name, value in answer.headers if name.lower() not in HOP]
         headers.append((b"traceparent", passing.trace))
         if whole is not None:
-            self._count(ticket, passing, answer.status, perf_counter() - passing.arrived)
+            self._count(ticket, passing, answer.status, self.clock() - passing.arrived)
             if passing.forward.method == "HEAD":
                 headers += [(name, value) for name, value in answer.headers if name.lower() == b"content-length"]
             await _say(scope, send, answer.status, headers, whole)
             return None
-        whole_s = perf_counter() - passing.arrived
+        whole_s = self.clock() - passing.arrived
         try:
             await self._stream(answer, headers, receive, send)
-        except _BrokenError:
+        except BrokenError:
             self.tally.broken += 1
             abort = scope.get("extensions", {}).get("tenon.abort")
             if abort is None:
@@ -313,19 +417,26 @@ class Gateway:
 
     async def _ask(self, replica: Replica, ticket: Ticket, passing: _Passing) -> tuple[Answer, bytes | None]:
         """Ask, and read the answer whole when it is short and no stream; the router learns when it began."""
-        answer = await replica.ask(passing.forward)
+        talk, home = passing.talk, self.router.names[ticket.replica]
+        if talk is None:
+            answer = await replica.ask(passing.forward)
+        else:
+            answer = await self.journal.ask(talk, home, replica, passing.forward, passing.request)
         if answer.status in ELSEWHERE and passing.again and self._others(passing.tried | 1 << ticket.replica):
             answer.drop()
             raise Unanswered(f"it said {answer.status}", begun=True)
         length = next((value for name, value in answer.headers if name.lower() == b"content-length"), b"")
+        whole: bytes | None
         if passing.forward.method == "HEAD" or answer.status in (204, 304):
             whole = b""
         elif length.isdigit() and int(length) <= self.limits.whole_bytes:
             whole = b"".join([part async for part in answer.chunks()])
         else:
-            self.router.began(ticket, monotonic())
-            return answer, None
-        self.router.began(ticket, monotonic(), cached_units(passing.need, whole))
+            whole = None
+        if talk is not None:
+            self.journal.heard(talk, home, passing.forward, answer, passing.request)
+        cached = cached_units(passing.need, whole) if whole is not None else None
+        self.router.began(ticket, self.clock(), cached)
         return answer, whole
 
     def _others(self, tried: int) -> bool:
@@ -346,7 +457,7 @@ class Gateway:
                 if coming not in done:
                     coming.cancel()
                     await asyncio.gather(coming, return_exceptions=True)
-                    raise _BrokenError
+                    raise BrokenError
                 part = coming.result()
                 if part is None:
                     break
@@ -354,7 +465,7 @@ class Gateway:
             await send({"type": "http.response.body", "body": b""})
         except Unanswered as error:
             # What was sent cannot be taken back: the connection ends without its end, which every client notices.
-            raise _BrokenError from error
+            raise BrokenError from error
         finally:
             left.cancel()
             await parts.aclose()  # type: ignore[attr-defined]
@@ -388,7 +499,10 @@ class Gateway:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
+                await asyncio.gather(*(self._probe(number) for number in range(len(self._states))))
                 self._tasks = [asyncio.create_task(self._probe_all()), asyncio.create_task(self._save_often())]
+                if self.scaler is not None:
+                    self._tasks.append(asyncio.create_task(self.scaler.run()))
                 self.ready = True
                 await send({"type": "lifespan.startup.complete"})
             else:
@@ -397,6 +511,9 @@ class Gateway:
                     task.cancel()
                 await asyncio.gather(*self._tasks, return_exceptions=True)
                 await self._save()
+                await self.journal.close()
+                if self.scaler is not None:
+                    await self.scaler.close()
                 for state in self._states:
                     await state.replica.close()
                 await send({"type": "lifespan.shutdown.complete"})
@@ -407,7 +524,7 @@ class Gateway:
         if self._path is None or not self._path.exists():
             return
         try:
-            known = self.router.restore(self._path.read_bytes(), monotonic())
+            known = self.router.restore(self._path.read_bytes(), self.clock())
         except OSError as error:
             log.warning("what was learnt cannot be read: %s", error)
             return
@@ -430,54 +547,40 @@ class Gateway:
 
     async def _probe_all(self) -> None:
         while True:
+            await asyncio.sleep(self.limits.probe_s)
             numbers = [n for n, state in enumerate(self._states) if state.missed >= 0]
             await asyncio.gather(*(self._probe(number) for number in numbers))
-            await asyncio.sleep(self.limits.probe_s)
 
     async def _probe(self, number: int) -> None:
         """Ask a replica whether it is ready; after two times that it is not, or says nothing, it is down."""
         state = self._states[number]
         try:
-            state.ready = await _ready_path(state.replica, state.ready)
+            state.ready = await ready_path(state.replica, state.ready)
+            if not state.learned:
+                await self._learn(number)
         except Unanswered as error:
             if state.missed >= 0:
                 state.missed += 1
-                if state.missed >= MISSED:
+                if state.missed >= MISSED or not state.learned:
                     self._down(number, str(error))
             return
-        if state.missed >= 0:
+        if state.missed >= 0 and self._states[number] is state:
             self._up(number)
 
-
-async def is_ready(replica: Replica) -> bool:
-    """Say whether a replica answers and is ready."""
-    try:
-        await _ready_path(replica, "")
-    except Unanswered:
-        return False
-    return True
-
-
-async def _ready_path(replica: Replica, known: str) -> str:
-    """Return the path on which a replica says that it is ready, of the usual ones; Unanswered if it is not."""
-    status = 0
-    try:
-        async with asyncio.timeout(PROBE_ANSWER_S):
-            for path in (known,) if known else READY:
-                answer = await replica.ask(Forward(method="GET", target=path, headers=()))
-                async for _ in answer.chunks():
-                    pass
-                status = answer.status
-                if status < 400 or status in (401, 403):
-                    return path
-                if status != 404:
-                    break
-    except TimeoutError:
-        raise Unanswered(f"no answer within {PROBE_ANSWER_S:g} s", begun=True) from None
-    raise Unanswered(f"it says {status}", begun=True)
+    async def _learn(self, number: int) -> None:
+        """Ask a replica that is seen first which sessions it has: it may have served a gateway before this one."""
+        state, name = self._states[number], self.router.names[number]
+        try:
+            async with asyncio.timeout(PROBE_ANSWER_S):
+                sessions = await self.journal.learn(name, state.replica)
+        except TimeoutError:
+            raise Unanswered("it does not say which sessions it has", begun=True) from None
+        state.learned = True
+        for session in sessions:
+            self.router.settle(session, number)
 
 
-class _BrokenError(Exception):
+class BrokenError(Exception):
     """An answer that has begun cannot be finished: the server closes the connection without its end."""
 
 

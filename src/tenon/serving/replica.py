@@ -15,6 +15,7 @@ request where the whole gateway may add one).
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
@@ -27,8 +28,12 @@ import httptools
 from tenon.limits import KIB, RouteLimits
 from tenon.serving.client import Address
 
+log = logging.getLogger("tenon.serving")
+
 Headers = Sequence[tuple[bytes, bytes]]
 AHEAD_BYTES = 256 * KIB  # of a body, read before it is taken
+READY = ("/readyz", "/health", "/v2/health/ready", "/v1/models", "/")  # tenon; vLLM, SGLang, llama.cpp; Triton; OpenAI
+PROBE_ANSWER_S = 2.0
 STALE_S = 30.0  # a connection idle for longer is not trusted with another request
 
 
@@ -71,6 +76,37 @@ class Replica(Protocol):
 
     async def close(self) -> None:
         """Let go of connections."""
+
+
+# ── readiness ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def is_ready(replica: Replica) -> bool:
+    """Say whether a replica answers and is ready."""
+    try:
+        await ready_path(replica, "")
+    except Unanswered:
+        return False
+    return True
+
+
+async def ready_path(replica: Replica, known: str) -> str:
+    """Return the path on which a replica says that it is ready, of the usual ones; Unanswered if it is not."""
+    status = 0
+    try:
+        async with asyncio.timeout(PROBE_ANSWER_S):
+            for path in (known,) if known else READY:
+                answer = await replica.ask(Forward(method="GET", target=path, headers=()))
+                async for _ in answer.chunks():
+                    pass
+                status = answer.status
+                if status < 400 or status in (401, 403):
+                    return path
+                if status != 404:
+                    break
+    except TimeoutError:
+        raise Unanswered(f"no answer within {PROBE_ANSWER_S:g} s", begun=True) from None
+    raise Unanswered(f"it says {status}", begun=True)
 
 
 # ── over the network ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -361,13 +397,22 @@ class _Told:
 
 
 class Within:
-    """A replica in this process: an ASGI app, for models so small that a process of their own costs more."""
+    """A replica in this process: an ASGI app, for models so small that a process of their own costs more.
+
+    Its lifespan begins with the first request and ends with `close`.
+    """
 
     def __init__(self, app: App) -> None:
         self.app = app
+        self._life: asyncio.Task[None] | None = None
+        self._begun = asyncio.Event()
+        self._ending = asyncio.Event()
 
     async def ask(self, asked: Forward) -> Answer:
         """Call the app; returns when the head of its answer is there."""
+        if self._life is None:
+            self._life = asyncio.create_task(self._live())
+        await self._begun.wait()
         told = _Told()
         path, _, query = asked.target.partition("?")
         scope: MutableMapping[str, Any] = {
@@ -408,4 +453,29 @@ class Within:
         return told
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Let the app end what it began."""
+        self._ending.set()
+        if self._life is not None:
+            await self._life
+
+    async def _live(self) -> None:
+        """Play a server's part of the lifespan; an app that knows none is ready as it is."""
+        told = False
+
+        async def receive() -> MutableMapping[str, Any]:
+            nonlocal told
+            if not told:
+                told = True
+                return {"type": "lifespan.startup"}
+            await self._ending.wait()
+            return {"type": "lifespan.shutdown"}
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            self._begun.set()
+
+        try:
+            await self.app({"type": "lifespan", "asgi": {"version": "3.0"}}, receive, send)
+        except Exception as error:  # noqa: BLE001 - the edge of the app: many know no lifespan and say so by failing
+            log.debug("the app in this process has no lifespan: %s", error)
+        finally:
+            self._begun.set()

@@ -173,6 +173,8 @@ class Router:
         self._per: list[float] = []
         self._toll: list[float] = []  # seconds that a second of work costs by what it drives out
         self._tolled_at = -math.inf
+        self._gone: list[int] = []  # numbers of replicas that were removed
+        self.asked_s = 0.0  # seconds of work of all requests so far
         self._closed = 0  # as bits: gets no more requests
         self._shut = 0  # closed, or has as many waiting as it may hold
         self._unknown = 0  # has not answered yet
@@ -182,25 +184,44 @@ class Router:
     # ── replicas ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def add(self, name: str, *, capacity: int = 0) -> int:
-        """Take in a replica, with the blocks its cache holds if that is known; returns its number.
+        """Take in a replica, with the blocks its cache holds if that is known; returns its number, perhaps a used one.
 
         It begins with the mean share of work: nobody owes it anything, so it is not flooded, and its share of requests
         grows with its cache.
         """
-        number = self.map.add(capacity)
-        self.names.append(name)
-        self.speeds.append(Speed(self.speeds))
-        self._base.append(self.speeds[-1].base)
-        self._per.append(self.speeds[-1].per)
-        self._toll.append(0.0)
+        shares = [self._work[n] for n in range(len(self.names)) if self.is_open(n)]
+        share = sum(shares) / len(shares) if shares else 0.0
+        if self._gone:
+            number = self._gone.pop()
+            self.map.renew(number, capacity)
+        else:
+            number = self.map.add(capacity)
+            self.names.append("")
+            self.speeds.append(Speed())
+            self.running.append(0)
+            self._queues.append({})
+            for values in (self._base, self._per, self._toll, self._due, self._rest, self._begun, self._work):
+                values.append(0.0)
+        self.names[number] = name
+        like = self.speeds[number] = Speed(self.speeds)
+        self._base[number], self._per[number], self._work[number] = like.base, like.per, share
+        self._toll[number], self._begun[number] = 0.0, -math.inf
         self._unknown |= 1 << number
-        self.running.append(0)
-        self._queues.append({})
-        self._due.append(0.0)
-        self._rest.append(0.0)
-        self._begun.append(-math.inf)
-        self._work.append(sum(self._work) / len(self._work) if self._work else 0.0)
+        self._closed &= ~(1 << number)
+        self._full(number)
         return number
+
+    def remove(self, replica: int) -> None:
+        """Forget a replica for good: its name is free at once, its number when the last of its requests is over."""
+        self.close(replica, lost=True)
+        self.names[replica] = ""
+        self._unknown &= ~(1 << replica)
+        self._work[replica] = 0.0
+        self._free_number(replica)
+
+    def _free_number(self, replica: int) -> None:
+        if not self.names[replica] and not self.running[replica] and replica not in self._gone:
+            self._gone.append(replica)
 
     def close(self, replica: int, *, lost: bool) -> None:
         """Send it nothing more; `lost` when it died, so that its cache is gone and its sessions must move."""
@@ -220,6 +241,18 @@ class Router:
     def is_open(self, replica: int) -> bool:
         """Say whether it may be sent requests."""
         return not self._closed >> replica & 1
+
+    def settle(self, session: str, replica: int) -> None:
+        """Say where a session lives from now on: its state was brought there."""
+        self._sessions.pop(session, None)
+        self._sessions[session] = replica
+        if len(self._sessions) > self.limits.sessions:
+            del self._sessions[next(iter(self._sessions))]
+
+    @property
+    def typical_s(self) -> float:
+        """The seconds of work of a usual request."""
+        return self._typical
 
     def wait_s(self, replica: int, now: float) -> float:
         """Return the seconds a request sent there now would wait for those before it."""
@@ -253,6 +286,7 @@ class Router:
         if len(queue) >= self.limits.waiting:
             self._full(replica)
         self.running[replica] += 1
+        self.asked_s += ticket.work_s
         self._count(replica, ticket.work_s, now)
         blocks = need.blocks
         self.map.touch(replica, blocks, now)
@@ -260,10 +294,7 @@ class Router:
         for block in blocks:
             shared[block] = shared.get(block, 0) + 1
         if need.session:
-            self._sessions.pop(need.session, None)
-            self._sessions[need.session] = replica
-            if len(self._sessions) > self.limits.sessions:
-                del self._sessions[next(iter(self._sessions))]
+            self.settle(need.session, replica)
         return ticket
 
     def began(self, ticket: Ticket, now: float, cached: float | None = None) -> None:
@@ -295,6 +326,7 @@ class Router:
         self._leave(ticket, now)
         ticket.done = True
         self.running[ticket.replica] -= 1
+        self._free_number(ticket.replica)
         shared = self._shared
         for block in ticket.need.blocks:
             left = shared[block] - 1
@@ -351,11 +383,13 @@ class Router:
         """Return what was learnt of each replica and where sessions live; a few bytes for each cached block."""
         replicas = {}
         for number, name in enumerate(self.names):
+            if not name:
+                continue
             capacity, blocks = self.map.keep(number)
             speed = self.speeds[number]
             line = (speed.n, speed.u, speed.s, speed.uu, speed.us, speed.base, speed.per)
             replicas[name] = _Kept(capacity, blocks, line)
-        sessions = {session: self.names[home] for session, home in self._sessions.items()}
+        sessions = {session: self.names[home] for session, home in self._sessions.items() if self.names[home]}
         return msgspec.msgpack.encode(_State(replicas, sessions))
 
     def restore(self, state: bytes, now: float) -> bool:
@@ -364,7 +398,7 @@ class Router:
             kept = msgspec.msgpack.decode(state, type=_State)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return False
-        numbers = {name: number for number, name in enumerate(self.names)}
+        numbers = {name: number for number, name in enumerate(self.names) if name}
         for name, replica in kept.replicas.items():
             number = numbers.get(name)
             if number is None or not all(math.isfinite(value) and value >= 0 for value in replica.speed):
@@ -402,9 +436,12 @@ class Router:
         tolls, shut, busy = self._toll, self._shut, self._busy
         groups = self.map.match(need.blocks)
         units, block_units = need.units, need.block_units
-        total = sum(work)
-        fair = total * (1.0 + routing.skew) / len(work) + GRACE * self._typical * self._scale if work else 0.0
-        steep = skew_s * len(work) / total if total else 0.0
+        total, sharing = sum(work), len(work)
+        if self._closed:  # shares are among those that take part
+            sharing -= self._closed.bit_count()
+            total -= sum(work[n] for n in range(len(work)) if self._closed >> n & 1)
+        fair = total * (1.0 + routing.skew) / sharing + GRACE * self._typical * self._scale if sharing else 0.0
+        steep = skew_s * sharing / total if total else 0.0
         costs: list[tuple[float, int, int]] = []
         for (depth, replicas), repeated in zip(groups, self._again(need, groups), strict=True):
             missing = max(units - depth * block_units, 0.0)
@@ -428,6 +465,9 @@ class Router:
             return None
         best = min(costs)[0] * (1 + TIE)
         ties = [(n, depth) for cost, n, depth in costs if cost <= best]
+        if len(ties) > 1 and not pers[ties[0][0]]:  # nothing seems to depend on work: what is cached may yet count
+            deepest = max(depth for _, depth in ties)
+            ties = [tie for tie in ties if tie[1] == deepest]
         return ties[0] if len(ties) == 1 else ties[int(self.rng.random() * len(ties))]
 
     def _again(self, need: Need, groups: Sequence[tuple[int, int]]) -> list[float]:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from tenon.serving.journal import Journal
 from tenon.serving.meter import SECONDS, Histogram
 from tenon.serving.route import Router, Ticket
+
+if TYPE_CHECKING:
+    from tenon.serving.autoscale import Autoscaler
 
 BOUNDS = (*SECONDS, 25.0, 60.0, 120.0)
 
@@ -22,8 +26,10 @@ BOUNDS = (*SECONDS, 25.0, 60.0, 120.0)
 class Tally:
     """Everything one gateway counts; a Prometheus collector of itself."""
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, journal: Journal, scaler: Autoscaler | None = None) -> None:
         self.router = router
+        self.journal = journal
+        self.scaler = scaler
         self.offered = self.within = self.retried = self.broken = 0
         self.hit_units = self.units = 0.0
         self.statuses: dict[int, int] = {}
@@ -51,6 +57,14 @@ class Tally:
         return {
             "policy": router.routing.policy,
             "goodput": self.within / self.offered if self.offered else None,
+            "sessions": {
+                "known": len(self.journal),
+                "kept_bytes": self.journal.size,
+                "handed_over": self.journal.handed,
+                "rebuilt": self.journal.rebuilt,
+                "lost": self.journal.lost,
+            },
+            "fleet": self.scaler.report() if self.scaler is not None else None,
             "replicas": [
                 {
                     "name": name,
@@ -63,6 +77,7 @@ class Tally:
                     "units_per_s": 1 / router.speeds[n].per if router.speeds[n].per else None,
                 }
                 for n, name in enumerate(router.names)
+                if name
             ],
         }
 
@@ -100,7 +115,18 @@ class Tally:
         running = GaugeMetricFamily("tenon_replica_running", "Requests sent and not done.", labels=("replica",))
         wait = GaugeMetricFamily("tenon_replica_wait_seconds", "Expected wait of its queue.", labels=("replica",))
         for n, name in enumerate(router.names):
+            if not name:
+                continue
             up.add_metric((name,), float(router.is_open(n)))
             running.add_metric((name,), router.running[n])
             wait.add_metric((name,), router.wait_s(n, now))
         yield from (up, running, wait)
+        journal = self.journal
+        yield GaugeMetricFamily("tenon_gateway_sessions", "Sessions with state that are known.", value=len(journal))
+        yield GaugeMetricFamily("tenon_gateway_session_bytes", "Bytes kept for them.", value=journal.size)
+        moved = CounterMetricFamily("tenon_gateway_session_moves", "Sessions whose state moved.", labels=("how",))
+        for how, count in (("handed over", journal.handed), ("rebuilt", journal.rebuilt), ("lost", journal.lost)):
+            moved.add_metric((how,), count)
+        yield moved
+        if self.scaler is not None:
+            yield from self.scaler.collect()
