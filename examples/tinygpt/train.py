@@ -1,6 +1,7 @@
 """TinyGPT: a language model of a few million parameters, from nothing to served, in ten minutes on two cores.
 
     python examples/tinygpt/train.py                 # ten minutes, then examples/tinygpt/.tenon/export
+    tenon train examples/tinygpt/train.py --nproc 2  # the same in two processes, each with half of every batch
     tenon serve examples/tinygpt/.tenon/export       # and any OpenAI client can ask it
 
 It learns to write Python from the source files of the standard library of the Python that runs it: the list of files
@@ -38,11 +39,12 @@ from stdlib_text import Corpus, Tokens, corpus
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tenon.errors import GateError, sentence
+from tenon.errors import GateError, UsageError, sentence
 from tenon.flow import language
 from tenon.ledger import Budget
 from tenon.store import Store
 from tenon.training import Guard, Rules, Run
+from tenon.training.ranks import Ranks
 
 HERE = Path(__file__).parent
 SEED = 20130901
@@ -332,30 +334,35 @@ def pace(part: float) -> float:
     return min(1.0, part / 0.02 + 0.02, max(0.0, 1.0 - part) / 0.6)
 
 
-def train(plan: Plan, text: Corpus, run: Run, guard: Guard, say: Callable[[str], None]) -> tuple[nn.Module, int]:
+def train(plan: Plan, text: Corpus, run: Run | None, guard: Guard, say: Callable[[str], None]) -> tuple[nn.Module, int]:
     """Train a new network until the time or the tokens are spent, or the guard says stop; return it and the tokens."""
+    ranks = guard.ranks or Ranks()
     net = model(plan.shape)
     begin_from_counts(net, text.train, plan.shape)
+    shared = nn.parallel.DistributedDataParallel(net) if ranks.size > 1 else net
     steps = optimizer(net)
     began = time.monotonic()
     seen, shown = 0, began
-    for step, rows in enumerate(batches(text.train, BATCH, plan.shape.context, SEED)):
+    for step, whole in enumerate(batches(text.train, BATCH, plan.shape.context, SEED)):
         part = seen / plan.tokens if plan.tokens else (time.monotonic() - began) / (60 * plan.minutes)
+        part = ranks.words(part)[0]  # the first one's clock: all must have the same rate and the same last step
         if part >= 1:
             break
         for group in steps.param_groups:
             group["lr"] = group["top"] * pace(part)
         steps.zero_grad(set_to_none=True)
-        value = loss(net, rows)
+        rows = whole[0][ranks.rank :: ranks.size], whole[1][ranks.rank :: ranks.size]
+        value = loss(shared, rows)
         value.backward()
         reached = value.item()
         norm = nn.utils.clip_grad_norm_(net.parameters(), 1.0).item()
         if not guard.step(step, loss=reached, grad_norm=norm):
             break
         steps.step()
-        seen += rows[0].numel()
-        run.log(step, loss=reached, grad_norm=norm, tokens=seen)
-        if time.monotonic() - shown > 15:
+        seen += whole[0].numel()
+        if run is not None:
+            run.log(step, loss=reached, grad_norm=norm, tokens=seen)
+        if ranks.first and time.monotonic() - shown > 15:
             shown = time.monotonic()
             say(f"{part:4.0%}  step {step:,}  {seen:,} tokens  loss {reached:.3f}  {seen / (shown - began):,.0f}/s")
     return net, seen
@@ -413,8 +420,16 @@ def export(net: nn.Module, text: Corpus, plan: Plan, folder: Path, about: dict[s
     shutil.rmtree(old, ignore_errors=True)
 
 
-def main(plan: Plan, say: Callable[[str], None]) -> Judged:
+def helped(plan: Plan, ranks: Ranks) -> None:
+    """Be one of the other ranks: train with the first, which does all the rest."""
+    ranks.words("the text is read and the n-gram judged")
+    text = corpus(plan.home, plan.shape.vocab, plan.every)
+    train(plan, text, None, Guard(ranks=ranks, rules=Rules(flat=False)), lambda said: None)
+
+
+def main(plan: Plan, say: Callable[[str], None], ranks: Ranks | None = None) -> Judged:
     """Judge the n-gram, train the network, judge it by the same tokens, and export it if it is the better one."""
+    ranks = ranks if ranks is not None and ranks.size > 1 else None
     text = corpus(plan.home, plan.shape.vocab, plan.every)
     valid = whole_steps(text.valid, plan.shape.context, plan.valid_tokens)
     per_byte = len(text.valid) / text.valid_bytes / math.log(2)
@@ -427,7 +442,9 @@ def main(plan: Plan, say: Callable[[str], None]) -> Judged:
         params = {**asdict(plan.shape), "batch": BATCH, "minutes": plan.minutes, "tokens": plan.tokens}
         with Run.start(store, id, "tinygpt", trainer="tinygpt", seed=SEED, params=params, task="language") as run:
             # The rate goes down to nothing at the end, so a loss that lies flat for a while is no reason to stop.
-            guard = Guard(budget=budget, run=run, rules=Rules(flat=False))
+            guard = Guard(budget=budget, run=run, rules=Rules(flat=False), ranks=ranks)
+            if ranks is not None:
+                ranks.words("")  # the others wait for this
             began = time.monotonic()
             net, seen = train(plan, text, run, guard, say)
             seconds = time.monotonic() - began
@@ -464,4 +481,11 @@ if __name__ == "__main__":
         """Say how far it is."""
         sys.stderr.write(said + "\n")
 
-    main(Plan(minutes=given.minutes, tokens=given.tokens, home=given.home), say)
+    plan = Plan(minutes=given.minutes, tokens=given.tokens, home=given.home)
+    with Ranks.of(os.environ) as ranks:  # alone, unless a launcher began several
+        if BATCH % ranks.size:
+            raise UsageError(sentence(f"a number of processes that divides {BATCH}", f"{ranks.size}", at="--nproc"))
+        if ranks.first:
+            main(plan, say, ranks)
+        else:
+            helped(plan, ranks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -59,6 +60,36 @@ def test_a_short_run_learns_exports_and_is_remembered(tinygpt: ModuleType, train
         assert (run["status"], kept["run"]) == ("done", run["id"])
         assert run["valid"]["loss"] == judged.loss
         assert sum(batch.rows for batch in store.read("metrics", run["id"])) >= 40
+
+
+def test_two_processes_train_it_as_one_and_the_first_does_the_rest(
+    tinygpt: ModuleType, trained: Any, tmp_path: Path
+) -> None:
+    from tenon.training.launch import launch
+
+    judged, plan, _ = trained
+    home = tmp_path / "project" / ".tenon"
+    home.mkdir(parents=True)
+    for kept in plan.home.iterdir():  # the text as tokens, read once
+        if kept.is_file() and kept.suffix not in (".db", ".db-wal", ".db-shm"):
+            shutil.copy(kept, home)
+    script = tmp_path / "small.py"
+    script.write_text(
+        f"import os, sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); from pathlib import Path; import train\n"
+        "from tenon.training.ranks import Ranks\n"
+        "shape = train.Shape(vocab=320, context=64, width=32, layers=2, heads=2, hidden=48)\n"
+        f"plan = train.Plan(tokens=64 * 4 * 40, home=Path({str(home)!r}), shape=shape, valid_tokens=2000, every=6)\n"
+        "with Ranks.of(os.environ) as ranks:\n"
+        "    train.main(plan, print, ranks) if ranks.first else train.helped(plan, ranks)\n"
+    )
+    ended = launch([sys.executable, str(script)], nproc=2, folder=tmp_path / "watch", restarts=0)
+    assert ended, ended.findings
+    with Store.open(home.parent, read_only=True) as store:
+        (run,) = store.find("run")
+    assert run["status"] == "done" and run["valid"]["tokens"] == judged.tokens
+    # The same batches in halves: what differs is the order in which gradients are added.
+    assert run["valid"]["loss"] == pytest.approx(judged.loss, rel=0.01)
+    assert (home / "export" / "model.safetensors").exists()
 
 
 def test_what_was_exported_says_what_was_trained(tinygpt: ModuleType, trained: Any) -> None:

@@ -179,7 +179,7 @@ def test_a_checkpoint_of_a_later_release_is_refused_in_words(tmp_path: Path) -> 
     sealed["body"]["version"] = 99
     sealed["sha256"] = hashlib.sha256(json.dumps(sealed["body"]).encode()).hexdigest()
     (kept.path(1) / STATE).write_text(json.dumps(sealed))
-    with pytest.raises(InputError, match="expected a checkpoint of version 1, got 99"):
+    with pytest.raises(InputError, match="expected a checkpoint of version 2, got 99"):
         kept.load()
 
 

@@ -15,18 +15,50 @@ from tenon.cli import change
 from tenon.cli.begin import told
 from tenon.cli.output import Output, table, usd, when
 from tenon.cli.shared import json_flag, model_option, opened, project_argument
+from tenon.errors import UsageError, sentence
 
 
 @click.command()
-@project_argument
+@click.argument("project", default=".", metavar="[PROJECT|SCRIPT]")
+@click.argument("given", nargs=-1, metavar="[-- ARGS]")
 @model_option
 @click.option("--again", is_flag=True, help="Train anew though nothing changed.")
+@click.option("--nproc", type=click.IntRange(min=1), help="Run SCRIPT in so many processes.")
+@click.option(
+    "--restarts", type=click.IntRange(min=0), default=3, show_default=True, help="Begin SCRIPT again so often."
+)
+@click.option("--silence", type=float, default=600.0, show_default=True, help="Seconds without a step that are a hang.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), help="Where SCRIPT runs, instead of tenon.toml's.")
 @json_flag
-def train(project: Path, model: str, again: bool, as_json: bool) -> None:
-    """Train PROJECT's model, simplest first, and put it before its gate."""
-    from tenon import flow
+@click.pass_context
+def train(ctx: click.Context, /, project: str, given: tuple[str, ...], as_json: bool, **flags: Any) -> None:
+    """Train PROJECT's model, simplest first, and put it before its gate; or run a SCRIPT of your own.
+
+    SCRIPT is train.py, or a function as train.py:fit or module:fit. With --nproc it runs in several processes, which
+    DDP and FSDP join; one that dies or hangs is told, and all go on from the last checkpoint.
+    """
+    from tenon.cli import several
 
     output = Output(as_json)
+    if several.is_target(project):
+        ask = several.Several(
+            nproc=flags["nproc"] or 1,
+            restarts=flags["restarts"],
+            silence_s=flags["silence"],
+            engine=flags["engine"] or "",
+        )
+        if not several.seen_through(project, given, ask, output):
+            ctx.exit(1)
+        return
+    if given or flags["nproc"] is not None or not Path(project).is_dir():
+        wanted = "a script or function to run on processes, or a project's folder"
+        raise UsageError(sentence(wanted, f"'{project}'", hint="as in: tenon train train.py --nproc 2 -- --lr 0.1"))
+    _trained(Path(project), flags["model"], flags["again"], output)
+
+
+def _trained(project: Path, model: str, again: bool, output: Output) -> None:
+    from tenon import flow
+
     with opened(project, output, again=again) as work:
         outcome = flow.run(work, model=model, upto="version")
     output.findings(outcome.findings, notes=False)

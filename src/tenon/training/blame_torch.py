@@ -98,8 +98,12 @@ def blame(
 
 
 def _spoiled(torch: Any, model: Any) -> Blame | None:
+    # The means that a batch norm keeps are spoiled by this very step, and no forward in training reads them.
+    fresh = {name for name, module in model.named_modules() if module.training and hasattr(module, "running_mean")}
     for kind, named in (("weight", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, tensor in named:
+            if kind == "buffer" and name.rpartition(".")[0] in fresh:
+                continue
             if tensor.is_floating_point() and bool(torch.isnan(local(tensor)).any()):
                 spoiled = "an earlier step or the checkpoint it came from spoiled it"
                 said = f"the {kind} '{name}' is not finite itself: {spoiled}"

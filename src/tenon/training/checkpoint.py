@@ -12,8 +12,8 @@ StoreError is raised in words, and what was there stays.
 
 `load` returns the newest good one. One that is damaged is passed over for the one before, with a finding that says what
 is wrong with it, and is set aside under the name `damaged-`. One folder has one writer: a lock, held by the process,
-refuses a second; processes that it forks let go of the lock, so that it ends with the run. Rejected: one file with
-pickled state (runs code when opened), and overwriting `latest` in place.
+refuses a second; processes that it forks let go of the lock, so that it ends with the run. Of several ranks the first
+is the writer (`shards`). Rejected: one file with pickled state (runs code when opened), and overwriting `latest`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import os
 import shutil
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +38,7 @@ from tenon.finding import Finding
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
-VERSION = 1
+VERSION = 2  # what is read; a checkpoint of one process is written as 1, of several ranks as 2
 SPARE_BYTES = 1024 * 1024  # beyond the tensors, for the JSON and the file system
 
 
@@ -65,6 +65,7 @@ class Loaded:
     state: Mapping[str, Any]
     loss: float | None
     path: Path
+    ranks: Sequence[Mapping[str, Any]] = ()  # of several ranks: what each wrote (`shards`)
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -93,47 +94,49 @@ class Checkpoints:
         `tensors` are PyTorch tensors and `state` is plain JSON data. A loss that is no number makes it suspect.
         StoreError when the disk is full or refuses, with everything that was kept before still there.
         """
-        self.claim()
         if loss is not None and not math.isfinite(loss):
             loss, suspect = None, True
-        place = self.folder / f"{'suspect' if suspect else 'step'}-{step:010}"
+        with self.beside(size_bytes(tensors)) as beside:
+            written = self.write(beside / TENSORS, tensors)
+            body = {"version": 1, "step": step, "loss": loss, "state": state, "tensors": written}
+            return self.seal(beside, body, suspect=suspect)
+
+    def write(self, file: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """Write tensors into a file, durably; returns its size, digest and count."""
+        dense = {name: _alone(one.detach()) for name, one in tensors.items()}
+        try:
+            _safetensors().save_file(dense, str(file))
+            _sync(file)
+        except Exception as error:  # the edge to safetensors: it wraps what the system says in an error of its own
+            raise self._refused(error, file) from error
+        return {"bytes": file.stat().st_size, "sha256": digest(file), "count": len(tensors)}
+
+    def seal(self, beside: Path, body: dict[str, Any], *, suspect: bool) -> Path:
+        """Write the state of what was written beside, give it its name, and drop what the policy no longer keeps."""
+        place = self.folder / f"{'suspect' if suspect else 'step'}-{body['step']:010}"
         if place.exists() and suspect:
             shutil.rmtree(place)
-        needed = sum(one.numel() * one.element_size() for one in tensors.values()) + SPARE_BYTES
-        body = {"version": VERSION, "step": step, "loss": loss, "at": self.clock(), "state": state}
-        self._make_room(needed)
-        with self._beside() as beside:
-            self._write(beside, tensors, body)
-            if place.exists():  # the same step again, after a resume: the new one takes its place only when whole
-                old = self.folder / f".old-{place.name}"
-                place.rename(old)
-                beside.rename(place)
-                shutil.rmtree(old)
-            else:
-                beside.rename(place)
+        text = json.dumps({**body, "at": self.clock()}, allow_nan=False)
+        sealed = f'{{"sha256": "{hashlib.sha256(text.encode()).hexdigest()}", "body": {text}}}'
+        (beside / STATE).write_text(sealed, "utf-8")
+        _sync(beside / STATE)
+        _sync(beside)
+        if place.exists():  # the same step again, after a resume: the new one takes its place only when whole
+            old = self.folder / f".old-{place.name}"
+            place.rename(old)
+            beside.rename(place)
+            shutil.rmtree(old)
+        else:
+            beside.rename(place)
         _sync(self.folder)
         self._prune()
         return place
 
-    def _write(self, beside: Path, tensors: Mapping[str, Any], body: dict[str, Any]) -> None:
-        write = _safetensors().save_file
-        file = beside / TENSORS
-        dense = {name: _alone(one.detach()) for name, one in tensors.items()}
-        try:
-            write(dense, str(file))
-            _sync(file)
-        except Exception as error:  # the edge to safetensors: it wraps what the system says in an error of its own
-            raise self._refused(error, file) from error
-        body["tensors"] = {"bytes": file.stat().st_size, "sha256": _digest(file), "count": len(tensors)}
-        text = json.dumps(body, allow_nan=False)
-        sealed = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "body": body}, allow_nan=False)
-        (beside / STATE).write_text(sealed, "utf-8")
-        _sync(beside / STATE)
-        _sync(beside)
-
     @contextmanager
-    def _beside(self) -> Iterator[Path]:
-        """Give a folder to write in; whatever happens, nothing half done stays under a checkpoint's name."""
+    def beside(self, needed: int) -> Iterator[Path]:
+        """Give a folder to write `needed` bytes in; whatever happens, nothing half done stays under its real name."""
+        self.claim()
+        self._make_room(needed + SPARE_BYTES)
         beside = self.folder / f".writing-{os.getpid()}"
         try:
             beside.mkdir(exist_ok=True)
@@ -185,15 +188,30 @@ class Checkpoints:
             try:
                 return self._read(self.path(one), device)
             except CorruptError as error:
-                self._set_aside(one, str(error))
+                self.set_aside(one, str(error))
         if steps:
-            hint = "look at the disk; the folders named damaged- hold what is left"
-            raise CorruptError(
-                sentence("one whole checkpoint", f"{len(steps)} damaged", at=str(self.folder), hint=hint)
-            )
+            raise self.none_left(len(steps))
         return None
 
+    def none_left(self, count: int) -> CorruptError:
+        """Return the error that says that all checkpoints were damaged."""
+        hint = "look at the disk; the folders named damaged- hold what is left"
+        return CorruptError(sentence("one whole checkpoint", f"{count} damaged", at=str(self.folder), hint=hint))
+
     def _read(self, place: Path, device: str) -> Loaded:
+        body = self.body(place)
+        verify(place / TENSORS, body["tensors"])
+        for one in body.get("ranks", ())[1:]:
+            verify(place / one["file"], one)
+        # What several ranks wrote is read part by part, by whoever needs it.
+        tensors = {} if "ranks" in body else _safetensors().load_file(str(place / TENSORS), device=device)
+        ranks = body.get("ranks", ())
+        return Loaded(
+            step=body["step"], tensors=tensors, state=body["state"], loss=body["loss"], path=place, ranks=ranks
+        )
+
+    def body(self, place: Path) -> dict[str, Any]:
+        """Read the state of a checkpoint; CorruptError when it is not what was written, InputError for a later kind."""
         try:
             sealed = json.loads((place / STATE).read_text("utf-8"))
             body = sealed["body"]
@@ -207,16 +225,9 @@ class Checkpoints:
             raise InputError(
                 sentence(f"a checkpoint of version {VERSION}", f"{body['version']}", at=str(place), hint=hint)
             )
-        file = place / TENSORS
-        size = file.stat().st_size if file.is_file() else 0
-        if size != body["tensors"]["bytes"]:
-            raise CorruptError(sentence(f"{body['tensors']['bytes']:,} bytes of tensors", f"{size:,}", at=str(file)))
-        if _digest(file) != body["tensors"]["sha256"]:
-            raise CorruptError(sentence("the tensors that were written", "other bytes", at=str(file)))
-        tensors = _safetensors().load_file(str(file), device=device)
-        return Loaded(step=body["step"], tensors=tensors, state=body["state"], loss=body["loss"], path=place)
+        return dict(body)
 
-    def _set_aside(self, step: int, said: str) -> None:
+    def set_aside(self, step: int, said: str) -> None:
         """Rename a damaged checkpoint so that it is not tried again, and tell it."""
         place = self.path(step)
         aside = self.folder / f"damaged-{step:010}"
@@ -324,7 +335,22 @@ def _torch() -> Any:
     return torch
 
 
-def _digest(file: Path) -> str:
+def size_bytes(tensors: Mapping[str, Any]) -> int:
+    """Return how many bytes tensors take."""
+    return sum(one.numel() * one.element_size() for one in tensors.values())
+
+
+def verify(file: Path, written: Mapping[str, Any]) -> None:
+    """Raise CorruptError unless a file of tensors is what was written, byte for byte."""
+    size = file.stat().st_size if file.is_file() else 0
+    if size != written["bytes"]:
+        raise CorruptError(sentence(f"{written['bytes']:,} bytes of tensors", f"{size:,}", at=str(file)))
+    if digest(file) != written["sha256"]:
+        raise CorruptError(sentence("the tensors that were written", "other bytes", at=str(file)))
+
+
+def digest(file: Path) -> str:
+    """Return the SHA-256 of a file."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 

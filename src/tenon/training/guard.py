@@ -150,6 +150,11 @@ class Guard:
         return self._last
 
     @property
+    def saving(self) -> bool:
+        """Tell whether the first of several ranks said, at this step, that a checkpoint is due by time."""
+        return self._together is not None and bool(self._together.saving)
+
+    @property
     def suspect(self) -> bool:
         """Tell whether the state may be spoiled: the run was refused, or its last losses jump out of their noise."""
         if self._stopped is not None and self._stopped.severity == "error":

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from tenon.errors import CorruptError, InputError, sentence
 
@@ -30,6 +30,9 @@ def encode(value: Any, place: str, tensors: dict[str, Any], seen: dict[Any, str]
         return value
     if type(value) is float:
         return value if math.isfinite(value) else {"$float": repr(value)}
+    if hasattr(value, "to_local"):
+        tensors[place] = value
+        return {"$shard": place, "shape": list(value.shape)}
     if isinstance(value, torch.Tensor):
         key = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype, str(value.device))
         name = seen.setdefault(key, place) if value.numel() else place
@@ -63,7 +66,14 @@ def _mapping(value: Mapping[Any, Any], place: str, tensors: dict[str, Any], seen
     return {f"${kind}": [[encode(key, f"{place}.key", tensors, seen), one] for key, one in pairs]}
 
 
-def decode(body: Any, tensors: Mapping[str, Any]) -> Any:
+class Named(Protocol):
+    """Tensors by name, read when they are asked for."""
+
+    def __contains__(self, name: object, /) -> bool: ...
+    def __getitem__(self, name: str, /) -> Any: ...
+
+
+def decode(body: Any, tensors: Named) -> Any:
     """Return the value that `encode` was given; CorruptError for a name without a tensor or a word it does not know."""
     if isinstance(body, list):
         return [decode(one, tensors) for one in body]
@@ -73,9 +83,9 @@ def decode(body: Any, tensors: Mapping[str, Any]) -> Any:
     if not word.startswith("$"):
         return {key: decode(one, tensors) for key, one in body.items()}
     said = body[word]
-    if word in ("$tensor", "$array") and said not in tensors:
+    if word in ("$tensor", "$array", "$shard") and said not in tensors:
         raise CorruptError(sentence(f"a tensor '{said}'", "none of that name", at="state.json"))
-    if word == "$tensor":
+    if word in ("$tensor", "$shard"):
         return tensors[said]
     if word == "$array":
         return _array(body, tensors[said])

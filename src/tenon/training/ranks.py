@@ -26,6 +26,7 @@ from typing import Any, Self
 
 from tenon.errors import TrainingError, sentence
 from tenon.ledger import Usage
+from tenon.training import collectives
 from tenon.training.watch_torch import torch_or_missing
 from tenon.training.watchdog import FOLDER, Beat
 
@@ -118,7 +119,10 @@ class Ranks:
         before = _before(environ)
         if not dist.is_initialized():
             return cls(beat=beat, before=before)
-        group = dist.new_group(backend="gloo", timeout=timeout) if dist.get_world_size() > 1 else None
+        many = dist.get_world_size() > 1
+        group = dist.new_group(backend="gloo", timeout=timeout, group_desc="tenon") if many else None
+        if beat is not None:
+            collectives.listen(beat.path.parent, dist.get_rank())
         found = cls(
             rank=dist.get_rank(), size=dist.get_world_size(), local=local, group=group, beat=beat, before=before
         )

@@ -14,7 +14,12 @@ Bit-identical means: on the processor, with the same versions and number of thre
 of a run never interrupted. When versions or threads differ it says so (`training/resume-differs`) and goes on. On a GPU
 the state is as exact, but kernels may add in another order unless `torch.use_deterministic_algorithms` is on.
 
-A checkpoint is due every `every` steps, every `seconds`, and when the guard is about to stop the run.
+Several ranks save and restore together (`ranks`, or those of the guard): weights and optimiser are kept once, or by
+shards, and of each rank its random states, its buffers and every other part. On another number of ranks the run goes on
+with the same weights and the same rows, and says that it is no longer exact.
+
+A checkpoint is due every `every` steps, every `seconds` (of several ranks: with a guard, by the first one's clock), and
+when the guard is about to stop the run.
 """
 
 from __future__ import annotations
@@ -23,21 +28,23 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from tenon.errors import InputError, UsageError, sentence
 from tenon.finding import Finding
-from tenon.training.checkpoint import Checkpoints
+from tenon.training import shards
+from tenon.training.checkpoint import Checkpoints, Loaded
 from tenon.training.plain import decode, encode
+from tenon.training.ranks import Ranks
 from tenon.training.watch_torch import torch_or_missing
 
 
 class Resume:
     """Keeps and restores the state of one run; see the module's docstring."""
 
-    __slots__ = ("_clock", "_guard", "_saved", "checkpoints", "every", "findings", "parts", "seconds")
+    __slots__ = ("_clock", "_guard", "_saved", "checkpoints", "every", "findings", "parts", "ranks", "seconds")
 
     def __init__(
         self,
@@ -47,6 +54,7 @@ class Resume:
         seconds: float = 600.0,
         guard: Any = None,
         clock: Callable[[], float] = time.monotonic,
+        ranks: Ranks | None = None,
         **parts: Any,
     ) -> None:
         torch_or_missing("resume a run")
@@ -55,13 +63,15 @@ class Resume:
                 got = f"a {type(part).__name__} as '{name}'"
                 raise UsageError(sentence("parts with state_dict and load_state_dict, or random generators", got))
         self.checkpoints = checkpoints if isinstance(checkpoints, Checkpoints) else Checkpoints(Path(checkpoints))
-        self.parts = {name: part for name, part in parts.items() if part is not None}
+        self.parts = {name: _inner(part) for name, part in parts.items() if part is not None}
         self.every = every
         self.seconds = seconds
         self.findings: list[Finding] = []
         self._guard = guard
         self._clock = clock
         self._saved = clock()
+        ranks = ranks or (guard.ranks if guard is not None else None)
+        self.ranks = ranks if ranks is not None and ranks.size > 1 else None
         if guard is not None:
             guard.keeper = self
 
@@ -70,29 +80,62 @@ class Resume:
 
         CorruptError when there are checkpoints and none is whole; InputError when the state fits other parts.
         """
-        self.checkpoints.claim()
         before = len(self.checkpoints.findings)
-        loaded = self.checkpoints.load(step)
+        if self.ranks is not None:
+            loaded = shards.load(self.checkpoints, self.ranks, step)
+        else:
+            self.checkpoints.claim()
+            loaded = self.checkpoints.load(step)
         self._tell(*self.checkpoints.findings[before:])
         if loaded is None:
             return 0
-        kept = decode(loaded.state["parts"], loaded.tensors)
-        if kept.keys() != self.parts.keys():
-            got = ", ".join(sorted(self.parts))
-            raise InputError(sentence(f"the parts {', '.join(sorted(kept))}", got, at=str(loaded.path)))
-        differs = _differs(loaded.state["setting"], _setting())
-        if differs:
+        size, written = self.ranks.size if self.ranks is not None else 1, max(len(loaded.ranks), 1)
+        now = _setting() | ({"ranks": size} if size > 1 or written > 1 else {})
+        then = dict(loaded.state["setting"]) | ({"ranks": written} if size > 1 or written > 1 else {})
+        if differs := _differs(then, now):
             self._tell(_differing(loaded.step, differs))
+        kept, random_state = self._kept(loaded)
         for name, part in self.parts.items():
+            if name not in kept:
+                continue  # a random generator of a rank that was not there before
             try:
                 _put_back(part, kept[name])
             except (RuntimeError, ValueError, KeyError, TypeError) as error:
                 place = f"{loaded.path}: {name}"
                 hint = "resume with the model and the optimiser the run began with"
                 raise InputError(sentence(f"a state that fits '{name}'", f"'{error}'", at=place, hint=hint)) from error
-        _restore_random(decode(loaded.state["random"], loaded.tensors))
+        if random_state is not None:
+            _restore_random(random_state)
         self._saved = self._clock()
         return loaded.step + 1
+
+    def _kept(self, loaded: Loaded) -> tuple[dict[str, Any], Any]:
+        """Return the state of every part that this rank is to have, and its random state."""
+        rank = self.ranks.rank if self.ranks is not None else 0
+        if not loaded.ranks:
+            kept = decode(loaded.state["parts"], loaded.tensors)
+            self._same_parts(kept.keys(), loaded)
+            return kept, decode(loaded.state["random"], loaded.tensors)
+        files = shards.Kept(loaded.path, loaded.ranks)
+        kept = decode(loaded.state["parts"], files.of(0))
+        known = rank < len(loaded.ranks)
+        own = loaded.ranks[rank if known else 0]["own"]
+        mine = files.of(rank if known else 0)
+        if not own:  # one process wrote it: what is not the first rank's alone is for all
+            own = {"parts": {}, "random": loaded.state["random"], "buffers": {}}
+        kept |= decode(own["parts"], mine)
+        self._same_parts(kept.keys(), loaded)
+        buffers = decode(own["buffers"], mine)
+        for name, part in self.parts.items():
+            kept[name] = _laid_out(part, kept[name] | buffers.get(name, {}) if _is_module(part) else kept[name])
+        if not known:
+            kept = {name: state for name, state in kept.items() if not _generator(self.parts[name])}
+        return kept, decode(own["random"], mine) if known else None
+
+    def _same_parts(self, names: Iterable[str], loaded: Loaded) -> None:
+        if set(names) != self.parts.keys():
+            got = ", ".join(sorted(self.parts))
+            raise InputError(sentence(f"the parts {', '.join(sorted(names))}", got, at=str(loaded.path)))
 
     def late(self) -> bool:
         """Tell whether a checkpoint is due by time."""
@@ -101,7 +144,10 @@ class Resume:
     def done(self, step: int, *, loss: Any = None) -> bool:
         """Say that a step is whole, its optimiser has stepped; writes a checkpoint when due, and says whether."""
         due = bool(self.every) and (step + 1) % self.every == 0
-        due = due or self.late()
+        if self.ranks is None:
+            due = due or self.late()
+        else:  # by time when the first rank said so at this step: clocks of ranks differ
+            due = due or (self._guard is not None and self._guard.saving)
         if not due and not (self._guard is not None and self._guard.ending):
             return False
         self.save(step, loss=loss)
@@ -109,18 +155,41 @@ class Resume:
 
     def save(self, step: int, *, loss: Any = None) -> Path:
         """Write a checkpoint of the state after `step`; it is suspect when the guard says so."""
-        tensors: dict[str, Any] = {}
-        seen: dict[Any, str] = {}
-        state = {
-            "parts": {name: encode(_state(part), name, tensors, seen) for name, part in self.parts.items()},
-            "random": encode(_random(), "random", tensors, seen),
-            "setting": _setting(),
-        }
         number = float(loss.item() if hasattr(loss, "item") else loss) if loss is not None else None
         suspect = self._guard is not None and self._guard.suspect
-        place = self.checkpoints.save(step, tensors, state, loss=number, suspect=suspect)
+        tensors: dict[str, Any] = {}
+        seen: dict[Any, str] = {}
+        if self.ranks is None:
+            state = {
+                "parts": {name: encode(_state(part), name, tensors, seen) for name, part in self.parts.items()},
+                "random": encode(_random(), "random", tensors, seen),
+                "setting": _setting(),
+            }
+            place = self.checkpoints.save(step, tensors, state, loss=number, suspect=suspect)
+        else:
+            given = self._given(tensors, seen)
+            place = shards.save(self.checkpoints, self.ranks, step, given, loss=number, suspect=suspect)
         self._saved = self._clock()
         return place
+
+    def _given(self, tensors: dict[str, Any], seen: dict[Any, str]) -> shards.Given:
+        """Return what this rank keeps: what all share, and what is its own."""
+        common = {name: part for name, part in self.parts.items() if _is_module(part) or _is_optimizer(part)}
+        shared = {
+            "parts": {name: encode(_state(part), name, tensors, seen) for name, part in common.items()},
+            "setting": _setting(),
+        }
+        plain = frozenset(tensors)
+        rest = {name: part for name, part in self.parts.items() if name not in common}
+        first = self.ranks is not None and self.ranks.first
+        held = {name: _buffers(part) for name, part in common.items() if _is_module(part) and not first}
+        seen = seen if first else {}  # what all share is in the first one's file only
+        own = {
+            "parts": {name: encode(_state(part), f"own.{name}", tensors, seen) for name, part in rest.items()},
+            "buffers": encode(held, "buffers", tensors, seen),
+            "random": encode(_random(), "random", tensors, seen),
+        }
+        return shards.Given(tensors=tensors, shared=shared, own=own, plain=plain)
 
     def _tell(self, *findings: Finding) -> None:
         self.findings.extend(findings)
@@ -167,6 +236,46 @@ def _put_back(part: Any, state: Any) -> None:
         part.setstate(state)
     else:
         part.load_state_dict(state)
+
+
+def _inner(part: Any) -> Any:
+    """Return the model inside a DistributedDataParallel, so that its weights have the names they have alone."""
+    import torch
+
+    return part.module if isinstance(part, torch.nn.parallel.DistributedDataParallel) else part
+
+
+def _is_module(part: Any) -> bool:
+    import torch
+
+    return isinstance(part, torch.nn.Module)
+
+
+def _is_optimizer(part: Any) -> bool:
+    import torch
+
+    return isinstance(part, torch.optim.Optimizer)
+
+
+def _buffers(module: Any) -> dict[str, Any]:
+    """Return the buffers that a module's state holds: each rank may have its own (the means of a batch norm)."""
+    names = {name for name, _ in module.named_buffers()}
+    return {name: held for name, held in module.state_dict().items() if name in names}
+
+
+def _laid_out(part: Any, state: Any) -> Any:
+    """Return a part's kept state with tensors as the part has them now: sharded over these ranks, or whole."""
+    if _is_module(part):
+        now = part.state_dict()
+        return {name: shards.laid_out(value, now.get(name)) for name, value in state.items()}
+    if _is_optimizer(part):
+        weights = [weight for group in part.param_groups for weight in group["params"]]
+        held = {
+            i: {name: shards.laid_out(value, weights[i] if i < len(weights) else None) for name, value in one.items()}
+            for i, one in state["state"].items()
+        }
+        return {**state, "state": held}
+    return state
 
 
 # ── what everybody shares ────────────────────────────────────────────────────────────────────────────────────────────

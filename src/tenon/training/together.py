@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tenon.errors import TrainingError, sentence
 from tenon.finding import Finding
@@ -24,6 +24,7 @@ from tenon.training.ranks import GRADIENT, HELD_OUT, LOSS, SAVE, STEP, TOLD, Hea
 if TYPE_CHECKING:
     from tenon.training.guard import Guard
 
+REFUSAL = "The guard refused this on every rank; begun again from the last checkpoint it would be refused again."
 USAGE_S = 1.0  # between readings of what this rank uses
 ALONE = Usage(wall_s=0.0, cpu_s=0.0, peak_bytes=0)
 
@@ -169,8 +170,7 @@ class Together:
         if not self.ranks.first:
             guard.findings.append(finding)
         if finding.severity == "error":
-            self.ranks.refused(finding.said)
-            raise TrainingError(f"{finding.said}; {finding.hint}")
+            self._raise(finding)
         if not finishing or guard.keeper is None:
             return False
         guard._last = True
@@ -194,6 +194,7 @@ class Together:
             blame = guard._watch.blame(in_loss=heard.in_loss, agree=self._blame(heard.wrong))
             if blame is not None:
                 said, hint = f"{said}: {blame.said}", blame.hint or hint
+        said = self.ranks.words(said)[0]  # with the name of the run, which only the first rank knows
         finding = Finding(
             code="training/loss-not-finite",
             severity="error",
@@ -204,8 +205,14 @@ class Together:
         )
         guard._stopped = finding
         guard._say(finding)
-        self.ranks.refused(said)
-        raise TrainingError(f"{said}; {hint}")
+        self._raise(finding)
+
+    def _raise(self, finding: Finding) -> NoReturn:
+        """Raise what every rank raises, with word for whoever launched them that it would only happen again."""
+        self.ranks.refused(finding.said)
+        error = TrainingError(f"{finding.said}; {finding.hint}")
+        error.add_note(REFUSAL)
+        raise error
 
     def _blame(self, wrong: tuple[int, ...]) -> Any:
         """Return what makes one blame of those of all ranks: that of a rank that met it, before any other's."""

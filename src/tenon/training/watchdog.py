@@ -12,8 +12,8 @@ to look at.
 Then the whole process group is ended and the command is run again, at most `restarts` times; it goes on from its last
 checkpoint by itself (`resume`). A command that ends with an error is begun again the same way. Rejected: a thread
 inside the process (the interpreter it needs is what hangs) and an external tracer (needs rights a container seldom
-gives). NCCL's flight recorder knows more about collectives on GPUs; set TORCH_FR_BUFFER_SIZE for its own dumps beside
-these.
+gives). Ranks that are begun by `Ranks.of` also say what their flight recorders hold (`collectives`), which knows of the
+collectives that DDP begins inside `backward`; `launch` begins ranks itself, with that switched on.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from typing import Any
 
 from tenon.errors import UsageError, sentence
 from tenon.finding import Finding
+from tenon.training import collectives
 
 FOLDER = "TENON_WATCH_FOLDER"
 ATTEMPT = "TENON_WATCH_ATTEMPT"
@@ -122,6 +123,11 @@ class Ended:
     def __bool__(self) -> bool:
         return self.code == 0
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        told = [one.to_dict() for one in self.findings]
+        return {"code": self.code, "attempts": self.attempts, "findings": told}
+
 
 def watch(
     command: Sequence[str],
@@ -149,7 +155,7 @@ def watch(
     code = 0
     for attempt in range(restarts + 1):
         if attempt:
-            say(_again(attempt, restarts, code))
+            say(again(attempt, restarts, code))
         here = folder / f"attempt-{attempt}"
         code = _attempt(command, here, attempt, (silence_s, start_s), say)
         if code == 0:
@@ -174,10 +180,10 @@ def _attempt(
             silence_s, start_s = patience
             late = [one for one in ranks if time.time() - one.at > (silence_s if one.step >= 0 else start_s)]
             if late or (not ranks and time.time() - began > start_s):
-                say(hang(_stacks(folder, ranks), time.time()))
+                say(seen_hanging(folder, ranks))
                 break
     finally:
-        _end(process)
+        end(process)
     return process.returncode if process.returncode is not None else -signal.SIGKILL
 
 
@@ -190,6 +196,12 @@ def read(folder: Path) -> list[Rank]:
             pid, at, step = BEAT.unpack(body)
             found.append(Rank(rank=int(path.stem.removeprefix("rank-")), pid=pid, at=at, step=step))
     return sorted((one for one in found if one.pid), key=lambda one: one.rank)
+
+
+def seen_hanging(folder: Path, ranks: Sequence[Rank]) -> Finding:
+    """Have every rank write its stacks and collectives, and say which rank stands where."""
+    never, behind = collectives.compare(collectives.ask(folder, [one.rank for one in ranks]))
+    return hang(_stacks(folder, ranks), time.time(), never=never, behind=behind)
 
 
 def _stacks(folder: Path, ranks: Sequence[Rank]) -> list[Rank]:
@@ -216,8 +228,11 @@ def _text(path: Path) -> str:
     return path.read_text("utf-8", errors="replace")[-STACK_CHARS:]
 
 
-def hang(ranks: Sequence[Rank], now: float) -> Finding:
-    """Say which rank stands where, and which never reached the collective that the others wait in."""
+def hang(ranks: Sequence[Rank], now: float, *, never: str = "", behind: Sequence[int] = ()) -> Finding:
+    """Say which rank stands where, and which never reached the collective that the others wait in.
+
+    `never` says the latter, and `behind` who it is, where flight recorders tell; else the stacks are read for it.
+    """
     if not ranks:
         said, hint = "No rank has said anything since the start.", "Look at the command's own output."
         return Finding(code="training/hang", severity="error", place="run", said=said, hint=hint)
@@ -225,7 +240,10 @@ def hang(ranks: Sequence[Rank], now: float) -> Finding:
     missing = [one for one in ranks if not one.collective]
     silent = max(now - one.at for one in ranks)
     parts = [f"No step for {silent:.0f} s."]
-    if waiting and missing:
+    if never:
+        parts.append(never)
+        missing = [one for one in ranks if one.rank in behind]
+    elif waiting and missing:
         names = sorted({one.collective for one in waiting})
         others = f"{_ranks(waiting)} {'wait' if len(waiting) > 1 else 'waits'}"
         parts.append(f"{_ranks(missing).capitalize()} never reached {' or '.join(names)}, in which {others}.")
@@ -253,7 +271,8 @@ def _ranks(ranks: Sequence[Rank]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {names}" if len(ranks) < 9 else f"{len(ranks)} ranks"
 
 
-def _again(attempt: int, restarts: int, code: int) -> Finding:
+def again(attempt: int, restarts: int, code: int) -> Finding:
+    """Say that a run is begun again."""
     often = f"{attempt} of at most {restarts}"
     return Finding(
         code="training/restarted",
@@ -265,7 +284,7 @@ def _again(attempt: int, restarts: int, code: int) -> Finding:
     )
 
 
-def _end(process: subprocess.Popen[Any]) -> None:
+def end(process: subprocess.Popen[Any]) -> None:
     """End the command and all it has begun: ask first, then do not ask."""
     for kind, patience in ((signal.SIGTERM, END_S), (signal.SIGKILL, END_S)):
         try:

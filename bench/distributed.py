@@ -1,0 +1,133 @@
+"""What the guard's agreement costs a step of DDP on two ranks: bare, agreed, watched, in turns in the same processes.
+
+Both ranks live in one launch, so that every kind of loop meets the same machine at the same time. A step is a small
+network on one thread, sized to about 10 ms; under gloo DDP itself exchanges all its gradients, which is part of the
+bare loop. `inside` is what the calls of the guard take on the first rank, the waiting for the other rank included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import measure
+
+STEPS = 150
+ROUNDS = 5
+ROWS = 64
+WIDTH = 320
+KINDS = {"bare DDP": "bare", "losses agreed": "agreed", "model watched": "watched", "and a checkpoint each 50": "all"}
+
+
+def loop(ranks: Any, kind: str, folder: Path) -> tuple[float, float]:
+    """Train for STEPS steps; return seconds of all of it, and of what was called of ours."""
+    import torch
+    from torch.nn.parallel import DistributedDataParallel
+
+    from tenon.training import Guard, Resume, Rules
+
+    torch.manual_seed(0)
+    layers = [torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH), torch.nn.ReLU()) for _ in range(12)]
+    model = DistributedDataParallel(torch.nn.Sequential(*layers))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    guard = Guard(ranks=ranks, rules=Rules(flat=False)) if kind != "bare" else None
+    resume = None
+    if guard is not None and kind in ("watched", "all"):
+        guard.watch(model, optimizer)
+    if kind == "all":
+        resume = Resume(folder, every=50, guard=guard, model=model, optimizer=optimizer)
+    x = torch.randn(ROWS, WIDTH)
+    inside = 0.0
+    ranks.words(0)  # both begin together
+    start = time.perf_counter()
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss = (model(x) - x).square().mean()
+        loss.backward()
+        value = loss.item()
+        if guard is not None:
+            before = time.perf_counter()
+            guard.step(step, loss=value)
+            inside += time.perf_counter() - before
+        optimizer.step()
+        if resume is not None:
+            before = time.perf_counter()
+            resume.done(step, loss=value)
+            inside += time.perf_counter() - before
+    seconds = time.perf_counter() - start
+    if guard is not None:
+        guard.close()
+    if resume is not None:
+        resume.checkpoints.close()
+    return seconds, inside
+
+
+def both(ranks: Any, out: str) -> None:
+    """Be one of the two ranks: all kinds in turns, and the bare exchange by itself."""
+    import torch
+
+    from tenon.training.ranks import Said
+
+    torch.set_num_threads(1)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in KINDS}
+    with tempfile.TemporaryDirectory() as folder:
+        shared = Path(ranks.words(folder)[0])
+        for turn in range(ROUNDS + 1):
+            for name, kind in KINDS.items():
+                result = loop(ranks, kind, shared / f"{turn}-{kind}")
+                if turn:
+                    found[name].append(result)
+        ranks.words(0)
+    hears = []
+    for step in range(2_000):
+        before = time.perf_counter()
+        ranks.hear(Said(step=step, loss=1.0))
+        hears.append(time.perf_counter() - before)
+    if ranks.first:
+        Path(out).write_text(json.dumps({"found": found, "hear_s": statistics.median(hears)}))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--record", action="store_true")
+    parser.parse_args()
+    measure.needs("torch", "safetensors")
+    from tenon.training.launch import launch
+    from tenon.training.target import Target
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+        target = Target.of(f"{Path(__file__).resolve()}:both", [f"out={out}"])
+        if not launch(target.command, nproc=2, folder=Path(folder) / "watch", restarts=0):
+            raise SystemExit(1)
+        told = json.loads(out.read_text())
+    bare = statistics.median(seconds for seconds, _ in told["found"]["bare DDP"])
+    rows = []
+    for name, values in told["found"].items():
+        whole = statistics.median(seconds for seconds, _ in values)
+        inside = statistics.median(part for _, part in values) / STEPS
+        ratios = [a[0] / b[0] - 1 for a, b in zip(values, told["found"]["bare DDP"], strict=True)]
+        rows.append(
+            [
+                name,
+                f"{whole / STEPS * 1e3:.2f}",
+                f"{statistics.median(ratios):+.1%}",
+                f"{inside * 1e6:.0f}",
+                f"{inside * STEPS / bare:.2%}",
+            ]
+        )
+    rows.append(["the exchange alone, ranks in step", "", "", f"{told['hear_s'] * 1e6:.0f}", ""])
+    header = ["loop", "ms a step", "added, in turns", "inside, µs a step", "inside, of a bare step"]
+    title = f"A step of DDP on two ranks, gloo, one thread each: 12 layers of {WIDTH}, batches of {ROWS}"
+    measure.show("## Distributed", measure.machine("torch"), measure.rows(title, header, rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

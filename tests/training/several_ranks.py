@@ -1,0 +1,210 @@
+"""What the tests of several processes run in each of them: a small model under DDP or FSDP, with faults on demand."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tenon.errors import TenonError
+from tenon.ledger import Budget
+from tenon.store import Store
+from tenon.training import Guard, Order, Resume, Rules, Run
+from tenon.training.ranks import Ranks
+
+EVERY = 7
+
+
+def load_rows() -> None:
+    """Stand still, as a disk that is gone."""
+    time.sleep(1_000)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 15), nn.BatchNorm1d(15), nn.Dropout(0.3), nn.ReLU(), nn.Linear(15, 5))
+
+
+def parts(ranks: Ranks, mode: str) -> tuple[Any, dict[str, Any]]:
+    """Build a model as `mode` says, and what is kept with it; each rank's random numbers are its own."""
+    torch.set_num_threads(1)
+    net = network()
+    for seed in (torch.manual_seed, random.seed, np.random.seed):
+        seed(100 + ranks.rank)
+    if mode == "fsdp":
+        from torch.distributed.fsdp import fully_shard
+
+        for layer in net:
+            if isinstance(layer, nn.Linear):
+                fully_shard(layer)
+        fully_shard(net)
+    model = nn.parallel.DistributedDataParallel(net) if mode == "ddp" else net
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    return model, {
+        "model": model,
+        "optimizer": optimizer,
+        "scheduler": torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=200),
+        "data": Order(200, 24, ranks=ranks, seed=2),
+        "own": np.random.default_rng(ranks.rank),
+    }
+
+
+def train(ranks: Ranks, mode: str, folder: Path, steps: int, faults: dict[int, str]) -> None:
+    """Train, one line a step in `folder/losses-RANK`, from the last checkpoint; `faults` say what befalls at a step."""
+    x = torch.randn(200, 8, generator=torch.Generator().manual_seed(1))
+    model, kept = parts(ranks, mode)
+    guard = Guard(ranks=ranks, rules=Rules(flat=False)).watch(model, kept["optimizer"])
+    resume = Resume(folder / "checkpoints", every=EVERY, guard=guard, **kept)
+    first = resume.restore()
+    batches = kept["data"].forever()
+    with (folder / f"losses-{ranks.rank}").open("a") as out:
+        for step in range(first, steps):
+            rows = next(batches)
+            if faults.get(step) == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if faults.get(step) == "hang":
+                load_rows()
+            noise = kept["own"].normal() * 0.01 + np.random.normal() * 0.01 + random.random() * 0.01
+            loss = (model(x[rows]) - x[rows, :5] * 2 + noise).square().mean()
+            kept["optimizer"].zero_grad()
+            loss.backward()
+            if not guard.step(step, loss=loss):
+                break
+            kept["optimizer"].step()
+            kept["scheduler"].step()
+            out.write(f"{step} {loss.item().hex()}\n")
+            out.flush()
+            resume.done(step, loss=loss)
+    resume.checkpoints.close()
+    guard.close()
+
+
+def exact(ranks: Ranks, folder: str, steps: int, faults: dict[str, dict[str, str]]) -> None:
+    """Train both models once undisturbed, then each with faults, across as many attempts as those need."""
+    attempt, root = os.environ["TENON_WATCH_ATTEMPT"], Path(folder)
+    for mode in ("ddp", "fsdp"):
+        for name in (f"{mode}-whole", f"{mode}-broken"):
+            if (root / name / f"done-{ranks.rank}").exists():
+                continue
+            (root / name).mkdir(exist_ok=True)
+            mine = faults.get(f"{mode} {attempt} {ranks.rank}", {}) if name.endswith("broken") else {}
+            train(ranks, mode, root / name, steps, {int(step): what for step, what in mine.items()})
+            (root / name / f"done-{ranks.rank}").touch()
+
+
+def killed_once(ranks: Ranks, folder: str, steps: int, at: int) -> None:
+    """Train DDP, and kill the last rank at a step of the first attempt; wherever it runs."""
+    marks = Path(folder, f"begun-{ranks.rank}")
+    first = not marks.exists()
+    marks.touch()
+    train(ranks, "ddp", Path(folder), steps, {at: "kill"} if first and ranks.rank == ranks.size - 1 else {})
+
+
+def weights(model: nn.Module) -> dict[str, list[float]]:
+    """Return every weight of a model, whole."""
+    found = {}
+    for name, held in model.state_dict().items():
+        whole = held.full_tensor() if hasattr(held, "full_tensor") else held
+        found[name.removeprefix("module.")] = whole.double().flatten().tolist()
+    return found
+
+
+def moved(ranks: Ranks, folder: str) -> None:
+    """Read each mode's checkpoint as each mode on this number of ranks, and write what came of it."""
+    root = Path(folder)
+    told: dict[str, Any] = {}
+    for kept_as in ("ddp", "fsdp"):
+        for mode in ("ddp", "fsdp"):
+            model, kept = parts(ranks, mode)
+            resume = Resume(root / f"{kept_as}-broken" / "checkpoints", ranks=ranks, **kept)
+            step = resume.restore()
+            moments = kept["optimizer"].state_dict()["state"][0]["exp_avg"]
+            moments = moments.full_tensor() if hasattr(moments, "full_tensor") else moments
+            told[f"{kept_as} as {mode}"] = {
+                "step": step,
+                "weights": weights(model),
+                "moments": moments.double().flatten().tolist(),
+                "position": kept["data"].state_dict()["position"],
+                "said": [one.said for one in resume.findings],
+            }
+            resume.checkpoints.close()
+    if ranks.first:
+        (root / f"moved-{ranks.size}.json").write_text(json.dumps(told))
+
+
+# ── a guard's step ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def one_run(ranks: Ranks, mode: str, fault: str, store: Store | None) -> dict[str, Any]:
+    """Train 40 steps with a fault on the last rank, and return what the guard made of it."""
+    x = torch.randn(200, 8, generator=torch.Generator().manual_seed(1))
+    model, kept = parts(ranks, mode)
+    last = ranks.rank == ranks.size - 1
+    ticks = iter(range(1_000_000))
+    run = Run.start(store, f"{mode}-{fault}", "m") if store is not None else None
+    guard = Guard(
+        ranks=ranks,
+        run=run,
+        rules=Rules(flat=False),
+        budget=Budget(hours=0.2) if fault == "budget" else None,
+        clock=(lambda: next(ticks) * 10.0) if fault == "budget" else time.monotonic,
+    ).watch(model, kept["optimizer"])
+    told: dict[str, Any] = {"steps": 0, "error": ""}
+    batches = kept["data"].forever()
+    try:
+        for step in range(40):
+            rows = next(batches)
+            given = x[rows].clone()
+            if last and step == 5 and fault == "input":
+                given[2, 3] = float("nan")
+            loss = (model(given) - x[rows, :5] * 2).square().mean()
+            if last and step == 5 and fault == "loss":
+                loss = loss * float("inf")
+            kept["optimizer"].zero_grad()
+            loss.backward()
+            if last and step == 5 and fault == "news":
+                guard.tell(guard_note("training/data-starved", step))
+            if not guard.step(step + (last and step == 5 and fault == "lost"), loss=loss):
+                break
+            kept["optimizer"].step()
+            told["steps"] += 1
+            if step == 9 and fault == "evaluated":
+                told["go on"] = guard.evaluated(step, float("nan") if last else 1.0)
+    except TenonError as error:
+        told["error"] = f"{type(error).__name__}: {error}"
+    told["weights"] = weights(model)
+    told["findings"] = [[one.code, one.said] for one in guard.findings]
+    told["core_s"] = [guard._usage(guard._clock()).cpu_s, guard.own_usage(guard._clock()).cpu_s]
+    if run is not None:
+        told["run"] = run.finish()["findings"]
+    guard.close()
+    return told
+
+
+def guard_note(code: str, step: int) -> Any:
+    from tenon.finding import Finding
+
+    return Finding(code=code, severity="warning", place=f"run/{step}", said="Slow rows.")
+
+
+FAULTS = ("none", "input", "loss", "news", "budget", "evaluated", "lost")
+
+
+def guarded(ranks: Ranks, folder: str) -> None:
+    """Go through the faults, each a run of its own, and write what each rank saw of them."""
+    told = {}
+    store = Store.open(Path(folder)) if ranks.first else None
+    for mode, faults in (("ddp", FAULTS), ("fsdp", ("input", "loss"))):
+        for fault in faults:
+            told[f"{mode} {fault}"] = one_run(ranks, mode, fault, store)
+    Path(folder, f"guarded-{ranks.rank}.json").write_text(json.dumps(told))
+    if store is not None:
+        store.close()
