@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import polars as pl
@@ -61,3 +64,15 @@ def read(tmp_path: Path) -> Read:
         return read_back(ingest(Job(paths=(path,), out=tmp_path / "out", **options)))
 
     return act
+
+
+@pytest.fixture(scope="module")
+def mess() -> ModuleType:
+    """The generator, loaded from bench/."""
+    path = Path(__file__).parents[2] / "bench" / "mess.py"
+    spec = importlib.util.spec_from_file_location("tenon_bench_mess", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

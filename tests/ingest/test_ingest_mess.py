@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -12,18 +10,6 @@ import pytest
 from tenon.ingest import Job, ingest
 
 from .conftest import read_back
-
-
-@pytest.fixture(scope="module")
-def mess() -> ModuleType:
-    """The generator, loaded from bench/."""
-    path = Path(__file__).parents[2] / "bench" / "mess.py"
-    spec = importlib.util.spec_from_file_location("tenon_bench_mess", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -130,6 +130,8 @@ typedef struct {
     Column *columns;
     size_t width;
     locale_t plain;
+    const int64_t *begins; /* where rows begin, when they are given; each ends with one newline, and may hold others */
+    size_t row_count;
     int64_t *starts;
     uint8_t *states;
     size_t lines, line_room, rows, guess; /* how many rows there may be: a multiple of eight */
@@ -678,6 +680,17 @@ static bool note_line(Reader *reader, const uint8_t *begin, const uint8_t *end, 
     return true;
 }
 
+/* Read rows that begin at known places. */
+static bool read_rows(Reader *reader) {
+    reader->guess = (reader->row_count + 64) & ~(size_t)7;
+    for (size_t n = 0; n < reader->row_count; n++) {
+        const uint8_t *begin = reader->data + reader->begins[n];
+        const uint8_t *end = reader->data + (n + 1 < reader->row_count ? (size_t)reader->begins[n + 1] : reader->size) - 1;
+        if (!note_line(reader, begin, end, read_line(reader, begin, end))) return false;
+    }
+    return true;
+}
+
 static bool read_lines(Reader *reader) {
     const uint8_t *at = reader->data, *last = at + reader->size;
     const uint8_t *first = reader->size ? memchr(at, reader->newline, reader->size) : NULL;
@@ -818,12 +831,13 @@ static PyObject *results(Reader *reader) {
 
 static PyObject *kernel_read(PyObject *module, PyObject *args) {
     (void)module;
-    Py_buffer data;
+    Py_buffer data, rows = {0};
     int newline;
     Py_ssize_t reach;
     PyObject *specs, *out = NULL;
     Reader reader = {0};
-    if (!PyArg_ParseTuple(args, "y*iiinO!", &data, &reader.delimiter, &reader.quote, &newline, &reach, &PyTuple_Type, &specs))
+    if (!PyArg_ParseTuple(args, "y*iiinO!|y*", &data, &reader.delimiter, &reader.quote, &newline, &reach, &PyTuple_Type,
+                          &specs, &rows))
         return NULL;
     reader.data = data.buf;
     reader.size = (size_t)data.len;
@@ -835,7 +849,8 @@ static PyObject *kernel_read(PyObject *module, PyObject *args) {
     if (reader.quote >= 0) reader.open[reader.quote & 255] = reader.closed[reader.quote & 255] = SPECIAL;
     /* A zero byte, or a line ending that ends no line here, is for others to look at. */
     reader.open[0] = reader.closed[0] = reader.open['\r'] = reader.closed['\r'] = SPECIAL;
-    reader.open['\n'] = reader.closed['\n'] = SPECIAL;
+    reader.open['\n'] = SPECIAL;
+    reader.closed['\n'] = rows.len ? PLAIN : SPECIAL;
     reader.plain = newlocale(LC_ALL_MASK, "C", (locale_t)0);
     reader.columns = calloc(reader.width + 1, sizeof *reader.columns);
     reader.starts = malloc(8);
@@ -846,13 +861,20 @@ static PyObject *kernel_read(PyObject *module, PyObject *args) {
         PyErr_SetString(PyExc_ValueError, "a chunk has at most 2 GiB");
         fine = false;
     }
+    if (fine && rows.len) {
+        reader.begins = rows.buf;
+        reader.row_count = (size_t)rows.len / sizeof(int64_t);
+        for (size_t n = 0; fine && n < reader.row_count; n++)
+            fine = reader.begins[n] >= 0 && (n ? reader.begins[n] > reader.begins[n - 1] : true) && reader.begins[n] < data.len;
+        if (!fine) PyErr_SetString(PyExc_ValueError, "expected rows that begin in the data, in order");
+    }
     for (size_t n = 0; fine && n < reader.width; n++)
         fine = take_column(PyTuple_GetItem(specs, (Py_ssize_t)n), &reader.columns[n]);
     for (size_t n = 0; fine && n < reader.width; n++)
         reader.columns[n].easy = is_easy(&reader, &reader.columns[n]);
     if (fine) {
         Py_BEGIN_ALLOW_THREADS
-        fine = read_lines(&reader);
+        fine = rows.len ? read_rows(&reader) : read_lines(&reader);
         Py_END_ALLOW_THREADS
         out = fine ? results(&reader) : PyErr_NoMemory();
     }
@@ -863,6 +885,7 @@ static PyObject *kernel_read(PyObject *module, PyObject *args) {
     free(reader.columns), free(reader.starts), free(reader.states), free(reader.hits);
     if (reader.plain) freelocale(reader.plain);
     PyBuffer_Release(&data);
+    if (rows.obj) PyBuffer_Release(&rows);
     return out;
 }
 
@@ -882,7 +905,7 @@ static PyObject *kernel_keep(PyObject *module, PyObject *args) {
 static PyMethodDef METHODS[] = {
     {"keep", kernel_keep, METH_VARARGS, "keep(bytes): freed memory that is not given back at once; the whole process's."},
     {"read", kernel_read, METH_VARARGS,
-     "read(data, delimiter, quote, newline, reach, columns) -> (starts, states, columns, hits): see quick.py."},
+     "read(data, delimiter, quote, newline, reach, columns, rows=None) -> (starts, states, columns, hits): see quick.py."},
     {NULL, NULL, 0, NULL},
 };
 

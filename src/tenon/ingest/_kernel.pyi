@@ -1,6 +1,6 @@
 Spec = tuple[str, bool, bytes, tuple[bytes, ...], tuple[bytes, ...], tuple[bytes, ...]]
 
 def read(
-    data: bytes, delimiter: int, quote: int, newline: int, reach: int, columns: tuple[Spec, ...], /
+    data: bytes, delimiter: int, quote: int, newline: int, reach: int, columns: tuple[Spec, ...], rows: object = b"", /
 ) -> tuple[bytes, bytes, list[tuple[object, object] | None], bytes]: ...
 def keep(bytes: int, /) -> None: ...

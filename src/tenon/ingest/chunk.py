@@ -170,7 +170,7 @@ def _spare(data: bytes) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class _Decided:
+class Decided:
     """What became of the rows that are no good lines: values by first line, with the last line; refusals and skips."""
 
     rows: list[tuple[int, int, list[bytes]]]
@@ -187,21 +187,21 @@ def careful(data: bytes, layout: Layout, table: Lines | None = None, done: Mask 
     """
     if table is None:
         table = scan(data, layout.dialect, layout.width, reach=layout.reach)
-    decided = _decide(data, table, layout)
+    decided = decide(data, table, layout)
     good = table.good if done is None else table.good & ~done
     if layout.header_raw and layout.header_raw in data:
         again = repeated(data, table, layout.header_raw)
         decided.skipped["repeated-header"] = int((table.ends - table.starts)[again].sum())
         good = good & ~again
     numbers = np.flatnonzero(good)
-    frame = _frame(_text_of(data, table, good, layout, decided.encodings), len(numbers), layout)
+    frame = frame_of(_text_of(data, table, good, layout, decided.encodings), len(numbers), layout)
     if frame is None:
         lines, _ = to_utf8((data[table.starts[n] : table.stops[n]] for n in numbers.tolist()), layout.charset)
-        frame = _by_hand([split(line, layout.dialect).values for line in lines], layout.width)
+        frame = by_hand([split(line, layout.dialect).values for line in lines], layout.width)
     lasts = numbers
     if decided.rows:
         firsts = np.array([first for first, _, _ in decided.rows], dtype=np.int64)
-        extra = _by_hand([values for _, _, values in decided.rows], layout.width)
+        extra = by_hand([values for _, _, values in decided.rows], layout.width)
         merged = np.concatenate([numbers, firsts])
         order = np.argsort(merged, kind="stable")
         frame = pl.concat([frame, extra])[order]
@@ -216,9 +216,9 @@ def careful(data: bytes, layout: Layout, table: Lines | None = None, done: Mask 
     return Text(frame, begins, ends, numbers, repaired, decided.refused, skipped, decided.encodings)
 
 
-def _decide(data: bytes, table: Lines, layout: Layout) -> _Decided:
+def decide(data: bytes, table: Lines, layout: Layout) -> Decided:
     """Read, repair or refuse every row that is no good line."""
-    out = _Decided([], {}, [], {}, {})
+    out = Decided([], {}, [], {}, {})
     waiting: list[tuple[int, int, bytes, str]] = []
     reads: list[Split] = []
     dialect, width = layout.dialect, layout.width
@@ -237,7 +237,7 @@ def _decide(data: bytes, table: Lines, layout: Layout) -> _Decided:
         if tidy and len(read.values) == width:
             out.rows.append((first, last, read.values))
             if note:
-                out.repaired[first] = (-1, note, _shown(raw))
+                out.repaired[first] = (-1, note, shown(raw))
         else:
             waiting.append((first, last, row, note))
             reads.append(read)
@@ -249,7 +249,7 @@ def _decide(data: bytes, table: Lines, layout: Layout) -> _Decided:
 
 
 def _mend(
-    waiting: Sequence[tuple[int, int, bytes, str]], reads: list[Split], table: Lines, layout: Layout, out: _Decided
+    waiting: Sequence[tuple[int, int, bytes, str]], reads: list[Split], table: Lines, layout: Layout, out: Decided
 ) -> None:
     """Repair or refuse rows that do not read without a doubt."""
     answers = mend([row for _, _, row, _ in waiting], layout.dialect, layout.profiles, reads)
@@ -258,7 +258,7 @@ def _mend(
             code = "+".join(part for part in (note, mended.code) if part and part != "none")
             out.rows.append((first, last, mended.values))
             if code:
-                out.repaired[first] = (mended.column, code, _shown(row))
+                out.repaired[first] = (mended.column, code, shown(row))
         else:
             begin, end = int(table.starts[first]), int(table.ends[last])
             out.refused.append(Refused(begin, end, first, mended.column, "fields", said(mended)))
@@ -270,10 +270,7 @@ def _apart(data: bytes, table: Lines, layout: Layout) -> Iterator[tuple[int, int
     Lines that only a faulty quote holds together are rows by themselves: a stray quote in one row and a quote at the
     end of the next look like one value over two lines.
     """
-    if not table.groups:
-        return
-    groups = np.array(table.groups, dtype=np.int64)
-    firsts, lasts = groups[:, 0], groups[:, 1]
+    firsts, lasts = table.groups[:, 0], table.groups[:, 1]
     places = zip(
         firsts.tolist(), lasts.tolist(), table.starts[firsts].tolist(), table.ends[lasts].tolist(), strict=True
     )
@@ -320,7 +317,7 @@ def too_long(begin: int, end: int, line: int, reach: int) -> Iterator[Refused]:
         yield Refused(place, min(place + reach, end), line, -1, "too-long", fix)
 
 
-def _shown(raw: bytes) -> str:
+def shown(raw: bytes) -> str:
     return chomp(raw).decode("utf-8", "replace")
 
 
@@ -353,7 +350,7 @@ def _text_of(data: bytes, table: Lines, good: Mask, layout: Layout, encodings: d
     return b"".join(pieces)
 
 
-def _frame(text: bytes, rows: int, layout: Layout) -> pl.DataFrame | None:
+def frame_of(text: bytes, rows: int, layout: Layout) -> pl.DataFrame | None:
     """Read good lines; None when Polars does not find as many rows (it has its own idea of a lone carriage return)."""
     dialect = layout.dialect
     if not rows:
@@ -373,7 +370,7 @@ def _frame(text: bytes, rows: int, layout: Layout) -> pl.DataFrame | None:
     return None
 
 
-def _by_hand(rows: Sequence[Sequence[bytes]], width: int) -> pl.DataFrame:
+def by_hand(rows: Sequence[Sequence[bytes]], width: int) -> pl.DataFrame:
     """Build a text frame from values read one by one."""
     columns = {
         str(column): pl.Series([row[column].decode("utf-8", "replace") for row in rows], dtype=pl.String)

@@ -102,7 +102,8 @@ def _typed(profile: Profile, null: frozenset[bytes]) -> Gauge:
         if sure(cell):
             return 0.0
         cost = exact(cell)
-        if len(cell) <= LONG and shape not in marked and settled(shape):
+        # Blanks around it are no part of what fits, but they are part of the shape.
+        if len(cell) <= LONG and shape not in marked and settled(shape) and settled(stripped(shape)):
             if len(seen) >= KEPT:
                 seen.clear()
             seen[shape] = exact(shape)

@@ -25,10 +25,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tenon.ingest import values
+from tenon.ingest import batch, values
 from tenon.ingest.chunk import Layout, repeated
 from tenon.ingest.plan import FilePlan, Plan
-from tenon.ingest.scan import Lines, Mask, Places, groups_of, stops_of
+from tenon.ingest.scan import Lines, Mask, Places, claim, groups_of, stops_of
 from tenon.ingest.values import Reading
 
 try:
@@ -58,6 +58,7 @@ class Quick:
     words: dict[int, Counter[str]]
     table: Lines | None
     done: Mask
+    specs: tuple[Spec, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,31 @@ def quick(data: bytes, layout: Layout, plan: Plan, file: FilePlan) -> Quick | No
     # A header among the rows is one of them only where every column is text.
     again = layout.header_raw and all(spec[0] in "s-" for spec in specs) and layout.header_raw in data
     table = _table(data, raw[0], states, layout, done) if again or len(lines) < len(done) else None
+    columns, words = _taken(raw, lines, done, specs, plan, file)
+    if table is None and not done.all():
+        table = _table(data, raw[0], states, layout, done)
+    return Quick(columns=columns, lines=np.flatnonzero(done), words=words, table=table, done=done, specs=specs)
+
+
+def once_more(text: bytes, begins: Places, first: Quick, layout: Layout, plan: Plan, file: FilePlan) -> Quick:
+    """Read rows that were mended, each where it begins in clean text; `lines` and `done` count them, not lines."""
+    dialect = layout.dialect
+    quote = dialect.quote[0] if dialect.quote else -1
+    raw = _kernel.read(text, dialect.delimiter[0], quote, dialect.newline[0], layout.reach, first.specs, begins)
+    done = np.frombuffer(raw[1], dtype=np.uint8) == 0
+    columns, words = _taken(raw, np.flatnonzero(done), done, first.specs, plan, file)
+    return Quick(columns=columns, lines=np.flatnonzero(done), words=words, table=None, done=done, specs=first.specs)
+
+
+def _taken(
+    raw: tuple[bytes, bytes, list[tuple[object, object] | None], bytes],
+    lines: Places,
+    done: Mask,
+    specs: tuple[Spec, ...],
+    plan: Plan,
+    file: FilePlan,
+) -> tuple[dict[int, pl.Series], dict[int, Counter[str]]]:
+    """Take over what the kernel gives away, by output; rows with a cell that does not fit are taken out of `done`."""
     columns = {
         number: pl.Series(_Exported(pair))
         for number, pair in enumerate(raw[2])
@@ -113,9 +139,7 @@ def quick(data: bytes, layout: Layout, plan: Plan, file: FilePlan) -> Quick | No
     if not done[lines].all():
         keep = pl.Series(done[lines])
         columns = {number: column.filter(keep) for number, column in columns.items()}
-        table = table or _table(data, raw[0], states, layout, done)
-    by_output = {file.targets[number]: column for number, column in columns.items()}
-    return Quick(columns=by_output, lines=np.flatnonzero(done), words=words, table=table, done=done)
+    return {file.targets[number]: column for number, column in columns.items()}, words
 
 
 def _table(data: bytes, starts: bytes, states: NDArray[np.uint8], layout: Layout, done: Mask) -> Lines:
@@ -124,9 +148,12 @@ def _table(data: bytes, starts: bytes, states: NDArray[np.uint8], layout: Layout
     ends = np.append(begins[1:], len(data))
     good = states & BAD == 0
     quoted = (states & QUOTED).astype(np.int64)
-    groups = groups_of(data, layout.dialect, good, quoted, begins, ends, layout.reach)
-    for first, last in groups:
-        good[first : last + 1] = False
+    known = batch.prepared(layout.dialect, tuple(layout.profiles), layout.reach)
+    if known is None:
+        groups = groups_of(data, layout.dialect, good, quoted, begins, ends, layout.reach)
+    else:
+        groups = batch.groups(data, known, begins, ends, good, quoted > 0)
+    claim(groups, good)
     table = Lines(begins, stops_of(a, begins, ends, layout.dialect), ends, good, states & ODD > 0, groups)
     if layout.header_raw and layout.header_raw in data:
         done &= ~repeated(data, table, layout.header_raw)

@@ -32,6 +32,7 @@ from tenon.ingest.profile import MISFIT, Profile
 ACCEPT = 3.0
 MARGIN = 0.6
 FAULT = 0.25  # a stray quote inside a quoted field that closes all the same
+UNCLOSED = 0.5  # a quote that nothing closes
 LOOSE = 0.5  # a lone quote inside unquoted text
 LITERAL = 1.0  # a quote taken as text
 INSERT = 1.2  # a delimiter put in beside a quote
@@ -183,7 +184,7 @@ def attempts(row: bytes, dialect: Dialect, width: int) -> list[Attempt]:
 
 def _weighed(row: bytes, read: Split, dialect: Dialect) -> Attempt:
     """Weigh a row as it stands."""
-    cost = FAULT * read.faults + (0.5 if not read.closed else 0.0)
+    cost = FAULT * read.faults + (UNCLOSED if not read.closed else 0.0)
     quote = dialect.quote
     if quote and quote in row and quote in b"".join(read.values):
         pairs = zip(read.values, read.quoted, strict=True)

@@ -28,7 +28,7 @@ BLANKS = 64  # blanks before a quote that are followed back; more are left to th
 class Lines:
     """The lines of a chunk: where they begin, where their text ends, where they end; which are good rows as they stand.
 
-    `odd` marks lines that are not UTF-8. `groups` are the other rows, each with its first and last line.
+    `odd` marks lines that are not UTF-8. `groups` are the other rows, each with its first and last line (n x 2).
     """
 
     starts: Places
@@ -36,7 +36,7 @@ class Lines:
     ends: Places
     good: Mask
     odd: Mask
-    groups: list[tuple[int, int]]
+    groups: Places
 
 
 def line_table(a: NDArray[np.uint8], dialect: Dialect) -> tuple[Places, Places, Places]:
@@ -93,9 +93,14 @@ def scan(data: bytes, dialect: Dialect, width: int, *, reach: int) -> Lines:
     if not dialect.delimiter.isascii():
         good &= ~odd  # what is no UTF-8 here may hold the delimiter once it is
     groups = groups_of(data, dialect, good, counts, starts, ends, reach)
-    for first, last in groups:
-        good[first : last + 1] = False
+    claim(groups, good)
     return Lines(starts, stops, ends, good, odd, groups)
+
+
+def claim(groups: Places, good: Mask) -> None:
+    """Take the lines of rows over several lines out of the good ones."""
+    for first, last in groups[groups[:, 1] > groups[:, 0]].tolist():
+        good[first : last + 1] = False
 
 
 def _stray(data: bytes, a: NDArray[np.uint8], dialect: Dialect) -> Places:
@@ -236,7 +241,7 @@ def _invalid(a: NDArray[np.uint8]) -> Places:
 
 def groups_of(
     data: bytes, dialect: Dialect, good: Mask, counts: NDArray[np.int64], starts: Places, ends: Places, reach: int
-) -> list[tuple[int, int]]:
+) -> Places:
     """Gather the lines that are not good into rows, each with its first and last line; `counts` tells of quotes."""
     out: list[tuple[int, int]] = []
     done, heard = -1, Heard()
@@ -250,4 +255,4 @@ def groups_of(
                 last = int(np.searchsorted(ends, end))
         out.append((number, last))
         done = last
-    return out
+    return np.array(out, dtype=np.int64).reshape(-1, 2)

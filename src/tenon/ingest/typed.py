@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tenon.ingest import values
 from tenon.ingest.chunk import Refused, Repaired, said
 from tenon.ingest.plan import FilePlan, Plan
-from tenon.ingest.repair import mend
+from tenon.ingest.repair import Mended
 from tenon.ingest.values import POLARS, Reading
 
 MANY = 0.2  # above this share of misfits in a chunk, ask for a vote before looking at every row
@@ -39,6 +39,8 @@ KIND_DATES = (
     "%B %d, %Y",
 )
 
+# Reads rows, by number, as broken ones: gives back their bytes, and what came of each (None: it is no row of CSV).
+Again = Callable[[Sequence[int]], tuple[list[bytes], Sequence[Mended | None]]]
 Where = Callable[[], tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]
 
 
@@ -109,11 +111,11 @@ def typed(
     plan: Plan,
     file: FilePlan,
     facts: Sequence[Facts],
-    raw: Callable[[int], bytes],
+    again: Again,
     where: Where,
     others: int = 0,
 ) -> Typed:
-    """Turn a frame of text into output columns; `raw` gives the bytes of a row, `where` the places of all.
+    """Turn a frame of text into output columns; `again` reads rows as broken ones, `where` gives the places of all.
 
     `others` counts the rows of the same chunk that fit and are not in the frame.
     """
@@ -134,15 +136,15 @@ def typed(
     if not bad.any():
         return Typed(framed(columns, plan, text.height), None, repaired, [])
     numbers = np.flatnonzero(bad)
-    again, refused, kept = _again(numbers, misfits, plan, file, raw, where)
+    mended, refused, kept = _again(numbers, misfits, plan, file, again, where)
     whole = framed(columns, plan, text.height)
     drop = np.zeros(text.height, dtype=bool)
     drop[[row for row in numbers.tolist() if row not in kept]] = True
     repaired += _nulled(text, misfits, kept, plan, file, facts)
     rows = np.flatnonzero(~drop)
     frame = whole.filter(pl.Series(~drop))
-    if again:
-        extra, extra_rows, more, told = _reread(again, plan, file, facts, where)
+    if mended:
+        extra, extra_rows, more, told = _reread(mended, plan, file, facts, where)
         refused += told
         repaired += more
         merged = np.concatenate([rows, extra_rows])
@@ -323,18 +325,17 @@ def _again(
     misfits: dict[int, NDArray[np.bool_]],
     plan: Plan,
     file: FilePlan,
-    raw: Callable[[int], bytes],
+    again: Again,
     where: Where,
 ) -> tuple[dict[int, tuple[list[bytes], int, str, str]], list[Refused], set[int]]:
     """Read misfit rows as broken ones; returns those that were repaired, those refused, and those kept as they are."""
-    again: dict[int, tuple[list[bytes], int, str, str]] = {}
+    mended: dict[int, tuple[list[bytes], int, str, str]] = {}
     refused: list[Refused] = []
     kept: set[int] = set()
-    rows = [raw(number) for number in numbers.tolist()]
-    answers = mend(rows, file.dialect, file.profiles) if file.format == "csv" else [None] * len(rows)
+    rows, answers = again(numbers.tolist())
     for number, row, answer in zip(numbers.tolist(), rows, answers, strict=True):
         if answer is not None and answer.sure and answer.code != "none":
-            again[number] = (answer.values, answer.column, answer.code, row.decode("utf-8", "replace"))
+            mended[number] = (answer.values, answer.column, answer.code, row.decode("utf-8", "replace"))
         elif plan.text or plan.policy == "cell":
             kept.add(number)
         else:
@@ -345,7 +346,7 @@ def _again(
             if answer is not None and answer.values and answer.code != "none":
                 fix = said(answer)
             refused.append(Refused(int(begins[number]), int(ends[number]), int(lines[number]), column, "type", fix))
-    return again, refused, kept
+    return mended, refused, kept
 
 
 def _nulled(

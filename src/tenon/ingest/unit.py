@@ -21,11 +21,14 @@ from numpy.typing import NDArray
 from tenon.errors import InputError, sentence
 from tenon.ingest import columnar, jsonl, pages, parquet
 from tenon.ingest.another import table_break
+from tenon.ingest.batch import mended, prepared
 from tenon.ingest.charset import to_utf8
 from tenon.ingest.chunk import Layout, Repaired, Text, careful, express
 from tenon.ingest.dialect import chomp
+from tenon.ingest.look import Looked, look
 from tenon.ingest.plan import FilePlan, Plan
 from tenon.ingest.quick import Quick, quick
+from tenon.ingest.repair import Mended
 from tenon.ingest.rows import Heard, first_fresh, line_end, plainly, row_end
 from tenon.ingest.scan import Lines, Places, line_table
 from tenon.ingest.stream import View
@@ -219,6 +222,8 @@ def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, acc
         _blanks(offset, data, file, account)
         return
     fast: Quick | None = None
+    looked: Looked | None = None
+    known: object | None = None
     if file.format == "jsonl":
         text = jsonl.text(data, file.header, file.charset, account.unknown, reach=plan.row_bytes)
     else:
@@ -227,7 +232,16 @@ def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, acc
         if fast is not None and fast.table is None:
             _whole(offset, data, fast, plan, file, account)
             return
-        text = _text(data, layout) if fast is None else careful(data, layout, fast.table, fast.done)
+        known = prepared(layout.dialect, tuple(layout.profiles), layout.reach) if fast is not None else None
+        if fast is not None and known is not None:
+            looked = look(data, layout, fast, known, plan, file)
+        text = (
+            _text(data, layout)
+            if fast is None
+            else careful(data, layout, fast.table, fast.done)
+            if looked is None
+            else looked.text
+        )
     places = _Places(data, text, file)
     blank = _blank(text.frame)
     if blank is not None:
@@ -236,8 +250,8 @@ def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, acc
         skipped = {**text.skipped, "blank": text.skipped.get("blank", 0) + int((ends[gone] - begins[gone]).sum())}
         text = replace(places.keep(~blank), skipped=skipped)
     facts = [Facts() for _ in plan.outputs]
-    others = 0 if fast is None else len(fast.lines)
-    done = typed(text.frame, plan, file, facts, lambda row: places.raw(row, file), places, others)
+    others = (0 if fast is None else len(fast.lines)) + (0 if looked is None else len(looked.firsts))
+    done = typed(text.frame, plan, file, facts, lambda rows: places.again(rows, file, known), places, others)
     stop = table_break(offset, data, text, done, places, view, file)
     if stop >= 0:
         account.stop = offset + stop
@@ -248,9 +262,22 @@ def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, acc
     for known, fact in zip(account.facts, facts, strict=True):
         known.add(fact)
     if fast is not None and fast.table is not None:
-        account.take(fast)
-        text, done = places.join(text, done, framed(fast.columns, plan, others), fast.lines, fast.table)
+        text, done = _joined(places, text, done, fast, looked, plan, account)
     _add(_Piece(offset, data, text, done, places), plan, file, account)
+
+
+def _joined(
+    places: _Places, text: Text, done: Typed, fast: Quick, looked: Looked | None, plan: Plan, account: _Account
+) -> tuple[Text, Typed]:
+    """Put the rows that were read at once, at the first look or the second, among those that were read as text."""
+    assert fast.table is not None, "a piece that is done has nothing to be joined with"
+    read = [_Read(framed(fast.columns, plan, len(fast.lines)), fast.lines, fast.lines, [])]
+    account.take(fast)
+    if looked is not None:
+        account.take(looked.quick)
+        frame = framed(looked.quick.columns, plan, len(looked.firsts))
+        read.append(_Read(frame, looked.firsts, looked.lasts, looked.repaired))
+    return places.join(text, done, read, fast.table)
 
 
 def _whole(offset: int, data: bytes, fast: Quick, plan: Plan, file: FilePlan, account: _Account) -> None:
@@ -277,7 +304,7 @@ def again(data: bytes, begins: NDArray[np.int64], plan: Plan, file: FilePlan) ->
     """Read rows whose borders are known, each by itself; return them, where each lies, and what became of others."""
     ends = np.append(begins[1:], len(data))
     none = np.zeros(len(begins), dtype=bool)
-    groups = [(number, number) for number in range(len(begins))]
+    groups = np.repeat(np.arange(len(begins), dtype=np.int64), 2).reshape(-1, 2)
     text = (
         jsonl.text(data, file.header, file.charset, {}, reach=plan.row_bytes)
         if file.format == "jsonl"
@@ -285,7 +312,7 @@ def again(data: bytes, begins: NDArray[np.int64], plan: Plan, file: FilePlan) ->
     )
     places = _Places(data, text, file)
     facts = [Facts() for _ in plan.outputs]
-    done = typed(text.frame, plan, file, facts, lambda row: places.raw(row, file), places)
+    done = typed(text.frame, plan, file, facts, lambda rows: places.again(rows, file, None), places)
     starts = places()[0]
     rows = done.rows if done.rows is not None else np.arange(text.frame.height)
     return done.frame, starts[rows].tolist(), replace(done, refused=[*text.refused, *done.refused])
@@ -354,10 +381,12 @@ class _Places:
         )
         return self._text
 
-    def join(self, text: Text, done: Typed, frame: pl.DataFrame, lines: Places, table: Lines) -> tuple[Text, Typed]:
-        """Put the rows read at once, a frame with the line of each, among the others in the order of the input."""
-        here = [table.starts[lines], table.ends[lines], lines]
-        every = [np.concatenate(pair) for pair in zip(self(), here, strict=True)]
+    def join(self, text: Text, done: Typed, read: Sequence[_Read], table: Lines) -> tuple[Text, Typed]:
+        """Put rows that were read at once among the others in the order of the input."""
+        mine = self()
+        firsts, lasts = (np.concatenate([getattr(one, name) for one in read]) for name in ("firsts", "lasts"))
+        here = (table.starts[firsts], table.ends[lasts], firsts)
+        every = [np.concatenate(pair) for pair in zip(mine, here, strict=True)]
         order = np.argsort(every[0], kind="stable")
         self._found = (every[0][order], every[1][order], every[2][order])
         place = np.empty(len(order), dtype=np.int64)
@@ -366,25 +395,48 @@ class _Places:
         kept = done.rows if done.rows is not None else np.arange(others)
         rows = np.concatenate([place[kept], place[others:]])
         new = np.argsort(rows, kind="stable")
-        moved = [replace(one, row=int(place[one.row])) for one in text.repaired]
+        repaired, at = moved(text.repaired, place), others
+        for one in read:
+            repaired += moved(one.repaired, place[at:])
+            at += one.frame.height
+        frames = [frame for frame in (done.frame, *(one.frame for one in read)) if frame.height]
         joined = Typed(
-            frame=pl.concat([done.frame, frame])[new] if done.frame.height else frame,
+            frame=pl.concat(frames)[new] if frames else done.frame,
             rows=rows[new],
-            repaired=[replace(one, row=int(place[one.row])) for one in done.repaired],
+            repaired=moved(done.repaired, place),
             refused=done.refused,
             bailed=done.bailed,
         )
-        return replace(text, repaired=moved), joined
+        return replace(text, repaired=repaired), joined
 
     @property
     def known(self) -> bool:
         """Whether the places have been worked out, or came with the text."""
         return self._found is not None or self._text.begins is not None
 
-    def raw(self, row: int, file: FilePlan) -> bytes:
-        """Return a row as UTF-8 without zero bytes and line ending."""
+    def again(self, rows: Sequence[int], file: FilePlan, table: object) -> tuple[list[bytes], list[Mended | None]]:
+        """Read rows as broken ones; return them as UTF-8 without zero bytes and line ending, and what came of each."""
         begins, ends, _ = self()
-        return to_utf8([chomp(self._data[begins[row] : ends[row]]).replace(b"\x00", b"")], file.charset)[0][0]
+        lines = (chomp(self._data[begins[row] : ends[row]]).replace(b"\x00", b"") for row in rows)
+        raw, _ = to_utf8(lines, file.charset)
+        answers = mended(raw, file.dialect, file.profiles, table) if file.format == "csv" else [None] * len(raw)
+        return raw, list(answers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """Rows of a piece that were read at once: their values, the first and last line of each, and their repairs."""
+
+    frame: pl.DataFrame
+    firsts: Places
+    lasts: Places
+    repaired: list[Repaired]
+
+
+def moved(repaired: Sequence[Repaired], place: Places) -> list[Repaired]:
+    """Return repairs by the new places of their rows."""
+    rows = place[[one.row for one in repaired]].tolist() if repaired else []
+    return [Repaired(row, one.column, one.code, one.was) for row, one in zip(rows, repaired, strict=True)]
 
 
 def _blank(frame: pl.DataFrame) -> NDArray[np.bool_] | None:
