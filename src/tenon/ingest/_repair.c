@@ -25,6 +25,7 @@
 enum { ASK = 0, READ = 1, MENDED = 2, REFUSED = 3, BLANK = 4 };        /* what became of a row */
 enum { LOOK = 0, KNOWN = 1, BARE = 2 }; /* how a row is looked at: as any; as one that reads; as one that is to be mended */
 enum { NO_CODE, QUOTE, MISSING, FOREIGN, EXTRA, UNQUOTED, MISSING_END }; /* repairs, as in batch.CODES */
+enum { BLANKS, GROUPS, DECIMALS, FORMAT, WORD };                           /* cells read more kindly, as in batch.KINDER */
 enum { SURE, NO_READING, NO_FIT, ALIKE };                               /* why not, as in batch.said */
 enum { CANNOT = 1, NO_MEMORY = 2 };                                     /* why a row was ended early */
 enum { LONG_ROW = 1 << 16, LONG_CELL = 400, MOST_QUOTES = 24, MOST_COMPARED = 12, HEADS = 2048, BLOCK = 1 << 16 };
@@ -61,6 +62,7 @@ typedef struct {
     Span prefix;
     const uint8_t *heads; /* HEADS flags: characters that cells do not begin with */
     bool sized, digits;
+    bool real, marked, day; /* a number with a fraction; numbers have marks as a rule; dates are days */
     long shortest, longest, decimals;
     const uint8_t *letters; /* 256 flags: bytes that no value has */
     int group, decimal;
@@ -84,7 +86,7 @@ typedef struct {
     PyObject *spec;
     uint8_t delimiter, newline;
     int quote;
-    size_t reach, width, text_count, foreign_count;
+    size_t reach, width, text_count;
     Costs costs;
     Gauge *gauges;
     size_t *texts;
@@ -93,6 +95,7 @@ typedef struct {
     Span others;
     Cell *cells;
     size_t cell_count;
+    Spans missing; /* words that are known to mean so, as they are mostly spelt */
 } Table;
 
 /* ── memory ─────────────────────────────────────────────────────────────────────────────────────────────────────── */
@@ -129,6 +132,12 @@ typedef struct {
     uint8_t state, note, codes[4], why, way;
 } Told;
 
+/* A cell that was read more kindly: its row's first line, where its spelling in the source is kept, and how it was. */
+typedef struct {
+    int64_t first, at, size;
+    int32_t column, kinder;
+} Kinder;
+
 typedef struct {
     const Table *table;
     jmp_buf escape;
@@ -137,6 +146,8 @@ typedef struct {
     size_t found_count, found_room;
     double *before, *after;
     Buffer text, shown, told; /* clean rows; values that come nearest; what became of each row */
+    Buffer kinder, spelt;     /* cells read more kindly; how they were spelt */
+    bool kind;                /* whether cells are read more kindly at all */
 } Mender;
 
 static void *take(Mender *m, size_t size) {
@@ -193,6 +204,8 @@ static void put(Mender *m, Buffer *buffer, const void *data, size_t size) {
 /* ── bytes ──────────────────────────────────────────────────────────────────────────────────────────────────────── */
 
 static bool digit(uint8_t byte) { return (uint8_t)(byte - '0') < 10; }
+
+static bool letter(uint8_t byte) { return (byte | 0x20) >= 'a' && (byte | 0x20) <= 'z'; }
 
 static bool white(uint8_t byte) { return byte == ' ' || (byte >= '\t' && byte <= '\r'); }
 
@@ -327,9 +340,21 @@ static int fits_float(Span cell) {
     return at == end;
 }
 
+/* Without the blanks that a number with marks may have at its ends. */
+static Span bare_of(Span cell) {
+    while (cell.size && (cell.at[0] == ' ' || (cell.size > 1 && cell.at[0] == 0xC2 && cell.at[1] == 0xA0)))
+        cell = part(cell, cell.at[0] == ' ' ? 1 : 2, cell.size);
+    for (;;) {
+        if (cell.size && cell.at[cell.size - 1] == ' ') cell.size--;
+        else if (cell.size > 1 && cell.at[cell.size - 2] == 0xC2 && cell.at[cell.size - 1] == 0xA0) cell.size -= 2;
+        else return cell;
+    }
+}
+
 /* Numbers with marks: those that are beyond doubt. */
 static int fits_marked(const Gauge *gauge, Span cell) {
     bool some = false;
+    cell = bare_of(cell);
     for (size_t n = 0; n < cell.size; n++) {
         if (cell.at[n] > 0x7F) return -1;
         some |= digit(cell.at[n]);
@@ -374,8 +399,8 @@ static int fits_bool(const Gauge *gauge, Span cell) {
     return 0;
 }
 
-/* Whether a cell is a date beyond doubt: as strict as `gauge.PARTS`. */
-static bool dated(Span program, Span cell) {
+/* Whether a cell is a date beyond doubt: as strict as `gauge.PARTS`, or, `exact`, as the kernel, digit for digit. */
+static bool dated(Span program, Span cell, bool exact) {
     static const int LENGTHS[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
     int year = 0, month = 0, day = 0;
     size_t at = 0;
@@ -394,7 +419,7 @@ static bool dated(Span program, Span cell) {
             year = value;
             continue;
         }
-        if (size < 1 || size > 2) return false;
+        if (size < 1 + (size_t)exact || size > 2) return false;
         if (sign == 'm') month = value;
         if (sign == 'd') day = value;
         int least = sign == 'm' || sign == 'd', most = sign == 'm' ? 12 : sign == 'd' ? 31 : sign == 'H' ? 23 : 59;
@@ -432,7 +457,7 @@ static int fits_time(const Gauge *gauge, Span cell) {
             if (gauge->letters[cell.at[n]]) return 0;
     int out = 0;
     for (size_t n = 0; n < gauge->format_count; n++) {
-        if (dated(gauge->formats[n].program, cell)) return 1;
+        if (dated(gauge->formats[n].program, cell, false)) return 1;
         if (maybe(&gauge->formats[n], cell)) out = -1;
     }
     return out;
@@ -1140,6 +1165,166 @@ static void show(Mender *m, const Span *values, Told *told) {
     told->size = (int64_t)m->shown.fill - told->text;
 }
 
+/* ── cells read more kindly, as `typed.soften` does ─────────────────────────────────────────────────────────────── */
+
+/* A cell without what cannot be seen, and without blanks and quotes at its ends; false when that is for Python. */
+static bool tidied(Mender *m, Span cell, Span *out) {
+    uint8_t *kept = take(m, cell.size + 1);
+    size_t size = 0;
+    for (size_t n = 0; n < cell.size; n++) {
+        uint8_t byte = cell.at[n];
+        if (byte > 0x7F) {
+            size_t left = cell.size - n;
+            const uint8_t *at = cell.at + n;
+            bool space = left >= 3 && at[0] == 0xE2 && at[1] == 0x80 && (at[2] == 0x87 || at[2] == 0xAF || at[2] == 0x8B);
+            if (left >= 2 && at[0] == 0xC2 && at[1] == 0xA0) n += 1;
+            else if (space || (left >= 3 && at[0] == 0xEF && at[1] == 0xBB && at[2] == 0xBF)) n += 2;
+            else return false;
+        } else if (byte >= ' ' && byte != 0x7F) {
+            kept[size++] = byte;
+        }
+    }
+    Span bare = {kept, size};
+    for (int round = 0; round < 3; round++) {
+        const char *ends = round == 1 ? "\"'`" : " ";
+        while (bare.size && strchr(ends, bare.at[0])) bare = part(bare, 1, bare.size);
+        while (bare.size && strchr(ends, bare.at[bare.size - 1])) bare.size--;
+    }
+    *out = bare;
+    return true;
+}
+
+/* Whether the kernel reads a cell as a value of this column, whatever else there is in the row. */
+static bool plain(const Gauge *gauge, Span cell) {
+    size_t at = cell.size && cell.at[0] == '-', digits = 0, decimals = 0;
+    switch (gauge->kind) {
+    case 'd': return gauge->format_count && dated(gauge->formats[0].program, cell, true);
+    case 'b': return fits_bool(gauge, cell) == 1;
+    case 'i': case 'f': case 'n': break;
+    default: return true;
+    }
+    for (; at < cell.size && digit(cell.at[at]); at++) digits++;
+    if (at < cell.size && cell.at[at] == '.' && gauge->real)
+        for (at++; at < cell.size && digit(cell.at[at]); at++) decimals++;
+    bool point = at && cell.at[at - 1] == '.';
+    return at == cell.size && !point && digits && digits + decimals <= (gauge->real ? 15 : 18);
+}
+
+/* Take the marks between thousands out of a number that has them after every third digit. */
+static bool ungrouped(Mender *m, const Gauge *gauge, Span cell, Span *out) {
+    uint8_t *kept = take(m, cell.size + 1), mark = 0;
+    size_t at = cell.size && cell.at[0] == '-', size = 0, run = 0;
+    if (at) kept[size++] = '-';
+    for (; at < cell.size; at++) {
+        uint8_t byte = cell.at[at];
+        if (digit(byte)) kept[size++] = byte, run++;
+        else if ((byte == ',' || byte == ' ' || byte == '\'') && (mark ? byte == mark && run == 3 : run >= 1 && run <= 3))
+            mark = byte, run = 0;
+        else break;
+    }
+    if (!mark || run != 3 || (gauge->kind != 'n' && gauge->kind != 'i' && gauge->kind != 'f')) return false;
+    if (at < cell.size) {
+        memcpy(kept + size, cell.at + at, cell.size - at);
+        size += cell.size - at;
+    }
+    *out = (Span){kept, size};
+    return plain(gauge, *out);
+}
+
+/* Read a day with the month in three letters, "3 Feb 2021" or "03-Feb-2021", and write it as the column does. */
+static bool named_day(Mender *m, const Gauge *gauge, Span cell, Span *out) {
+    static const char MONTHS[] = "janfebmaraprmayjunjulaugsepoctnovdec";
+    size_t at = cell.size > 1 && digit(cell.at[1]) ? 2 : 1;
+    if (cell.size != at + 9 || !digit(cell.at[0])) return false;
+    uint8_t mark = cell.at[at];
+    if ((mark != ' ' && mark != '-') || cell.at[at + 4] != mark) return false;
+    int month = 0;
+    for (int n = 0; n < 12 && !month; n++) {
+        int same = 0;
+        for (int k = 0; k < 3; k++) same += letter(cell.at[at + 1 + k]) && (cell.at[at + 1 + k] | 0x20) == MONTHS[3 * n + k];
+        if (same == 3) month = n + 1;
+    }
+    for (size_t n = at + 5; n < cell.size; n++)
+        if (!digit(cell.at[n])) return false;
+    if (!month || !gauge->format_count) return false;
+    Span program = gauge->formats[0].program;
+    uint8_t *made = take(m, 4 * program.size + 1), day[2] = {at == 2 ? cell.at[0] : '0', cell.at[at - 1]};
+    size_t size = 0;
+    for (size_t n = 0; n < program.size; n++) {
+        uint8_t sign = program.at[n];
+        if (sign == 'Y') memcpy(made + size, cell.at + at + 5, 4), size += 4;
+        else if (sign == 'm') made[size++] = '0' + (uint8_t)(month / 10), made[size++] = '0' + (uint8_t)(month % 10);
+        else if (sign == 'd') made[size++] = day[0], made[size++] = day[1];
+        else if (sign == '\\') made[size++] = program.at[++n];
+        else return false;
+    }
+    *out = (Span){made, size};
+    return plain(gauge, *out);
+}
+
+/* Read one cell more kindly; returns how (see KINDER), or -1 when that is for Python. */
+static int soften(Mender *m, const Gauge *gauge, Span cell, Span *out) {
+    Span bare, whole;
+    if (among(&m->table->missing, cell)) {
+        *out = (Span){(const uint8_t *)"", 0};
+        return WORD;
+    }
+    if (gauge->kind == 'b' || !tidied(m, cell, &bare) || !bare.size) return -1;
+    *out = bare;
+    if (plain(gauge, bare)) return same(bare, cell) ? -1 : BLANKS;
+    /* What may be a value in another spelling of the column's own is not read in a foreign one. */
+    if (fits(gauge, bare)) return -1;
+    if (gauge->kind == 'd') return gauge->day && named_day(m, gauge, bare, out) ? FORMAT : -1;
+    if (gauge->marked) return -1;
+    if (ungrouped(m, gauge, bare, out)) return GROUPS;
+    if (gauge->real || gauge->kind != 'i') return -1;
+    const uint8_t *point = find(bare.at, bare.at + bare.size, '.');
+    if (!point || point + 1 == bare.at + bare.size) return -1;
+    for (const uint8_t *at = point + 1; at < bare.at + bare.size; at++)
+        if (*at != '0') return -1;
+    whole = part(bare, 0, (size_t)(point - bare.at));
+    *out = whole;
+    return whole.size <= 15 && plain(gauge, whole) ? DECIMALS : -1;
+}
+
+static void tell_kinder(Mender *m, int64_t first, size_t column, int kinder, Span cell) {
+    Kinder one = {.first = first, .at = (int64_t)m->spelt.fill, .size = (int64_t)cell.size, .column = (int32_t)column,
+                  .kinder = kinder};
+    put(m, &m->kinder, &one, sizeof one);
+    put(m, &m->spelt, cell.at, cell.size);
+}
+
+/* Read the cells of a row more kindly where their column does not take them as they are. Returns the values, which are
+ * those given where nothing was changed, or a cell is for Python after all. */
+static const Span *settled(Mender *m, const Span *values, int64_t first) {
+    const Table *table = m->table;
+    size_t fill = m->kinder.fill, spelt = m->spelt.fill;
+    Span *out = NULL;
+    for (size_t n = 0; n < table->width; n++) {
+        const Gauge *gauge = &table->gauges[n];
+        if (strchr("wt", gauge->kind) || among(&gauge->nulls, values[n]) || plain(gauge, values[n])) continue;
+        Span value;
+        int kinder = -1;
+        /* Marks and blanks that are usual in the numbers of a column are no repair. */
+        bool usual = gauge->marked && fits_marked(gauge, values[n]) == 1;
+        if (usual) value = bare_of(values[n]);
+        usual = usual && (plain(gauge, value) || ungrouped(m, gauge, value, &value));
+        if (!usual && !fits(gauge, values[n])) kinder = soften(m, gauge, values[n], &value);
+        if (!usual && kinder < 0) {
+            m->kinder.fill = fill;
+            m->spelt.fill = spelt;
+            return values;
+        }
+        if (!out) {
+            out = take(m, table->width * sizeof *out);
+            memcpy(out, values, table->width * sizeof *out);
+        }
+        out[n] = value;
+        if (!usual) tell_kinder(m, first, n, kinder, values[n]);
+    }
+    return out ? out : values;
+}
+
 static Span chomped(Span row) {
     if (row.size && row.at[row.size - 1] == '\n') row.size--;
     if (row.size && row.at[row.size - 1] == '\r') row.size--;
@@ -1169,9 +1354,19 @@ static void read_row(Mender *m, Span raw, uint8_t way, Told *told) {
     }
     if (!utf8(row)) longjmp(m->escape, CANNOT);
     if (way == KNOWN) {
+        Split read = {0};
+        const Span *values = NULL;
+        if (m->kind) {
+            read = split(m, row, table->delimiter);
+            if (read.read.count == table->width) values = settled(m, read.read.fields, told->first);
+        }
+        told->state = READ;
+        if (values && values != read.read.fields) {
+            spell(m, values, table->width);
+            return;
+        }
         put(m, &m->text, row.at, row.size);
         put(m, &m->text, &table->newline, 1);
-        told->state = READ;
         return;
     }
     if (way == LOOK && blank(row, table->delimiter)) {
@@ -1180,12 +1375,12 @@ static void read_row(Mender *m, Span raw, uint8_t way, Told *told) {
     }
     Split read = split(m, row, table->delimiter);
     if (way == LOOK && read.closed && !read.faults && !loose(&read.read, table->quote) && read.read.count == table->width) {
-        spell(m, read.read.fields, table->width);
+        spell(m, m->kind ? settled(m, read.read.fields, told->first) : read.read.fields, table->width);
         told->state = READ;
         return;
     }
     const Span *values = mend(m, row, weighed(m, &read), told);
-    if (told->state == MENDED) spell(m, values, table->width);
+    if (told->state == MENDED) spell(m, m->kind ? settled(m, values, told->first) : values, table->width);
     else if (values) show(m, values, told);
 }
 
@@ -1198,7 +1393,7 @@ static bool guarded(Mender *m, Span raw, uint8_t way, int64_t first, int64_t las
         m->told.data = data;
         m->told.room = room;
     }
-    size_t fill = m->text.fill, shown = m->shown.fill;
+    size_t fill = m->text.fill, shown = m->shown.fill, kinder = m->kinder.fill, spelt = m->spelt.fill;
     Told *told = (Told *)(void *)(m->told.data + m->told.fill);
     m->told.fill += sizeof *told;
     *told = (Told){.first = first, .last = last, .begin = begin, .end = begin + (int64_t)raw.size,
@@ -1211,6 +1406,8 @@ static bool guarded(Mender *m, Span raw, uint8_t way, int64_t first, int64_t las
         told->state = ASK;
         m->text.fill = fill;
         m->shown.fill = shown;
+        m->kinder.fill = kinder;
+        m->spelt.fill = spelt;
     }
     clear(m);
     return why != NO_MEMORY;
@@ -1275,8 +1472,6 @@ static size_t quote_at(const Chunk *chunk, size_t at, size_t stop) {
 static bool stops(const Table *table, uint8_t byte) {
     return byte == table->delimiter || byte == table->quote || byte == '\r' || byte == '\n';
 }
-
-static bool letter(uint8_t byte) { return (byte | 0x20) >= 'a' && (byte | 0x20) <= 'z'; }
 
 static uint8_t lower(uint8_t byte) { return byte >= 'A' && byte <= 'Z' ? byte + 32 : byte; }
 
@@ -1477,7 +1672,7 @@ static bool take_format(PyObject *item, Format *format) {
 }
 
 static bool take_gauge(PyObject *item, Gauge *gauge) {
-    int kind, exact, sized, digits;
+    int kind, exact, sized, digits, day;
     PyObject *nulls, *words, *shapes, *formats;
     const char *prefix, *heads, *letters;
     Py_ssize_t prefix_size, heads_size, letters_size;
@@ -1485,11 +1680,11 @@ static bool take_gauge(PyObject *item, Gauge *gauge) {
         PyErr_SetString(PyExc_TypeError, "a column is a tuple");
         return false;
     }
-    if (!PyArg_ParseTuple(item, "CdddO!O!O!py#y#ppllly#iiO!", &kind, &gauge->empty, &gauge->strange, &gauge->rare,
+    if (!PyArg_ParseTuple(item, "CdddO!O!O!py#y#ppllly#iipO!", &kind, &gauge->empty, &gauge->strange, &gauge->rare,
                           &PyTuple_Type, &nulls, &PyTuple_Type, &words, &PyTuple_Type, &shapes, &exact, &prefix,
                           &prefix_size, &heads, &heads_size, &sized, &digits, &gauge->shortest, &gauge->longest,
-                          &gauge->decimals, &letters, &letters_size, &gauge->group, &gauge->decimal, &PyTuple_Type,
-                          &formats))
+                          &gauge->decimals, &letters, &letters_size, &gauge->group, &gauge->decimal, &day,
+                          &PyTuple_Type, &formats))
         return false;
     if (!take_spans(nulls, &gauge->nulls) || !take_spans(words, &gauge->words) || !take_spans(shapes, &gauge->shapes))
         return false;
@@ -1499,6 +1694,9 @@ static bool take_gauge(PyObject *item, Gauge *gauge) {
     gauge->prefix = (Span){(const uint8_t *)prefix, (size_t)prefix_size};
     gauge->heads = heads_size ? (const uint8_t *)heads : NULL;
     gauge->sized = sized;
+    gauge->real = kind == 'f' || (kind == 'n' && gauge->decimal >= 0);
+    gauge->marked = kind == 'n';
+    gauge->day = kind == 'd' && day;
     gauge->letters = (const uint8_t *)letters;
     if (!kind || !strchr("wtifnbd?", kind)) return refuse("expected a kind of column");
     if ((heads_size && heads_size != HEADS) || letters_size != 256) return refuse("expected as many flags as characters");
@@ -1522,6 +1720,7 @@ static void free_table(Table *table) {
         free(gauge->nulls.items), free(gauge->words.items), free(gauge->shapes.items), free(gauge->formats);
     }
     for (size_t n = 0; table->cells && n < table->cell_count; n++) free(table->cells[n].words.items);
+    free(table->missing.items);
     free(table->gauges), free(table->texts), free(table->open), free(table->tails), free(table->cells);
     Py_XDECREF(table->spec);
     free(table);
@@ -1532,16 +1731,17 @@ static void drop_table(PyObject *capsule) {
     if (table) free_table(table);
 }
 
-/* Fill in a table from (delimiter, quote, newline, reach, costs, gauges, open, tails, others, cells). */
+/* Fill in a table from (delimiter, quote, newline, reach, costs, gauges, open, tails, others, cells, missing). */
 static bool take_table(PyObject *spec, Table *table) {
     int delimiter, newline;
     Py_ssize_t reach, open_size, tail_size, other_size;
     const char *open, *tails, *others;
-    PyObject *costs, *gauges, *cells;
-    if (!PyArg_ParseTuple(spec, "iiinO!O!y#y#y#O!", &delimiter, &table->quote, &newline, &reach, &PyTuple_Type, &costs,
+    PyObject *costs, *gauges, *cells, *missing;
+    if (!PyArg_ParseTuple(spec, "iiinO!O!y#y#y#O!O!", &delimiter, &table->quote, &newline, &reach, &PyTuple_Type, &costs,
                           &PyTuple_Type, &gauges, &open, &open_size, &tails, &tail_size, &others, &other_size,
-                          &PyTuple_Type, &cells))
+                          &PyTuple_Type, &cells, &PyTuple_Type, &missing))
         return false;
+    if (!take_spans(missing, &table->missing)) return false;
     Costs *c = &table->costs;
     if (!PyArg_ParseTuple(costs, "ddddddddddddd", &c->accept, &c->margin, &c->fault, &c->unclosed, &c->loose, &c->literal,
                           &c->insert, &c->foreign, &c->drop, &c->tail, &c->join, &c->split, &c->easy))
@@ -1632,12 +1832,18 @@ static PyObject *repair_groups(PyObject *module, PyObject *args) {
     return out;
 }
 
+static PyObject *given(const Buffer *buffer) {
+    return PyBytes_FromStringAndSize(buffer->data ? (const char *)buffer->data : "", (Py_ssize_t)buffer->fill);
+}
+
 static PyObject *repair_mend(PyObject *module, PyObject *args) {
     (void)module;
     PyObject *capsule, *out = NULL;
     Py_buffer data, starts, ends, firsts, lasts, ways;
-    if (!PyArg_ParseTuple(args, "Oy*y*y*y*y*y*", &capsule, &data, &starts, &ends, &firsts, &lasts, &ways)) return NULL;
-    Mender m = {.table = PyCapsule_GetPointer(capsule, "tenon.table")};
+    int kind;
+    if (!PyArg_ParseTuple(args, "Oy*y*y*y*y*y*p", &capsule, &data, &starts, &ends, &firsts, &lasts, &ways, &kind))
+        return NULL;
+    Mender m = {.table = PyCapsule_GetPointer(capsule, "tenon.table"), .kind = kind};
     Rows rows = {.data = data.buf, .size = (size_t)data.len, .lines = (size_t)starts.len / 8,
                  .count = (size_t)ways.len, .starts = starts.buf, .ends = ends.buf, .firsts = firsts.buf,
                  .lasts = lasts.buf, .ways = ways.buf};
@@ -1650,13 +1856,12 @@ static PyObject *repair_mend(PyObject *module, PyObject *args) {
         Py_BEGIN_ALLOW_THREADS
         fine = m.before && m.after && read_rows(&m, &rows);
         Py_END_ALLOW_THREADS
-        out = fine ? Py_BuildValue("(y#y#y#)", m.told.data ? (const char *)m.told.data : "", (Py_ssize_t)m.told.fill,
-                                   m.text.data ? (const char *)m.text.data : "", (Py_ssize_t)m.text.fill,
-                                   m.shown.data ? (const char *)m.shown.data : "", (Py_ssize_t)m.shown.fill)
+        out = fine ? Py_BuildValue("(NNNNN)", given(&m.told), given(&m.text), given(&m.shown), given(&m.kinder),
+                                   given(&m.spelt))
                    : PyErr_NoMemory();
         clear(&m);
         free(m.blocks), free(m.found), free(m.before), free(m.after);
-        free(m.text.data), free(m.shown.data), free(m.told.data);
+        free(m.text.data), free(m.shown.data), free(m.told.data), free(m.kinder.data), free(m.spelt.data);
     }
     PyBuffer_Release(&data), PyBuffer_Release(&starts), PyBuffer_Release(&ends);
     PyBuffer_Release(&firsts), PyBuffer_Release(&lasts), PyBuffer_Release(&ways);
@@ -1685,7 +1890,7 @@ static PyObject *repair_judge(PyObject *module, PyObject *args) {
 static PyMethodDef METHODS[] = {
     {"prepare", repair_prepare, METH_O, "prepare(spec) -> a table ready to judge: see batch.py."},
     {"groups", repair_groups, METH_VARARGS, "groups(table, data, starts, ends, good, quoted) -> pairs of lines."},
-    {"mend", repair_mend, METH_VARARGS, "mend(table, data, starts, ends, firsts, lasts, ways) -> (told, text, shown)."},
+    {"mend", repair_mend, METH_VARARGS, "mend(table, data, starts, ends, firsts, lasts, ways, kind) -> (told, text, shown, kinder, spelt)."},
     {"judge", repair_judge, METH_VARARGS, "judge(table, column, cell) -> a cost; None when Python must say."},
     {NULL, NULL, 0, NULL},
 };

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from tenon.ingest import repair
 from tenon.ingest.dialect import Dialect, split
 from tenon.ingest.gauge import LETTERS, PARTS
+from tenon.ingest.missing import WORDS, known
 from tenon.ingest.profile import Profile
 from tenon.ingest.repair import Mended, mend
 from tenon.ingest.scan import Lines, Mask, Places
@@ -55,6 +56,8 @@ TOLD = np.dtype(
         "itemsize": 64,
     }
 )
+KINDER = ("blanks", "groups", "decimals", "format", "")  # the last: a word that is known to mean missing
+CELL = np.dtype([("first", "i8"), ("at", "i8"), ("size", "i8"), ("column", "i4"), ("kinder", "i4")])
 HEADS = 2048  # characters that take one or two bytes
 COSTS = (
     *(repair.ACCEPT, repair.MARGIN, repair.FAULT, repair.UNCLOSED, repair.LOOSE, repair.LITERAL, repair.INSERT),
@@ -62,16 +65,29 @@ COSTS = (
 )
 TIMES = {"Y", "y", "m", "d", "H", "M", "S", "I", ".f", "b", "B", "a", "A", "p", "z"}  # parts whose look is known
 NONE = bytes(256)
+SPELLINGS = (str, str.upper, str.capitalize, str.title)
+MISSING = tuple(sorted({spell(word).encode() for word in WORDS for spell in SPELLINGS if word and known(spell(word))}))
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What became of some rows: `told` of each (see TOLD), those that read as clean text, and what others came near."""
+    """What became of some rows: `told` of each (see TOLD), those that read as clean text, and what others came near.
+
+    `kinder` are the cells of clean rows that were read more kindly, and `spelt` how they stood in the source.
+    """
 
     told: NDArray[Any]
     text: bytes
     shown: bytes
+    kinder: NDArray[Any]
+    spelt: bytes
     width: int
+
+    @staticmethod
+    def of(raw: tuple[bytes, bytes, bytes, bytes, bytes], width: int) -> Batch:
+        """Take over what compiled code gives."""
+        told, text, shown, kinder, spelt = raw
+        return Batch(np.frombuffer(told, TOLD), text, shown, np.frombuffer(kinder, CELL), spelt, width)
 
     def code(self, row: int) -> str:
         """Name the repair of a row."""
@@ -117,15 +133,18 @@ def groups(data: bytes, table: object, starts: Places, ends: Places, good: Mask,
     return np.frombuffer(pairs, dtype=np.int64).reshape(-1, 2)
 
 
-def mend_rows(data: bytes, table: object, lines: Lines, good: Mask, width: int) -> Batch:
-    """Read, repair or refuse the rows of a chunk: good lines as they stand, groups as `repair` reads them."""
+def mend_rows(data: bytes, table: object, lines: Lines, good: Mask, width: int, kind: bool) -> Batch:
+    """Read, repair or refuse the rows of a chunk: good lines as they stand, groups as `repair` reads them.
+
+    With `kind`, cells that are no values as they stand are read more kindly, as `typed.soften` does, where that leaves
+    a row whose every cell is a plain value.
+    """
     numbers, rows = np.flatnonzero(good), lines.groups
     firsts = np.concatenate([numbers, rows[:, 0]])
     order = np.argsort(firsts, kind="stable")
     lasts = np.concatenate([numbers, rows[:, 1]])[order]
     ways = np.where(order < len(numbers), np.uint8(KNOWN), np.uint8(LOOK))
-    told, text, shown = _repair.mend(table, data, lines.starts, lines.ends, firsts[order], lasts, ways)
-    return Batch(np.frombuffer(told, dtype=TOLD), text, shown, width)
+    return Batch.of(_repair.mend(table, data, lines.starts, lines.ends, firsts[order], lasts, ways, kind), width)
 
 
 def mended(rows: Sequence[bytes], dialect: Dialect, profiles: Sequence[Profile], table: object | None) -> list[Mended]:
@@ -135,8 +154,8 @@ def mended(rows: Sequence[bytes], dialect: Dialect, profiles: Sequence[Profile],
     ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
     starts = np.concatenate([np.zeros(1, dtype=np.int64), ends[:-1]])
     numbers, ways = np.arange(len(rows), dtype=np.int64), np.full(len(rows), BARE, dtype=np.uint8)
-    told, text, shown = _repair.mend(table, b"".join(rows), starts, ends, numbers, numbers, ways)
-    batch = Batch(np.frombuffer(told, dtype=TOLD), text, shown, len(profiles))
+    raw = _repair.mend(table, b"".join(rows), starts, ends, numbers, numbers, ways, False)
+    batch = Batch.of(raw, len(profiles))
     asked = np.flatnonzero(batch.told["state"] == ASK).tolist()
     answers = iter(mend([rows[row] for row in asked], dialect, profiles))
     return [
@@ -152,9 +171,9 @@ def mended(rows: Sequence[bytes], dialect: Dialect, profiles: Sequence[Profile],
 def prepared(dialect: Dialect, profiles: tuple[Profile, ...], reach: int) -> object | None:
     """Return a table ready to judge; None where it is not compiled, or the dialect is another than the kernel knows."""
     signs = dialect.delimiter + dialect.quote
-    known = len(dialect.delimiter) == 1 and len(dialect.quote) < 2 and dialect.delimiter != dialect.quote
-    known = known and not re.search(rb"[\w\x0b\x0c\r\n\x1a\x00\x80-\xff]", signs)
-    if _repair is None or not known or dialect.mixed or dialect.spaced or dialect.escape or dialect.doubled:
+    usual = len(dialect.delimiter) == 1 and len(dialect.quote) < 2 and dialect.delimiter != dialect.quote
+    usual = usual and not re.search(rb"[\w\x0b\x0c\r\n\x1a\x00\x80-\xff]", signs)
+    if _repair is None or not usual or dialect.mixed or dialect.spaced or dialect.escape or dialect.doubled:
         return None
     cells = _cells(dialect)
     if cells is None or (cells and len(cells) != len(profiles)):
@@ -174,6 +193,7 @@ def prepared(dialect: Dialect, profiles: tuple[Profile, ...], reach: int) -> obj
             struct.pack(f"={width + 1}d", *tails),
             b"".join(other for other in repair.OTHERS if other not in signs),
             cells,
+            MISSING,
         )
     )
 
@@ -205,7 +225,8 @@ def _gauge(profile: Profile) -> Gauge:
         *(kind, profile.empty_cost, strange, rare, null, words, shapes, profile.exact, profile.prefix.encode(), heads),
         *(bool(profile.longest), profile.decimals >= 0 and reading.type in ("int", "float")),
         *(profile.shortest, profile.longest, profile.decimals, letters),
-        *(_sign(reading.group), _sign(reading.decimal) if reading.type == "float" else -1, formats),
+        *(_sign(reading.group), _sign(reading.decimal) if reading.type == "float" else -1),
+        *(reading.type == "date", formats),
     )
 
 

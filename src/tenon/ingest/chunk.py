@@ -75,7 +75,7 @@ class Text:
     begins: Places | None = None
     ends: Places | None = None
     lines: Places | None = None
-    repaired: list[Repaired] = field(default_factory=list)
+    repaired: Sequence[Repaired] = ()
     refused: list[Refused] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
     encodings: dict[str, int] = field(default_factory=dict)

@@ -7,12 +7,13 @@ another spelling, a row of bytes that are no UTF-8) is read as text, as if there
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 
-from tenon.ingest.batch import ASK, BLANK, LOOK, MENDED, READ, REFUSED, Batch, code_of, mend_rows
+from tenon.ingest.batch import ASK, BLANK, KINDER, LOOK, MENDED, READ, REFUSED, Batch, code_of, mend_rows
 from tenon.ingest.charset import to_utf8
 from tenon.ingest.chunk import Decided, Layout, Refused, Repaired, Text, by_hand, decide, frame_of, repeated, shown
 from tenon.ingest.dialect import split
@@ -20,18 +21,33 @@ from tenon.ingest.plan import FilePlan, Plan
 from tenon.ingest.quick import Quick, once_more
 from tenon.ingest.scan import Lines, Places
 
+WORD = len(KINDER) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Repairs:
+    """Repairs in columns: the number of the row, the column, the repair, and what the source said."""
+
+    rows: Places
+    columns: list[int]
+    codes: list[str]
+    was: list[str]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Looked:
     """Rows read at the second look: `quick` has their columns, with the first and last line of each; those still text.
 
-    `repaired` tells of rows in `quick`, by their number there; those in `text` are told of there.
+    `repairs` tells of rows in `quick`, by their number there; those in `text` are told of there. `soft` counts the
+    cells read more kindly, and `words` those that mean missing, by the column of the file.
     """
 
     quick: Quick
     firsts: Places
     lasts: Places
-    repaired: list[Repaired]
+    repairs: Repairs
+    soft: dict[int, int]
+    words: dict[int, Counter[str]]
     text: Text
 
 
@@ -44,34 +60,63 @@ def look(data: bytes, layout: Layout, first: Quick, table: object, plan: Plan, f
         again = repeated(data, lines, layout.header_raw)
         skipped["repeated-header"] = int((lines.ends - lines.starts)[again].sum())
         good &= ~again
-    batch = mend_rows(data, table, lines, good, layout.width)
+    batch = mend_rows(data, table, lines, good, layout.width, _plain(first, plan, file))
     told, state = batch.told, batch.told["state"]
     asked = _asked(data, layout, lines, batch)
-    for name, size in asked.skipped.items():
-        skipped[name] = skipped.get(name, 0) + size
     blank = told[state == BLANK]
-    skipped["blank"] = skipped.get("blank", 0) + int((blank["end"] - blank["begin"]).sum())
+    for name, size in (*asked.skipped.items(), ("blank", int((blank["end"] - blank["begin"]).sum()))):
+        skipped[name] = skipped.get(name, 0) + size
     clean = np.flatnonzero((state == READ) | (state == MENDED))
-    begins = np.ascontiguousarray(told["text"][clean])
-    quick = once_more(batch.text, begins, first, layout, plan, file)
-    repaired = _repaired(data, batch, clean)
+    quick = once_more(batch.text, np.ascontiguousarray(told["text"][clean]), first, layout, plan, file)
     frame, numbers, lasts = _left(batch, clean[~quick.done], asked, layout)
+    repairs = _repaired(data, batch, clean)
+    mine, left = (_placed(repairs, firsts) for firsts in (told["first"][clean[quick.done]], numbers))
+    others = {int(np.searchsorted(numbers, line)): told for line, told in asked.repaired.items()}
+    cells = batch.kinder
+    text = Text(
+        frame,
+        lines.starts[numbers],
+        lines.ends[lasts],
+        numbers,
+        [
+            *(Repaired(*one) for one in zip(left.rows.tolist(), left.columns, left.codes, left.was, strict=True)),
+            *(Repaired(row, *told) for row, told in others.items()),
+        ],
+        [*asked.refused, *_refused(batch, np.flatnonzero(state == REFUSED))],
+        {name: size for name, size in skipped.items() if size},
+        asked.encodings,
+    )
     return Looked(
         quick=quick,
         firsts=told["first"][clean[quick.done]],
         lasts=told["last"][clean[quick.done]],
-        repaired=_placed(repaired, told["first"][clean[quick.done]]),
-        text=Text(
-            frame,
-            lines.starts[numbers],
-            lines.ends[lasts],
-            numbers,
-            _placed({**repaired, **asked.repaired}, numbers),
-            [*asked.refused, *_refused(batch, np.flatnonzero(state == REFUSED))],
-            {name: size for name, size in skipped.items() if size},
-            asked.encodings,
-        ),
+        repairs=mine,
+        soft=dict(Counter(cells["column"][cells["kinder"] < WORD].tolist())),
+        words=_words(batch),
+        text=text,
     )
+
+
+def _plain(first: Quick, plan: Plan, file: FilePlan) -> bool:
+    """Whether cells may be read more kindly in compiled code: the kernel knows every column, as the repairs do."""
+    if plan.text:
+        return False
+    for spec, target, reading, profile in zip(first.specs, file.targets, file.readings, file.profiles, strict=True):
+        if target < 0 or (spec[0] == "s") != (reading.type == "text"):
+            return False
+        judged = replace(profile.reading, null=reading.null, declared=reading.declared, why=reading.why)
+        same = not profile.typed if reading.type == "text" else judged == reading
+        if not same or not set(reading.null) <= set(profile.reading.null) | {""}:
+            return False
+    return True
+
+
+def _words(batch: Batch) -> dict[int, Counter[str]]:
+    """Count the words that were taken to mean missing, by column."""
+    out: dict[int, Counter[str]] = {}
+    for _, at, size, column, _ in batch.kinder[batch.kinder["kinder"] == WORD].tolist():
+        out.setdefault(column, Counter())[batch.spelt[at : at + size].decode("utf-8")] += 1
+    return out
 
 
 def _asked(data: bytes, layout: Layout, lines: Lines, batch: Batch) -> Decided:
@@ -88,22 +133,27 @@ def _asked(data: bytes, layout: Layout, lines: Lines, batch: Batch) -> Decided:
     return out
 
 
-def _repaired(data: bytes, batch: Batch, clean: Places) -> dict[int, tuple[int, str, str]]:
-    """Tell of the repairs by the first line of the row: the column, the repair, and what the source said."""
+def _repaired(data: bytes, batch: Batch, clean: Places) -> Repairs:
+    """Tell of the repairs of clean rows, by the first line of each."""
     told = batch.told[clean]
-    struck = np.flatnonzero((told["note"] > 0) | (told["codes"][:, :2] > 0).any(axis=1))
-    out: dict[int, tuple[int, str, str]] = {}
-    names: dict[bytes, str] = {}
-    for one in told[struck].tolist():
-        first, _, begin, end, _, _, column, _, state, note, codes, _, _ = one
-        key = bytes((note, *codes[:2]))
-        name = names.get(key)
-        if name is None:
-            name = names[key] = code_of(note, codes)
+    told = told[(told["note"] > 0) | (told["codes"][:, 0] > 0) | (told["codes"][:, 1] > 0)]
+    keys = np.stack([told["note"], told["codes"][:, 0], told["codes"][:, 1]], axis=1)
+    kinds, kind = np.unique(keys, axis=0, return_inverse=True)
+    names = [code_of(note, codes) for note, *codes in kinds.tolist()]
+    was = []
+    # Zero bytes are shown where a row was read without them; of one that was mended the repair's name tells of them.
+    drop = ((told["note"] > 0) & (told["state"] == MENDED)).tolist()
+    for begin, end, bare in zip(told["begin"].tolist(), told["end"].tolist(), drop, strict=True):
         raw = data[begin:end]
-        # Of a row that was mended, the zero bytes are told by the repair's name alone.
-        out[first] = (column, name, shown(raw.replace(b"\x00", b"") if state == MENDED else raw))
-    return out
+        was.append(shown(raw.replace(b"\x00", b"") if bare else raw))
+    cells = batch.kinder[batch.kinder["kinder"] < WORD]
+    spelt = zip(cells["at"].tolist(), (cells["at"] + cells["size"]).tolist(), strict=True)
+    return Repairs(
+        np.concatenate([told["first"], cells["first"]]),
+        told["column"].tolist() + cells["column"].tolist(),
+        [names[n] for n in kind.reshape(-1).tolist()] + [KINDER[n] for n in cells["kinder"].tolist()],
+        was + [batch.spelt[at:stop].decode("utf-8") for at, stop in spelt],
+    )
 
 
 def _refused(batch: Batch, rows: Places) -> list[Refused]:
@@ -133,12 +183,13 @@ def _left(batch: Batch, rows: Places, asked: Decided, layout: Layout) -> tuple[p
     return frame, firsts, lasts
 
 
-def _placed(repaired: dict[int, tuple[int, str, str]], firsts: Places) -> list[Repaired]:
-    """Tell of the repairs of some rows, given by their first lines, by the number of the row among them."""
-    struck = np.array(sorted(repaired), dtype=np.int64)
-    rows = np.searchsorted(firsts, struck)
+def _placed(repairs: Repairs, firsts: Places) -> Repairs:
+    """Return the repairs of some rows, given by their first lines, by the number of the row among them."""
+    rows = np.searchsorted(firsts, repairs.rows)
     here = rows < len(firsts)
-    here[here] = firsts[rows[here]] == struck[here]
-    return [
-        Repaired(row, *repaired[line]) for row, line in zip(rows[here].tolist(), struck[here].tolist(), strict=True)
-    ]
+    here[here] = firsts[rows[here]] == repairs.rows[here]
+    if here.all():
+        return Repairs(rows, repairs.columns, repairs.codes, repairs.was)
+    at = np.flatnonzero(here).tolist()
+    columns, codes, was = repairs.columns, repairs.codes, repairs.was
+    return Repairs(rows[here], [columns[n] for n in at], [codes[n] for n in at], [was[n] for n in at])

@@ -91,6 +91,14 @@ class Facts:
         return Facts(**{**body, "words": Counter(body["words"])})
 
 
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """What was read of a chunk already: how many rows, and how many cells more kindly, by the column of the file."""
+
+    rows: int = 0
+    soft: Mapping[int, int] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class Typed:
     """A chunk as typed columns; `rows` says which text row each came from, None when every one did.
@@ -113,23 +121,24 @@ def typed(
     facts: Sequence[Facts],
     again: Again,
     where: Where,
-    others: int = 0,
+    aside: Aside | None = None,
 ) -> Typed:
     """Turn a frame of text into output columns; `again` reads rows as broken ones, `where` gives the places of all.
 
-    `others` counts the rows of the same chunk that fit and are not in the frame.
+    `aside` counts what of the same chunk fits and is not in the frame.
     """
     columns, misfits = _cast(text, plan, file, facts)
     for target, column in columns.items():
         facts[target].cells += len(column) - column.null_count()
-    if not misfits:
+    aside = aside or Aside()
+    if not misfits and not aside.soft:
         return Typed(framed(columns, plan, text.height), None, [], [])
     # What is counted for the vote must not depend on how the input is cut, so it is counted before anything is decided.
-    many = not plan.patient and _too_many(misfits, file, text.height + others)
+    many = not plan.patient and _too_many(misfits, file, text.height, aside)
     repaired = _soften(text, columns, misfits, plan, file, facts)
     _count(text, misfits, file, facts)
-    if many:
-        return Typed(framed(columns, plan, text.height), None, [], [], bailed=True)
+    if many or not misfits:
+        return Typed(framed(columns, plan, text.height), None, [] if many else repaired, [], bailed=many)
     bad = np.zeros(text.height, dtype=bool)
     for mask in misfits.values():
         bad |= mask
@@ -192,10 +201,10 @@ def framed(columns: dict[int, pl.Series], plan: Plan, height: int) -> pl.DataFra
     return pl.DataFrame(out)
 
 
-def _too_many(misfits: dict[int, NDArray[np.bool_]], file: FilePlan, height: int) -> bool:
-    return any(
-        mask.sum() > max(FEW, MANY * height) and not file.readings[number].declared for number, mask in misfits.items()
-    )
+def _too_many(misfits: Mapping[int, NDArray[np.bool_]], file: FilePlan, height: int, aside: Aside) -> bool:
+    counts = Counter({number: int(mask.sum()) for number, mask in misfits.items()}) + Counter(aside.soft)
+    most = max(FEW, MANY * (height + aside.rows))
+    return any(count > most and not file.readings[number].declared for number, count in counts.items())
 
 
 def _count(

@@ -25,14 +25,14 @@ from tenon.ingest.batch import mended, prepared
 from tenon.ingest.charset import to_utf8
 from tenon.ingest.chunk import Layout, Repaired, Text, careful, express
 from tenon.ingest.dialect import chomp
-from tenon.ingest.look import Looked, look
+from tenon.ingest.look import Looked, Repairs, look
 from tenon.ingest.plan import FilePlan, Plan
 from tenon.ingest.quick import Quick, quick
 from tenon.ingest.repair import Mended
 from tenon.ingest.rows import Heard, first_fresh, line_end, plainly, row_end
 from tenon.ingest.scan import Lines, Places, line_table
 from tenon.ingest.stream import View
-from tenon.ingest.typed import Facts, Typed, framed, typed
+from tenon.ingest.typed import Aside, Facts, Typed, framed, typed
 
 NEAR = 1 << 16  # how far is looked for a row border at first
 SPILL = 1 << 25  # bytes of one giant row held before they are written
@@ -64,7 +64,7 @@ class _Account:
     compiled: bool = False
     frames: list[pl.DataFrame] = field(default_factory=list)
     quarantine: list[tuple[Any, ...]] = field(default_factory=list)
-    repairs: list[tuple[Any, ...]] = field(default_factory=list)
+    repairs: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in REPAIRS})
     skipped: dict[str, int] = field(default_factory=dict)
     encodings: dict[str, int] = field(default_factory=dict)
     rows: int = 0
@@ -93,6 +93,13 @@ class _Account:
         self.spilled_rows += len(self.quarantine)
         self.spilled_bytes = self.quarantine_bytes
         self.quarantine.clear()
+
+    def soften(self, looked: Looked, file: FilePlan) -> None:
+        """Count the cells that were read more kindly, and the words that were known to mean missing."""
+        for number, count in looked.soft.items():
+            self.facts[file.targets[number]].repaired += count
+        for number, words in looked.words.items():
+            self.facts[file.targets[number]].words.update(words)
 
     def take(self, fast: Quick) -> None:
         """Add what rows read at once say about their columns: words for missing that were seen, cells that fit."""
@@ -224,6 +231,7 @@ def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, acc
     fast: Quick | None = None
     looked: Looked | None = None
     known: object | None = None
+    repairs: Repairs | None = None
     if file.format == "jsonl":
         text = jsonl.text(data, file.header, file.charset, account.unknown, reach=plan.row_bytes)
     else:
@@ -250,8 +258,8 @@ def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, acc
         skipped = {**text.skipped, "blank": text.skipped.get("blank", 0) + int((ends[gone] - begins[gone]).sum())}
         text = replace(places.keep(~blank), skipped=skipped)
     facts = [Facts() for _ in plan.outputs]
-    others = (0 if fast is None else len(fast.lines)) + (0 if looked is None else len(looked.firsts))
-    done = typed(text.frame, plan, file, facts, lambda rows: places.again(rows, file, known), places, others)
+    aside = _aside(fast, looked)
+    done = typed(text.frame, plan, file, facts, lambda rows: places.again(rows, file, known), places, aside)
     stop = table_break(offset, data, text, done, places, view, file)
     if stop >= 0:
         account.stop = offset + stop
@@ -262,22 +270,33 @@ def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, acc
     for known, fact in zip(account.facts, facts, strict=True):
         known.add(fact)
     if fast is not None and fast.table is not None:
-        text, done = _joined(places, text, done, fast, looked, plan, account)
-    _add(_Piece(offset, data, text, done, places), plan, file, account)
+        text, done, repairs = _joined(places, text, done, fast, looked, plan, account)
+    if looked is not None:
+        account.soften(looked, file)
+    _add(_Piece(offset, data, text, done, places, repairs), plan, file, account)
+
+
+def _aside(fast: Quick | None, looked: Looked | None) -> Aside | None:
+    """Count what was read at once of a piece; None when nothing was."""
+    if fast is None:
+        return None
+    more, soft = (0, {}) if looked is None else (len(looked.firsts), looked.soft)
+    return Aside(len(fast.lines) + more, soft)
 
 
 def _joined(
     places: _Places, text: Text, done: Typed, fast: Quick, looked: Looked | None, plan: Plan, account: _Account
-) -> tuple[Text, Typed]:
+) -> tuple[Text, Typed, Repairs | None]:
     """Put the rows that were read at once, at the first look or the second, among those that were read as text."""
     assert fast.table is not None, "a piece that is done has nothing to be joined with"
-    read = [_Read(framed(fast.columns, plan, len(fast.lines)), fast.lines, fast.lines, [])]
+    read = [_Read(framed(fast.columns, plan, len(fast.lines)), fast.lines, fast.lines)]
     account.take(fast)
     if looked is not None:
         account.take(looked.quick)
         frame = framed(looked.quick.columns, plan, len(looked.firsts))
-        read.append(_Read(frame, looked.firsts, looked.lasts, looked.repaired))
-    return places.join(text, done, read, fast.table)
+        read.insert(0, _Read(frame, looked.firsts, looked.lasts))
+    text, done, place = places.join(text, done, read, fast.table)
+    return text, done, None if looked is None else replace(looked.repairs, rows=place[looked.repairs.rows])
 
 
 def _whole(offset: int, data: bytes, fast: Quick, plan: Plan, file: FilePlan, account: _Account) -> None:
@@ -381,8 +400,8 @@ class _Places:
         )
         return self._text
 
-    def join(self, text: Text, done: Typed, read: Sequence[_Read], table: Lines) -> tuple[Text, Typed]:
-        """Put rows that were read at once among the others in the order of the input."""
+    def join(self, text: Text, done: Typed, read: Sequence[_Read], table: Lines) -> tuple[Text, Typed, Places]:
+        """Put rows that were read at once among the others in the order of the input; also returns their new places."""
         mine = self()
         firsts, lasts = (np.concatenate([getattr(one, name) for one in read]) for name in ("firsts", "lasts"))
         here = (table.starts[firsts], table.ends[lasts], firsts)
@@ -395,10 +414,6 @@ class _Places:
         kept = done.rows if done.rows is not None else np.arange(others)
         rows = np.concatenate([place[kept], place[others:]])
         new = np.argsort(rows, kind="stable")
-        repaired, at = moved(text.repaired, place), others
-        for one in read:
-            repaired += moved(one.repaired, place[at:])
-            at += one.frame.height
         frames = [frame for frame in (done.frame, *(one.frame for one in read)) if frame.height]
         joined = Typed(
             frame=pl.concat(frames)[new] if frames else done.frame,
@@ -407,7 +422,7 @@ class _Places:
             refused=done.refused,
             bailed=done.bailed,
         )
-        return replace(text, repaired=repaired), joined
+        return replace(text, repaired=moved(text.repaired, place)), joined, place[others:]
 
     @property
     def known(self) -> bool:
@@ -425,12 +440,11 @@ class _Places:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """Rows of a piece that were read at once: their values, the first and last line of each, and their repairs."""
+    """Rows of a piece that were read at once: their values, and the first and last line of each."""
 
     frame: pl.DataFrame
     firsts: Places
     lasts: Places
-    repaired: list[Repaired]
 
 
 def moved(repaired: Sequence[Repaired], place: Places) -> list[Repaired]:
@@ -459,6 +473,7 @@ class _Piece:
     text: Text
     done: Typed
     places: _Places
+    repairs: Repairs | None = None
 
 
 def _add(piece: _Piece, plan: Plan, file: FilePlan, account: _Account) -> None:
@@ -506,18 +521,28 @@ def _line_count(data: bytes, file: FilePlan, after: bytes = b"") -> int:
 
 def _repairs(piece: _Piece, rows: NDArray[np.int64], columns: list[str], file: FilePlan, account: _Account) -> None:
     """Record the repairs of rows that made it into the result, by the number the row has there."""
-    told = sorted([*piece.text.repaired, *piece.done.repaired], key=lambda one: (one.row, one.column))
-    if not told or not len(rows):
+    single = [*piece.text.repaired, *piece.done.repaired]
+    many = piece.repairs or Repairs(np.zeros(0, dtype=np.int64), [], [], [])
+    struck = np.concatenate([many.rows, np.array([one.row for one in single], dtype=np.int64)])
+    if not len(struck) or not len(rows):
         return
-    begins, _, lines = piece.places()
-    number = np.full(max(int(rows.max()), told[-1].row) + 1, -1, dtype=np.int64)
+    column = many.columns + [one.column for one in single]
+    code, was = many.codes + [one.code for one in single], many.was + [one.was for one in single]
+    number = np.full(max(int(rows.max()), int(struck.max())) + 1, -1, dtype=np.int64)
     number[rows] = np.arange(len(rows))
-    struck = np.array([one.row for one in told], dtype=np.int64)
-    places, at = (piece.offset + begins[struck]).tolist(), (account.lines + lines[struck]).tolist()
-    for one, row, place, line in zip(told, number[struck].tolist(), places, at, strict=True):
-        if row >= 0:
-            name = columns[one.column] if 0 <= one.column < len(columns) else ""
-            account.repairs.append((account.rows + row, file.label, place, line, name, one.code, one.was))
+    order = np.lexsort((np.array(column, dtype=np.int64), struck))
+    order = order[number[struck[order]] >= 0]
+    begins, _, lines = piece.places()
+    at, struck = order.tolist(), struck[order]
+    names = [*columns, ""]  # a repair of the whole row, at -1, lies in none
+    told = account.repairs
+    told["row"] += (account.rows + number[struck]).tolist()
+    told["file"] += [file.label] * len(at)
+    told["offset"] += (piece.offset + begins[struck]).tolist()
+    told["line"] += (account.lines + lines[struck]).tolist()
+    told["column"] += [names[min(column[n], len(columns))] for n in at]
+    told["repair"] += [code[n] for n in at]
+    told["was"] += [was[n] for n in at]
 
 
 def _columnar(job: dict[str, Any], plan: Plan, file: FilePlan, done: Path) -> dict[str, Any]:
@@ -561,8 +586,8 @@ def _told(account: _Account, begin: int, end: int) -> dict[str, Any]:
         "quarantine_bytes": account.quarantine_bytes,
         "skipped": account.skipped,
         "quarantined": account.spilled_rows + len(account.quarantine),
-        "repaired": len({one[0] for one in account.repairs}),
-        "repairs": len(account.repairs),
+        "repaired": len(set(account.repairs["row"])),
+        "repairs": len(account.repairs["row"]),
         "encodings": account.encodings,
         "last_row_end": account.last_row_end,
         "stop": account.stop,
@@ -591,8 +616,8 @@ def _write(out: str, account: _Account, plan: Plan, done: Path, told: Mapping[st
                 path.unlink()
         else:
             put(_records(account.quarantine, QUARANTINE), target)
-    if account.repairs:
-        put(_records(account.repairs, REPAIRS), Path(out + ".repairs.parquet"))
+    if account.repairs["row"]:
+        put(pl.DataFrame(account.repairs, schema=REPAIRS), Path(out + ".repairs.parquet"))
     temporary = done.with_name(done.name + ".new")
     temporary.write_text(json.dumps(told), "utf-8")
     temporary.replace(done)
