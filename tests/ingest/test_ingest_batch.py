@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tenon.ingest import Ingested, Job, batch, ingest
@@ -173,6 +173,63 @@ def test_a_messy_file_gives_the_same_with_compiled_code_and_without(
     assert told(fast) == told(slow) and fast.repaired > 1000 and fast.quarantined > 100
 
 
+CELLS_OF: dict[str, tuple[str, ...]] = {
+    "int": (
+        "7",
+        " 7 ",
+        "1,234",
+        "1 234",
+        "12'345",
+        "1,23",
+        "12.0",
+        "12.",
+        "-1,234,567",
+        "\u00a07",
+        "+7",
+        "several",
+        "-0.0",
+    ),
+    "size": ("1.5", "1,234.5", '"2.5"', "1e5", "1.", "nan", "$3", "NA", "None", "-", "\u20071.5", "1.50\u200b", "0x1"),
+    "day": (
+        "2024-02-03",
+        "3 Feb 2024",
+        "03-feb-2024",
+        "31 Feb 2024",
+        "2024/02/03",
+        "2024-2-3",
+        "Feb 3, 2024",
+        "NULL",
+        "?",
+    ),
+    "at": (
+        "2024-02-03 10:11:12",
+        "2024-02-03",
+        "3 Feb 2024",
+        " 2024-02-03 10:11:12",
+        "2024-02-03T10:11:12Z",
+        "n/a",
+        "x",
+    ),
+    "word": ("red", "green", " red", "NA", "None", "", '"'),
+    "sum": ("1,000", "2,500", "999", " 1,200", "1,20", "12.5", "\u00a05,000", "-3,000", "+4", "many", "NA"),
+}
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32), odd=st.sampled_from([0.01, 0.04, 0.15]), policy=st.sampled_from(["row", "cell"]))
+def test_cells_in_another_spelling_are_read_alike(tmp_path: Path, seed: int, odd: float, policy: Any) -> None:
+    chance = random.Random(seed)
+    lines = [",".join(CELLS_OF)]
+    for row in range(400):
+        cells = [chance.choice(c) if row > 20 and chance.random() < odd else c[0] for c in CELLS_OF.values()]
+        lines.append(",".join(f'"{cell}"' if "," in cell and '"' not in cell else cell for cell in cells))
+    path = tmp_path / "data.csv"
+    path.write_text("\n".join(lines) + "\n")
+    jobs = (Job(paths=(path,), out=tmp_path / str(on), policy=policy, compiled=on) for on in (True, False))
+    fast, slow = map(ingest, jobs)
+    assert told(fast) == told(slow)
+
+
 def test_what_is_no_table_is_refused() -> None:
     table = table_of(PROFILES, COMMAS)
     nothing = np.zeros(1, dtype=np.int64)
@@ -181,9 +238,9 @@ def test_what_is_no_table_is_refused() -> None:
     with pytest.raises(TypeError):
         _repair.prepare((44, 34, 10, 100, (), (), b"", b"", b"", ()))
     with pytest.raises(ValueError, match="lines in the data"):
-        _repair.mend(table, b"a,b\n", nothing, nothing + 9, nothing, nothing, b"\0")
+        _repair.mend(table, b"a,b\n", nothing, nothing + 9, nothing, nothing, b"\0", False)
     with pytest.raises(ValueError, match="lines in the data"):
-        _repair.mend(table, b"a,b\n", nothing, nothing + 4, nothing, nothing + 1, b"\0")
+        _repair.mend(table, b"a,b\n", nothing, nothing + 4, nothing, nothing + 1, b"\0", False)
     with pytest.raises(ValueError, match="lines in the data"):
         _repair.groups(table, b"a,b\n", nothing + 2, nothing + 1, b"\0", b"\0")
 
