@@ -182,9 +182,13 @@ def _note(file: FilePlan, raw: bytes) -> bool:
 
 
 def _joined(job: Job, name: str, what: str, ranges: Sequence[Range], feet: Sequence[_Foot], work: Path) -> Path | None:
-    """Join the quarantine or the repairs of all ranges, with lines and rows counted from the beginning."""
+    """Join the quarantine or the repairs of all ranges, with lines and rows counted from the beginning.
+
+    What many small ranges have is gathered until it is a good deal, and written at once.
+    """
     target = job.out / f"{name}.{what}.parquet"
     parts: list[Path] = []
+    held: list[pl.DataFrame] = []
     folder = work / what
     folder.mkdir(exist_ok=True)
     rows = 0
@@ -193,30 +197,44 @@ def _joined(job: Job, name: str, what: str, ranges: Sequence[Range], feet: Seque
         if one.file != file:
             file, lines = one.file, one.told["first_line"]
         source = one.companion(f".{what}.parquet")
-        if one.told["quarantined" if what == "quarantine" else "repairs"]:
-            count = one.told["quarantined" if what == "quarantine" else "repairs"]
-            step = max(1, count * HELD // max(one.told["quarantine_bytes"], 1)) if what == "quarantine" else count
-            for begin in range(0, count, step):
-                frame = pl.scan_parquet(source).slice(begin, step).with_columns(pl.col("line") + lines + 1).collect()
-                if what == "quarantine":
-                    foot = feet[one.file]
-                    frame = frame.filter(~pl.col("offset").is_in(list(foot.notes)))
-                    frame = frame.with_columns(
-                        reason=pl.when(pl.col("offset") == foot.cut).then(pl.lit("truncated")).otherwise("reason"),
-                        fix=pl.when(pl.col("offset") == foot.cut).then(pl.lit("the rest of the file")).otherwise("fix"),
-                    )
-                else:
-                    frame = frame.with_columns(pl.col("row") + rows)
-                if frame.height:
-                    parts.append(folder / f"{source.name}-{begin}")
-                    put(frame, parts[-1])
+        count = one.told["quarantined" if what == "quarantine" else "repairs"]
+        size = max(one.told["quarantine_bytes"], 1) if what == "quarantine" else 1
+        step = max(1, count * HELD // size) if what == "quarantine" else count
+        for begin in range(0, count, max(step, 1)):
+            frame = pl.scan_parquet(source).slice(begin, step).with_columns(pl.col("line") + lines + 1)
+            held.append((_noted(frame, feet[one.file]) if what == "quarantine" else _numbered(frame, rows)).collect())
+            if sum(part.estimated_size() for part in held) >= HELD:
+                _put_held(held, folder, parts)
         lines += one.told["lines"]
         rows += one.told["rows"]
+    _put_held(held, folder, parts)
     if not parts:
         target.unlink(missing_ok=True)
         return None
     _replace(parts, target, work)
     return target
+
+
+def _put_held(held: list[pl.DataFrame], folder: Path, parts: list[Path]) -> None:
+    """Write what is held as one more part, and hold it no longer."""
+    frame = pl.concat(held) if held else pl.DataFrame()
+    held.clear()
+    if frame.height:
+        parts.append(folder / f"{len(parts):06d}")
+        put(frame, parts[-1])
+
+
+def _numbered(frame: pl.LazyFrame, rows: int) -> pl.LazyFrame:
+    return frame.with_columns(pl.col("row") + rows)
+
+
+def _noted(frame: pl.LazyFrame, foot: _Foot) -> pl.LazyFrame:
+    """Leave out what is a footnote, and tell of the row in which the file ends."""
+    cut = pl.col("offset") == foot.cut
+    return frame.filter(~pl.col("offset").is_in(list(foot.notes))).with_columns(
+        reason=pl.when(cut).then(pl.lit("truncated")).otherwise("reason"),
+        fix=pl.when(cut).then(pl.lit("the rest of the file")).otherwise("fix"),
+    )
 
 
 def _replace(parts: Sequence[Path], target: Path, work: Path) -> None:
