@@ -30,7 +30,10 @@ PACKED = frozenset((b"x\x01", b"x\x5e", b"x\x9c", b"x\xda", b"\x1f\x8b", b"\x28\
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """How to read the chunks of one file: dialect, characters, what columns look like, and the header to know again."""
+    """How to read the chunks of one file: dialect, characters, what columns look like, and the header to know again.
+
+    With `text`, every column stays text.
+    """
 
     dialect: Dialect
     charset: Charset
@@ -38,6 +41,7 @@ class Layout:
     header_rows: tuple[bytes, ...] = ()
     header_raw: bytes = b""
     reach: int = 1 << 22
+    text: bool = False
 
     @property
     def width(self) -> int:
@@ -253,8 +257,10 @@ def _mend(
 ) -> None:
     """Repair or refuse rows that do not read without a doubt."""
     answers = mend([row for _, _, row, _ in waiting], layout.dialect, layout.profiles, reads)
-    for (first, last, row, note), mended in zip(waiting, answers, strict=True):
-        if mended.sure:
+    for (first, last, row, note), read, mended in zip(waiting, reads, answers, strict=True):
+        # Where all stays text, a cell that is odd by its quote alone is kept as it stands, as any other odd cell is.
+        odd = layout.text and len(read.values) == layout.width and mended.values == read.values and mended.alone
+        if mended.sure or odd:
             code = "+".join(part for part in (note, mended.code) if part and part != "none")
             out.rows.append((first, last, mended.values))
             if code:

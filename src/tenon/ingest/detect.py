@@ -24,6 +24,7 @@ from tenon.ingest.dialect import Dialect, split
 LINES = 400
 USUAL = {b",": 1.0, b"\t": 1.0, b";": 1.0, b"|": 1.0, b"\x1f": 1.0, b"\x01": 1.0, b" ": 0.8, b":": 0.75}
 UNUSUAL = 0.85
+SURE = frozenset((b",", b"\t", b";", b"|"))
 NEVER = set(b"\"'\r\n\\")  # quotes, line endings and the usual escape delimit nothing
 RARELY = dict.fromkeys((b"-", b"/", b"_", b"$", b"%", b"@", b"=", b"+"), 0.5) | {b".": 0.4, b"(": 0.1, b")": 0.1}
 MONTH = rb"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
@@ -34,27 +35,34 @@ DATE = (
 DATE = DATE.replace(b"%b", MONTH)
 TIME = rb"\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?(?: ?[ap]m)?"
 ZONE = rb"(?:z| ?[+-]\d{2}:?\d{2}| utc| gmt)?"
-SIGN = rb"(?:[$\x80]|\xe2\x82\xac|\xc2?[\xa3\xa5]|usd|eur|gbp|chf)"
-AMOUNT = rb"[\d., ']*\d"
-MONEY = rb"\(?[+-]?%s ?[+-]?%s\)?|\(?%s ?%s\)?|\(%s\)" % (SIGN, AMOUNT, AMOUNT, SIGN, AMOUNT)
+# Blanks that group digits: no-break, narrow no-break and thin, in UTF-8 and CP1252; apostrophes straight and typeset.
+GROUP = rb"(?:[ ,.'\xa0]|\xc2\xa0|\xe2\x80(?:\xaf|\x89|\x99))"
+SIGN = (
+    rb"(?:(?:us|ca|au|nz|r|a)?\$|\x80|\xe2\x82[\xa0-\xbf]|\xc2?[\xa3\xa5]|usd|eur|gbp|chf|jpy|rub|pln|sek|nok|dkk|czk"
+    rb"|kr\.?|k\xc4\x8d|z\xc5\x82|\xd1\x80\xd1\x83\xd0\xb1\.?|\xd1\x80\.|\xf0\xf3\xe1\.?)"
+)
+BLANK = rb"(?: |\xa0|\xc2\xa0|\xe2\x80[\xaf\x89])?"
+AMOUNT = rb"(?:\d|" + GROUP + rb")*\d"
+MONEY = rb"\(?[+-]?%s%s[+-]?%s\)?|\(?[+-]?%s%s%s\)?|\(%s\)" % (SIGN, BLANK, AMOUNT, AMOUNT, BLANK, SIGN, AMOUNT)
 KINDS = (
     ("int", rb"[+-]?\d+"),
     ("float", rb"[+-]?(?:\d+[.,]\d*|[.,]\d+)(?:e[+-]?\d+)?|[+-]?\d+e[+-]?\d+|nan|inf"),
-    ("number", rb"[+-]?\d{1,3}(?:[ ,.'\xa0]\d{3})+(?:[.,]\d+)?"),
+    ("number", rb"[+-]?\d{1,3}(?:" + GROUP + rb"\d{3})+(?:[.,]\d+)?"),
     ("money", MONEY),
-    ("percent", rb"[+-]?\d+(?:[.,]\d+)? ?%"),
+    ("percent", rb"[+-]?\d+(?:[.,]\d+)?" + BLANK + rb"%"),
     ("date", DATE),
     ("time", TIME),
     ("stamp", DATE + rb"[T ]+" + TIME + ZONE),
     ("url", rb"(?:[a-z]+://|www\.)\S+"),
     ("email", rb"[^@\s,;|]+@[^@\s,;|]+\.[a-z]+"),
     ("null", rb"n/?a|null|none|-+|\?|#n/a|\\n|\."),
+    ("sign", rb"[!-/:-@\[-`{-~]+"),
     ("word", rb"[^\s,;|\t\"]+"),
     ("text", rb"[^,;|\t\"]+"),
     ("prose", rb"[^;|\t\"]*[^;|\t\",](?:, [^;|\t\"]*)?"),
 )
 KIND = [(name, re.compile(pattern, re.IGNORECASE)) for name, pattern in KINDS]
-WORTH = {"empty": 0.6, "word": 0.9, "text": 0.85, "prose": 0.4, "junk": 0.05}
+WORTH = {"empty": 0.6, "sign": 0.5, "word": 0.9, "text": 0.85, "prose": 0.4, "junk": 0.05}
 TYPED = frozenset(("int", "float", "number", "money", "percent", "date", "time", "stamp"))
 # What looks like a delimiter inside these is none.
 INSIDE = re.compile(
@@ -108,8 +116,11 @@ def lines_of(sample: bytes, newline: bytes, *, mixed: bool = False) -> list[byte
     return lines
 
 
-def detect(sample: bytes, *, whole: bool) -> Guess:
-    """Find the dialect of a sample of a file's first bytes; `whole` says that it is the whole file."""
+def detect(sample: bytes, *, whole: bool, told: bytes = b"") -> Guess:
+    """Find the dialect of a sample of a file's first bytes; `whole` says that it is the whole file.
+
+    A delimiter that the file itself has `told` is taken when lines hold it.
+    """
     newline, mixed = _newline(sample)
     lines = lines_of(sample, newline, mixed=mixed)
     if not whole and len(lines) > 1:
@@ -117,11 +128,11 @@ def detect(sample: bytes, *, whole: bool) -> Guess:
     lines = [line for line in lines if line.strip(b" \t\x00")][:LINES]
     bare = Dialect(delimiter=b"", quote=b"", newline=newline, mixed=mixed)
     guesses = [(_score(lines, bare), bare)]
-    for delimiter in _delimiters(lines):
+    for delimiter in [told] if told and any(told in line for line in lines) else _delimiters(lines):
         dialect = _complete(lines, Dialect(delimiter=delimiter, quote=b"", newline=newline, mixed=mixed))
         guesses.append((_score(lines, dialect), dialect))
     guesses.sort(key=lambda guess: -guess[0])
-    score, best = guesses[0]
+    score, best = guesses[0] if not told else next(((s, d) for s, d in guesses if d.delimiter), guesses[0])
     if not best.delimiter:
         best = _complete(lines, best)
     rival_score, rival = next(
@@ -148,22 +159,25 @@ def _delimiters(lines: list[bytes]) -> list[bytes]:
     runs: Counter[bytes] = Counter()
     for line in text:
         runs.update(set(re.findall(rb"[!#$%&*+,/:;<=>?@\[\]^_`{|}~]{2,3}|[ \t]?[|;,~^] ?", line)))
+    for run, count in runs.items():
+        core = run.strip()
+        if len(run) == 1 or not core or count < 0.6 * len(lines):
+            continue
+        where = text if core in USUAL else masked
+        alone = sum(line.count(core[:1]) for line in where)
+        together = sum(line.count(run) for line in where) * run.count(core[:1])
+        if together >= 0.9 * alone or (run in (b", ", b"; ", b"| ") and together >= 0.5 * alone):
+            found.append(run)
+    # Signs that are written twice each time are one delimiter, not two with nothing between.
+    twice = {run[:1] for run in found if len(run) == 2 and run[:1] == run[1:] and run[:1] not in (b",", b";", b"\t")}
     for byte in range(1, 256):
         mark = bytes((byte,))
-        if byte in NEVER or mark.isalnum() or byte > 126:
+        if byte in NEVER or mark.isalnum() or byte > 126 or mark in twice:
             continue
         where = text if mark in USUAL and mark not in (b" ", b":") else masked
         present = sum(mark in line for line in where)
         if present >= 0.4 * len(lines):
             found.append(mark)
-    for run, count in runs.items():
-        core = run.strip()
-        if len(run) == 1 or not core or count < 0.6 * len(lines):
-            continue
-        alone = sum(line.count(core[:1]) for line in text)
-        together = sum(line.count(run) for line in text) * run.count(core[:1])
-        if together >= 0.9 * alone or (run in (b", ", b"; ", b"| ") and together >= 0.5 * alone):
-            found.append(run)
     twos = (b"\xc2\xa6", b"\xc2\xa7")
     return found + [two for two in twos if sum(two in line for line in text) >= 0.4 * len(lines)]
 
@@ -198,6 +212,11 @@ def _quote(lines: list[bytes], dialect: Dialect) -> bytes:
         shut = sum(len(shuts.findall(line)) for line in lines)
         pairs = min(opened, shut)
         usual = mark in (b'"', b"'", b"`")
+        if not usual and pairs:
+            # What quotes fields does so all through the file, and on both sides.
+            held = sum(opens.search(line) is not None for line in lines)
+            if held < max(2, 0.03 * len(lines)) or _half(lines, dialect.delimiter, mark):
+                continue
         if mark == b'"' and pairs:
             pairs *= 3
         elif (
@@ -209,6 +228,23 @@ def _quote(lines: list[bytes], dialect: Dialect) -> bytes:
         if pairs > most:
             best, most = mark, pairs
     return best
+
+
+def _half(lines: list[bytes], delimiter: bytes, mark: bytes) -> bool:
+    """Whether a mark closes fields that it did not open: it is part of the delimiter then."""
+    held = odd = 0
+    for line in lines:
+        if mark not in line:
+            continue
+        held += 1
+        inside = wrong = False
+        for field in line.split(delimiter) if delimiter else [line]:
+            opens = not inside and field.startswith(mark)
+            shuts = field.endswith(mark) and (len(field) > 1 or not opens)
+            wrong = wrong or (shuts and not inside and not opens)
+            inside = (inside or opens) and not shuts
+        odd += wrong or inside
+    return 2 * odd > held
 
 
 def _escape(lines: list[bytes], dialect: Dialect) -> tuple[bytes, bytes]:
@@ -277,6 +313,8 @@ def _score(lines: list[bytes], dialect: Dialect) -> float:
         score = share**1.5 * (worth / total) * (1 - 0.7 / width)
         best = max(best, score)
     mark = dialect.delimiter.strip(b" ") or dialect.delimiter
-    if len(mark) > 1 or dialect.spaced:
+    if mark not in SURE and len(rows) > 2 and len(rows[0].values) == 1 and counts[1] <= max(1, 0.2 * len(rows)):
+        best *= 0.6  # one name over all rows: it stands inside the values of one column
+    if len(dialect.delimiter) > 1 or dialect.spaced:
         return best * 1.02
     return best * USUAL.get(mark, RARELY.get(mark, UNUSUAL))

@@ -20,6 +20,7 @@ from tenon.errors import InputError, sentence
 from tenon.finding import Finding, Severity
 from tenon.ingest import parquet
 from tenon.ingest.charset import to_utf8
+from tenon.ingest.detect import TYPED, kind
 from tenon.ingest.dialect import chomp, split
 from tenon.ingest.gauge import gauge
 from tenon.ingest.job import Balance, ColumnFacts, Ingested, Job
@@ -124,6 +125,8 @@ def _balance(file: FilePlan, ranges: Sequence[Range], foot: _Foot) -> Balance:
         skipped.update(one.told["skipped"])
     if ranges and ranges[-1].told["stop"] >= 0:
         skipped["other-table"] += size - ranges[-1].told["stop"]
+    elif file.stop >= 0:
+        skipped["footnote"] += size - file.stop
     skipped["footnote"] += foot.note_bytes
     return Balance(
         bytes=size,
@@ -174,7 +177,8 @@ def _note(file: FilePlan, raw: bytes) -> bool:
     width = len(file.targets)
     if width < 2 or not filled or (len(filled) > max(1, width // 3) and len(cells) >= 0.8 * width):
         return False
-    fits = [n for n in filled if n < width and file.profiles[n].typed and gauge(file.profiles[n])(cells[n]) < 1]
+    typed = [n for n in filled if n < width and file.profiles[n].typed]
+    fits = [n for n in typed if kind(cells[n]) in TYPED or gauge(file.profiles[n])(cells[n]) < 1]
     return not fits and cells[0].strip() != b"" and (len(filled) == 1 or len(cells) < width)
 
 

@@ -26,9 +26,11 @@ from tenon.errors import InputError, nearest, sentence
 from tenon.ingest import detect, profile, table, values
 from tenon.ingest.charset import Charset, to_utf8
 from tenon.ingest.dialect import Dialect
+from tenon.ingest.foot import TAIL, foot
 from tenon.ingest.job import Job
 from tenon.ingest.jsonl import records
 from tenon.ingest.missing import STRONG, known
+from tenon.ingest.preface import Preface, preface
 from tenon.ingest.profile import Profile
 from tenon.ingest.rows import first_fresh
 from tenon.ingest.stream import View
@@ -59,7 +61,7 @@ class Output:
 class FilePlan:
     """How one input is read. `targets` says which output each of its columns fills (-1: dropped by a strict source).
 
-    `begin` is where rows begin, `stop` where the first table ends (-1: at the end). `header_raw` is the header line as
+    `begin` is where rows begin, `stop` where the notes below them do (-1: nowhere). `header_raw` is the header line as
     bytes. `readings` are how columns become values, `profiles` what they look like. `close` is said when the dialect
     had a rival.
     """
@@ -166,8 +168,9 @@ def learn(label: str, head: bytes, whole: bool, view: View | None, charset: Char
     bare = head.replace(b"\x00", b"") if b"\x00" in head else head
     if _records(bare):
         return _jsonl(label, head, whole, charset, mark)
-    guess = detect.detect(bare, whole=whole)
-    rows = table.rows_of(head, 0, guess.dialect, reach=limits.row_bytes)
+    before, clear = preface(head), preface(bare).end
+    guess = detect.detect(bare[clear:], whole=whole, told=before.delimiter)
+    rows = _rows(head, before, guess.dialect, limits.row_bytes)
     if not whole and len(rows) > 1 and rows[-1].end == len(head):
         rows.pop()
     found = table.find(rows, guess.dialect)
@@ -183,6 +186,8 @@ def learn(label: str, head: bytes, whole: bool, view: View | None, charset: Char
         if _clean(row, found.width, guess.dialect)
         and not (row.values[0] in own and b"\x1f".join(row.values) in found.header_rows)
     ]
+    while len(good) > 1 and found.width > 1 and good[-1][0].strip() and not any(map(bytes.strip, good[-1][1:])):
+        good.pop()  # what may be a note says nothing about the columns
     good += _ragged(found, guess.dialect)
     if not whole and view is not None:
         good += _spots(view, guess.dialect, found.width, mark, job)
@@ -191,7 +196,7 @@ def learn(label: str, head: bytes, whole: bool, view: View | None, charset: Char
     last = next((row for row in reversed(rows) if row.end == found.begin), None) if found.header else None
     header_raw = head[last.begin : last.end].rstrip(b"\r\n") if last else b""
     names, _ = to_utf8(found.header, charset)
-    return FilePlan(
+    file = FilePlan(
         label=label,
         format="csv",
         charset=charset,
@@ -204,6 +209,29 @@ def learn(label: str, head: bytes, whole: bool, view: View | None, charset: Char
         profiles=profiles,
         rival=guess.rival.said if guess.close and guess.rival else "",
     )
+    return replace(file, stop=_stop(file, head, whole, view, limits.row_bytes))
+
+
+def _rows(head: bytes, before: Preface, dialect: Dialect, reach: int) -> list[table.Row]:
+    """Read the rows after the comments; the last comment is the header when it has as many fields as the row after."""
+    rows = table.rows_of(head, before.end, dialect, reach=reach)
+    if before.last < before.end and rows:
+        last = table.rows_of(head, before.last, dialect, reach=reach, limit=1)
+        return last + rows if len(last[0].values) == len(rows[0].values) > 1 else rows
+    return rows
+
+
+def _stop(file: FilePlan, head: bytes, whole: bool, view: View | None, reach: int) -> int:
+    """Return where notes below the table begin (-1: none, or the end of the input is not known yet)."""
+    mark = 0 if file.charset.wide else file.charset.mark
+    size = mark + len(head) if whole else view.size if view is not None else 0
+    begin = max(file.begin, size - TAIL)
+    if begin >= size:
+        return -1
+    data = head[begin - mark :] if whole else view.read(begin, size) if view is not None else b""
+    skip = 0 if begin == file.begin else first_fresh(data, 1, file.dialect, reach)
+    found = foot(data, skip, file.dialect, file.profiles, file.charset, reach=reach)
+    return begin + found if found >= 0 else -1
 
 
 def _row_pattern(dialect: Dialect, profiles: Sequence[Profile]) -> bytes:

@@ -318,12 +318,12 @@ def _jobs(file: FilePlan, number: int, source: _Source, folder: Path, work: Path
         return
     if source.plain:
         view = View(path=source.input.path, size=source.input.size)
-        begin = file.begin
-        while begin < view.size or begin == file.begin:
-            end = min(begin + step, view.size)
+        begin, last = file.begin, view.size if file.stop < 0 else file.stop
+        while begin < last or begin == file.begin:
+            end = min(begin + step, last)
             yield one(begin, end, view)
             begin = end
-            if begin >= view.size:
+            if begin >= last:
                 return
         return
     yield from _spooled(file, source, work / f"spool-{number}", step, one, job)
@@ -362,8 +362,12 @@ def _spooled(file: FilePlan, source: _Source, folder: Path, step: int, one: Any,
                 border = unit.border(view, file, min(end, size), job.limits.row_bytes)
                 if not ended and border + near >= size:
                     border, ahead = -1, 2 * ahead
+            # Notes below the table are known only where the whole input was looked at: all of it is decoded then.
+            border = border if file.stop < 0 else min(border, file.stop)
             yield {**one(begin, border, view), "exact": True}
             begin = border
+            if begin == file.stop:
+                return
             begun.append(begin)
             segments.drop(begun[0] // segments.step if len(begun) == kept else 0)
             if ended and begin >= size:

@@ -43,6 +43,7 @@ JOIN = 1.4  # a delimiter inside unquoted text
 SPLIT = 1.4  # two fields run together
 EASY = 0.4  # a plain reading this cheap leaves no room for another, which costs at least LITERAL
 NOWHERE = 99.0
+UNFIT = "no reading fits the columns"
 LONG = 400  # a field longer than this is not cut in two
 OTHERS = (b",", b";", b"\t", b"|", b" ", b":", b"^", b"~", b"#", b"&")
 QUOTES = 24  # a row with more quotes than this is not tried quote by quote
@@ -75,6 +76,11 @@ class Mended:
     column: int
     sure: bool
     why: str = ""
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other reading came near the one given."""
+        return self.why == UNFIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +161,7 @@ def _best(plain: Attempt, found: list[_Found], columns: _Columns) -> Mended:
     values = _build(best, columns)
     code, place = _code(best), best[2]
     if best[0] > ACCEPT:
-        return Mended(values=values, code=code, column=place, sure=False, why="no reading fits the columns")
+        return Mended(values=values, code=code, column=place, sure=False, why=UNFIT)
     bare: list[bytes] = []
     for one in found[1:12]:
         if one[0] >= best[0] + MARGIN:

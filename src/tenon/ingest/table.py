@@ -24,7 +24,9 @@ from tenon.ingest.repair import attempts
 from tenon.ingest.rows import Heard, row_end
 
 ROWS = 1000
-SEAM = rb"(?<=[a-z])(?=[A-Z])|(?<=[A-Z]{2})(?=[A-Z][a-z])|(?<=[Dd][Aa][Tt][Ee])(?=[Tt][Ii][Mm][Ee])"
+SEAM = (
+    rb"(?<=[a-z])(?=[A-Z])|(?<=\d)(?=[A-Za-z_])|(?<=[A-Z]{2})(?=[A-Z][a-z])|(?<=[Dd][Aa][Tt][Ee])(?=[Tt][Ii][Mm][Ee])"
+)
 # Words in names that say what a column holds.
 NAMED = (
     ("date", (b"date", b"datum", b"fecha", b"day")),
@@ -35,8 +37,10 @@ NAMED = (
     ("url", (b"url", b"link", b"website")),
     ("email", (b"mail",)),
 )
+SCALE = rb"1(?:[ .,']?0{3})+"
 YEAR = rb"(?:1[89]|20|21)\d\d"
 HEADERS = 6  # more header rows than this are data
+BLOCK = 20  # more rows of names and values than this are a table
 FAMILY = {"float": "int", "number": "int", "percent": "percent", "money": "money", "stamp": "date"}
 
 
@@ -96,16 +100,20 @@ def find(rows: Sequence[Row], dialect: Dialect) -> Table:
     full = [row for row in rows if not row.blank]
     if not full:
         return Table(width=0, begin=rows[-1].end if rows else 0)
-    width = _width(full) if dialect.delimiter else 1
+    width = _width(full[_block(rows) :]) if dialect.delimiter else 1
     numbers = [n for n, row in enumerate(rows) if not row.blank and len(row.values) == width]
     if not numbers:
         return Table(width=width, begin=rows[0].begin, body=tuple(rows))
+    untitled = _untitled(rows, numbers, width)
+    above = untitled[0] - 1 if untitled[0] == numbers[0] else -1
+    numbers = untitled
     kinds = _kinds([rows[n] for n in numbers], width)
     rows = _mended(rows, numbers[0], width, dialect)
-    first = _first(rows, numbers, width, kinds)
-    header_at = [] if first is None else _header(rows, first, width, kinds)
+    first = above if above >= 0 and _nearly(rows[above], width, kinds) else numbers[0]
+    header_at = _header(rows, first, width, kinds)
     if not header_at:
-        return _headless(rows, numbers, width, kinds)
+        start = numbers[0]
+        return Table(width=width, begin=rows[start].begin, preamble=rows[start].begin, body=tuple(rows[start:]))
     names, width = _names(rows, header_at, width)
     last = header_at[-1]
     begin = rows[last].end
@@ -117,6 +125,63 @@ def find(rows: Sequence[Row], dialect: Dialect) -> Table:
         header_rows=tuple(_row_bytes(rows[n]) for n in header_at),
         body=tuple(rows[last + 1 :]),
     )
+
+
+def _block(rows: Sequence[Row]) -> int:
+    """Count the rows of a block of names and values above the table: two cells each, the second of many kinds."""
+    count = 0
+    held: list[str] = []
+    for row in rows:
+        if row.blank or len(row.values) != 2 or not row.values[0].strip() or kind(row.values[0]) in TYPED:
+            break
+        held.append(kind(row.values[1]))
+        count += 1
+    # Names over values of one kind are a table.
+    mixed = count == 1 or (count == 2 and held[0] in TYPED) or len(set(held[1:])) > 1
+    rest = [len(row.values) for row in rows[count:] if not row.blank]
+    wider = rest and sum(size > 2 for size in rest) > 0.6 * len(rest) and len(rest) > 1
+    return count if wider and mixed and count <= BLOCK else 0
+
+
+def _untitled(rows: Sequence[Row], numbers: list[int], width: int) -> list[int]:
+    """Leave out the full rows at the beginning that are titles or names and values, padded to the full width.
+
+    They fill their first cells only, and leave cells empty that every row of the table has; below them is a blank row
+    or one that fills those cells.
+    """
+    filled = [rows[n].filled for n in numbers]
+    usual = sorted(filled)[len(filled) // 2]
+    begin = next(n for n, count in enumerate(filled) if count >= usual)
+    table = [rows[n] for n in numbers[begin:] if 2 * rows[n].filled > max(filled)]
+    always = {c for c in range(width) if sum(bool(row.values[c].strip()) for row in table) >= 0.9 * len(table)}
+    start = 0
+    for place, n in enumerate(numbers[: min(BLOCK, len(numbers) - 1)]):
+        row = rows[n]
+        last = max(c for c in range(width) if row.values[c].strip())
+        lacking = {c for c in always if c > last}
+        if row.filled <= last or not lacking:
+            break
+        short = 2 * len(lacking) >= len(always) and row.filled <= max(1, width // 2)
+        if _above(rows[n + 1 : n + 2 + BLOCK], lacking, alone=row.filled == 1, short=short):
+            start = place + 1
+    return numbers[start:]
+
+
+def _above(below: Sequence[Row], lacking: set[int], *, alone: bool, short: bool) -> bool:
+    """Whether a row above these, with cells lacking, is no row of their table.
+
+    A gap follows it, or a row that has those cells and, but for a title of one cell, names the columns. One that is not
+    `short` of much needs both.
+    """
+    gap = False
+    for row in below:
+        if row.blank and short:
+            return True
+        gap = gap or row.blank
+        if len(row.values) > max(lacking) and all(row.values[c].strip() for c in lacking):
+            names = all(kind(value) not in TYPED for value in row.values)
+            return (short and (alone or names)) or (gap and names)
+    return False
 
 
 def _row_bytes(row: Row) -> bytes:
@@ -139,16 +204,6 @@ def _mended(rows: Sequence[Row], first: int, width: int, dialect: Dialect) -> Se
             mended = Row(row.begin, row.end, row.raw, one.fields, one.quoted, 0)
             return [*rows[:above], mended, *rows[above + 1 :]]
     return rows
-
-
-def _headless(rows: Sequence[Row], numbers: list[int], width: int, kinds: list[str]) -> Table:
-    """Lay out a file without a header: rows begin at the first full row that is no padded title."""
-    start = numbers[0]
-    for n in numbers:
-        if width < 3 or rows[n].filled > 1 or _fits(rows[n].values, kinds):
-            start = n
-            break
-    return Table(width=width, begin=rows[start].begin, preamble=rows[start].begin, body=tuple(rows[start:]))
 
 
 def _width(full: Sequence[Row]) -> int:
@@ -215,26 +270,11 @@ def _strange(values: Sequence[bytes], kinds: Sequence[str]) -> int:
     )
 
 
-def _first(rows: Sequence[Row], numbers: list[int], width: int, kinds: list[str]) -> int | None:
-    """Return the number of the first row that may be a header: full, or nearly, and no title."""
-    start = numbers[0]
-    # The header may have one name too many or too few, directly above the first full row.
-    above = start - 1
-    if (
-        above >= 0
-        and not rows[above].blank
-        and abs(len(rows[above].values) - width) <= max(1, width // 4)
-        and width > 2
-    ):
-        row = rows[above]
-        if row.filled >= 0.6 * width and not _fits(row.values, kinds) and all(kind(v) not in TYPED for v in row.values):
-            return above
-    for n in numbers:
-        row = rows[n]
-        if width >= 3 and row.filled <= max(1, width // 4) and kinds.count("empty") < width - 1:
-            continue  # a title padded to the full width
-        return n
-    return None
+def _nearly(row: Row, width: int, kinds: list[str]) -> bool:
+    """Whether the row above the first full one may be its header, with one name too many or too few."""
+    if row.blank or width < 3 or abs(len(row.values) - width) > max(1, width // 4) or row.filled < 0.6 * width:
+        return False
+    return not _fits(row.values, kinds) and all(kind(value) not in TYPED for value in row.values)
 
 
 def _header(rows: Sequence[Row], first: int, width: int, kinds: list[str]) -> list[int]:
@@ -249,25 +289,51 @@ def _header(rows: Sequence[Row], first: int, width: int, kinds: list[str]) -> li
             break
         if typed:
             strange, fits = _strange(row.values, kinds), _fits(row.values, kinds)
-            if fits and _years(rows, n, kinds):
+            if fits and found and (2 * row.filled <= width or not row.values[0].strip()):
+                # Numbers are given in thousands: a unit, in a row of units.
+                scales = sum(re.fullmatch(SCALE, value.strip()) is not None for value in row.values)
+                strange, fits = strange + scales, fits - scales
+            years = fits > 0 and _years(rows, n, kinds)
+            if years:
                 strange, fits = strange + fits, 0
             last = n == len(rows) - 1
+            if not fits and not strange and not found and _grouping(rows, n, width, kinds):
+                found.append(n)
+                continue
             if strange == 0 or fits > strange // 3 or (found and not _same_style(rows[found[-1]], row, strange, typed)):
                 break
-            if found and ((last and len(rows) > 1) or _comes_again(rows, n)):
+            if found and not years and ((last and len(rows) > 1) or _comes_again(rows, n, kinds)):
                 break
-        elif found or not _named(rows, n, width):
+        elif found:
+            if row.values != rows[first].values:
+                break
+        elif not _named(rows, n, width):
             break
         found.append(n)
     return found
 
 
-def _comes_again(rows: Sequence[Row], first: int) -> bool:
-    """Whether a cell of a row stands in its column again below: a value, so the row is no second row of a header."""
+def _grouping(rows: Sequence[Row], n: int, width: int, kinds: Sequence[str]) -> bool:
+    """Whether a row names groups of columns: words with gaps between them, directly above a row of more names."""
+    below = rows[n + 1] if n + 1 < len(rows) else rows[n]
+    return (
+        rows[n].filled < below.filled
+        and len(below.values) == width
+        and _strange(below.values, kinds) > 0
+        and not _fits(below.values, kinds)
+    )
+
+
+def _comes_again(rows: Sequence[Row], first: int, kinds: Sequence[str]) -> bool:
+    """Whether cells of a row stand in their columns again below: values, so the row is no second row of a header.
+
+    One word under several may be a name and a value; one in a column of numbers may not.
+    """
     own = rows[first].values
     # A row that is the same all through is the header once more.
     body = [row.values for row in rows[first + 1 : first + 101] if len(row.values) == len(own) and row.values != own]
-    return any(value.strip() and any(row[column] == value for row in body) for column, value in enumerate(own))
+    again = [c for c, value in enumerate(own) if value.strip() and any(row[c] == value for row in body)]
+    return 3 * len(again) > rows[first].filled or any(kinds[c] in TYPED for c in again)
 
 
 def _years(rows: Sequence[Row], n: int, kinds: Sequence[str]) -> bool:
@@ -291,6 +357,7 @@ def _named(rows: Sequence[Row], first: int, width: int) -> bool:
     """Whether the first row of an all-text table is a header, by softer evidence; a lone row of words is one."""
     names = [value.strip() for value in rows[first].values]
     body = [row for row in rows[first + 1 :] if len(row.values) == width and not row.blank][:300]
+    body = [row for row in body if row.values != rows[first].values]  # the header once more
     if any(kind(name) in TYPED or kind(name) in ("url", "email") for name in names if name):
         return False
     if not body:

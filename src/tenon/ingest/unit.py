@@ -316,6 +316,7 @@ def layout_of(file: FilePlan, plan: Plan) -> Layout:
         header_rows=file.header_rows,
         header_raw=file.header_raw,
         reach=plan.row_bytes,
+        text=plan.text,
     )
 
 
