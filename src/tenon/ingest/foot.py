@@ -15,6 +15,7 @@ from tenon.ingest.charset import Charset, to_utf8
 from tenon.ingest.dialect import Dialect
 from tenon.ingest.gauge import gauge
 from tenon.ingest.profile import Profile
+from tenon.ingest.repair import OTHERS
 from tenon.ingest.table import Row, rows_of
 
 TAIL = 1 << 15  # bytes at the end of an input in which notes are looked for
@@ -56,8 +57,10 @@ def foot(
             continue
         cell = _text(rows[place], charset)
         strange = profiles[0].typed and judge(cell) >= 1 and any(letter > 57 for letter in cell)
-        alike = sparse or not (
-            strange or len(cell) > 2 * longest + 8 or (not profiles[0].typed and _apart(rows, place))
+        alike = (
+            sparse
+            or _foreign(cell, profiles)
+            or not (strange or len(cell) > 2 * longest + 8 or (not profiles[0].typed and _apart(rows, place)))
         )
         if alike and SIGNS.match(cell.decode("utf-8", "replace")) is None:
             break
@@ -69,6 +72,17 @@ def foot(
 def _text(row: Row, charset: Charset) -> bytes:
     """Return the one cell of a row as UTF-8, or the whole row when it has more."""
     return to_utf8([row.values[0] if row.filled == 1 else row.raw], charset)[0][0]
+
+
+def _foreign(cell: bytes, profiles: Sequence[Profile]) -> bool:
+    """Whether a cell is a row with a delimiter of its own: as many fields, and values where the columns have them."""
+    for mark in OTHERS:
+        parts = cell.split(mark)
+        if len(parts) == len(profiles) and any(
+            one.typed and part.strip() and gauge(one)(part) < 1 for one, part in zip(profiles, parts, strict=True)
+        ):
+            return True
+    return False
 
 
 def _apart(rows: Sequence[Row], place: int) -> bool:
