@@ -17,7 +17,7 @@ import math
 import re
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +89,12 @@ class Batch:
         told, text, shown, kinder, spelt = raw
         return Batch(np.frombuffer(told, TOLD), text, shown, np.frombuffer(kinder, CELL), spelt, width)
 
+    def asking(self) -> Batch:
+        """Ask Python again about rows that fit no column: where all is text, some may stay as they stand."""
+        told = self.told.copy()
+        told["state"][(told["state"] == REFUSED) & (told["why"] == NO_FIT)] = ASK
+        return replace(self, told=told)
+
     def code(self, row: int) -> str:
         """Name the repair of a row."""
         return code_of(0, self.told["codes"][row].tolist())
@@ -109,7 +115,7 @@ class Batch:
         if one["why"] == NO_READING:
             return f"{one['fields']} fields for {self.width} columns"
         if one["why"] == NO_FIT:
-            return "no reading fits the columns"
+            return repair.UNFIT
         codes = one["codes"].tolist()
         return f"'{code_of(0, codes)}' and '{code_of(0, codes[2:])}' fit alike"
 

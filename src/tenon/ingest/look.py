@@ -61,6 +61,8 @@ def look(data: bytes, layout: Layout, first: Quick, table: object, plan: Plan, f
         skipped["repeated-header"] = int((lines.ends - lines.starts)[again].sum())
         good &= ~again
     batch = mend_rows(data, table, lines, good, layout.width, _plain(first, plan, file))
+    if layout.text:
+        batch = batch.asking()
     told, state = batch.told, batch.told["state"]
     asked = _asked(data, layout, lines, batch)
     blank = told[state == BLANK]
