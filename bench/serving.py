@@ -6,8 +6,8 @@ Every candidate serves the same LightGBM model of 100 trees and 20 features, one
 connections, in turns. `bare, ONNX` decodes JSON, fills a matrix and runs the ONNX graph under the same uvicorn with
 httptools as tenon: what a person writes in an afternoon. `bare, LightGBM` calls the library. tenon checks every column,
 reads features, batches, keeps observations in a store, counts cost and latency. The peers (granian with the bare app,
-LitServe, BentoML, Ray Serve) run in a Python of their own, `--peers` for all or `--peer litserve=...` for one; one that is
-not there is said and left out. Each peer is up only while it is measured, in turns with the bare app and with tenon.
+LitServe, BentoML, Ray Serve) run in a Python of their own, `--peers` for all or `--peer litserve=...` for one; one that
+is not there is said and left out. Each peer is up only while it is measured, in turns with the bare app and with tenon.
 
 On a machine that others use too, read processor time (that of the server's processes for each request) and the column
 of quiet rounds (the least quarter of what the rounds had at the 99th percentile). The last table is the replay client.

@@ -21,10 +21,5 @@ class Scorer:
         x19: float,
     ) -> float:  # fmt: skip
         """Return the score of one row."""
-        row = dict(
-            zip(
-                serving_peers.NAMES,
-                (x0, x1, x2, x3, x4, x5, x6, x7, x8, x9, x10, x11, x12, x13, x14, x15, x16, x17, x18, x19),
-            )
-        )  # noqa: E501, B905
-        return float(self.score(row))
+        given = (x0, x1, x2, x3, x4, x5, x6, x7, x8, x9, x10, x11, x12, x13, x14, x15, x16, x17, x18, x19)
+        return float(self.score(dict(zip(serving_peers.NAMES, given, strict=True))))

@@ -1,10 +1,11 @@
 """Observations on their way from a live service to the store, without ever making an answer wait.
 
-`offer` takes a batch in a fifth of a microsecond a row: numbers go from lists of objects into arrays, the rest is
-appended to a list under a lock held for a few instructions. (Lists of numbers kept for a second and packed in one go cost
-a busy service a third more at its 99th percentile: half a million objects that go cold, and a thread that holds the
-interpreter while it reads them.) A thread of the collector's own takes what has gathered about once a second, turns it into one frame, and appends it to the stream
-`observations`, durable when `append` returns. So at most the last second is lost when the process is killed.
+`offer` takes a batch in about a microsecond a row: numbers go from lists of objects into arrays, the rest is put on a
+list under a lock held for a few instructions. (Lists of numbers kept for a second and packed in one go cost a busy
+service a third more at its 99th percentile: half a million objects that have gone cold, and a thread that holds the
+interpreter while it reads them.) A thread of the collector's own takes what has gathered about once a second, turns it
+into one frame, and appends it to the stream `observations`, durable when `append` returns. So at most the last second
+is lost when the process is killed.
 
 Memory is bounded in rows, counting those waiting for a store that fails. When the bound is reached a batch is dropped
 whole, and counted; the counts are kept as `collector` events in the store, from which `examine` makes the finding
