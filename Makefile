@@ -29,7 +29,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix src tests bench examples
 
 bench: $(VENV)/.dev
-	PATH=$(BIN):$$PATH sh -e -c 'for script in bench/*.py; do case $$script in *measure.py|*mess.py|*lines.py) ;; *) python $$script ;; esac; done'
+	PATH=$(BIN):$$PATH sh -e -c 'for script in bench/*.py; do case $$script in *measure.py|*mess.py|*lines.py|*serving_*.py) ;; *) python $$script ;; esac; done'
 
 # What the demo runs with: the package with its trainers, and the flights.
 $(VENV)/.demo: pyproject.toml src/tenon/ingest/_kernel.c src/tenon/ingest/_pages.c | $(VENV)/bin/python
@@ -38,7 +38,7 @@ $(VENV)/.demo: pyproject.toml src/tenon/ingest/_kernel.c src/tenon/ingest/_pages
 
 # What the tests run with: everything the demo needs, the tools, and a client for each server the store can use.
 $(VENV)/.dev: pyproject.toml src/tenon/ingest/_kernel.c src/tenon/ingest/_pages.c | $(VENV)/bin/python
-	$(PIP) install --quiet --editable '.[train,torch,examples,postgres,s3,ray,dev]'
+	$(PIP) install --quiet --editable '.[train,torch,examples,postgres,s3,ray,grpc,dev]'
 	touch $@ $(VENV)/.demo
 
 $(VENV)/bin/python:

@@ -84,6 +84,7 @@ class ServeConfig:
     usd_per_hour: float = 0.0  # what answers may cost; beyond it the cheaper version answers, then requests are shed
     usd_per_1000: float = 0.0  # what 1,000 predictions may cost; a dearer version gives way to the cheaper one
     cheaper: str = "cheaper"  # the alias of the version that answers when the budget is spent
+    grpc_port: int = 0  # port of the gRPC door beside HTTP; 0 opens none
     repository: bool = False  # whether clients may load and unload models (Open Inference Protocol)
     fleet_token: str = ""  # what a gateway shows to fetch and bring the states of sessions; without one they stay
 

@@ -75,7 +75,8 @@ class ServingLimits:
     batch_rows: int = 256  # rows scored together
     request_s: float = 10.0  # a request older than this gets 503
     header_bytes: int = 32 * KIB  # larger headers get 431
-    connections: int = 2_048  # open connections; more get 503
+    connections: int = 2_048  # open connections, and gRPC calls at once; more get 503
+    streams: int = 256  # gRPC calls at once on one connection; more wait
     idle_s: float = 60.0  # a connection kept alive without a request is closed after this
     drain_s: float = 15.0  # the longest a stopping service waits for its requests
     json_depth: int = 32  # deeper nesting gets 400

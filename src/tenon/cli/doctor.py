@@ -58,6 +58,7 @@ EXTRAS = {
     "postgres": (("psycopg",), "to keep the catalog in PostgreSQL"),
     "s3": (("obstore",), "to keep blobs in an object store"),
     "gpu": (("nvidia-ml-py",), "to watch a GPU while it trains"),
+    "grpc": (("grpcio", "protobuf"), "to serve over gRPC"),
 }
 
 

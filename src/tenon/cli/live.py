@@ -45,6 +45,7 @@ def predict(rows: Path, out: Path, project: Path, model: str, version: str, as_j
 @model_option
 @click.option("--host", default="", help="Address to listen on (default: tenon.toml, else 127.0.0.1).")
 @click.option("--port", type=int, default=0, help="Port to listen on (default: tenon.toml, else 8321).")
+@click.option("--grpc-port", type=int, default=0, help="Port of the gRPC door (default: tenon.toml, else none).")
 @click.option("--version", "version", default="production", show_default=True, help="Version id, number or alias.")
 @click.option("--as-of", "as_of", default="", help="Know only what was known by this moment, for an honest replay.")
 @click.option("--lm", "languages", multiple=True, help="An exported language model, FOLDER or NAME=FOLDER; repeatable.")

@@ -112,6 +112,7 @@ class Serving:
     model: str = ""
     host: str = ""
     port: int = 0
+    grpc_port: int = 0
     version: str = "production"
     as_of: str = ""
     languages: Sequence[str] = ()
@@ -194,7 +195,8 @@ def serve(work: Work, asked: Serving, say: Callable[[str], None]) -> None:
         cheaper=lambda model: _current(work, model, work.config.serve.cheaper),
         clock=work.clock,
     )
-    settings = serving.Settings(serve=work.config.serve, limits=work.config.limits.serving)
+    doors = replace(work.config.serve, grpc_port=asked.grpc_port or work.config.serve.grpc_port)
+    settings = serving.Settings(serve=doors, limits=work.config.limits.serving)
     languages = language.opened(work.store, asked.languages, work.config.limits.language)
     app = serving.build_app(
         [service(work, live, facts_seq=seen)], seams=seams, settings=settings, languages=languages,

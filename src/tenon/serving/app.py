@@ -38,6 +38,7 @@ from tenon.serving.service import Seams, Service, Settings
 
 if TYPE_CHECKING:
     from tenon.serving.lm.language import Language
+    from tenon.serving.rpc import Rpc
     from tenon.serving.stateful import Stateful
 
 log = logging.getLogger("tenon.serving")
@@ -119,6 +120,7 @@ class App:
         self._token = settings.serve.token.encode()
         self._refused_loads: dict[tuple[str, str], float] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._rpc: Rpc | None = None
         self._look = asyncio.Event()
         self._doors: dict[str, Door] = {}
         self._build_doors()
@@ -183,7 +185,7 @@ class App:
         """Return what the door answers, or why it stays shut; None when the caller left before the body came."""
         caller = ""
         if not (door is not None and door.free):
-            known = self._caller(door, headers)
+            known = self._caller(door.name if door is not None else "", headers)
             if isinstance(known, Refused):
                 return known
             caller = known
@@ -214,7 +216,24 @@ class App:
             log.exception("%s %s failed", method, door.name)
             return Refused(status=500, said="this request failed inside the service; its log says why")
 
-    def _caller(self, door: Door | None, headers: Mapping[bytes, bytes]) -> str | Refused:
+    def admitted(self, door: str, headers: Mapping[bytes, bytes], arrived: float) -> str | Refused:
+        """Return the name of who asks at a door that is not HTTP's, counted against its rate; or refuse."""
+        caller = self._caller(door, headers)
+        if isinstance(caller, Refused) or self.keys is None or door not in METERED:
+            return caller
+        return self.keys.ask(caller, arrived) or caller
+
+    def traced(self, headers: Mapping[bytes, bytes]) -> bytes:
+        """Return the trace context of a request, when it is one."""
+        trace = headers.get(b"traceparent", b"")
+        return trace if TRACEPARENT.fullmatch(trace) else b""
+
+    @property
+    def loader(self) -> oip.Load | None:
+        """Return what loads a model anew, where clients may ask for it."""
+        return self._load if self.settings.serve.repository else None
+
+    def _caller(self, door: str, headers: Mapping[bytes, bytes]) -> str | Refused:
         """Return the name of who asks ("" where nobody has to say), or refuse who has neither token nor key."""
         if self.keys is None:
             if self._token and not hmac.compare_digest(headers.get(b"authorization", b""), b"Bearer " + self._token):
@@ -226,7 +245,7 @@ class App:
         if not caller:
             said = "expected a key of this service, as 'X-API-Key: KEY' or 'Authorization: Bearer KEY'"
             return Refused(status=401, said=said, close=True)
-        if door is not None and door.name in OWNERS and caller != OWNER:
+        if door in OWNERS and caller != OWNER:
             return Refused(status=403, said="expected the service's own token, got a caller's key", close=True)
         return caller
 
@@ -268,7 +287,7 @@ class App:
         posting = Posting(self.keeper, self.seams, self.settings.limits, self.meter, self.lives)
         doors = {
             **pages.doors(self.lives, self.seams.sources, self.meter, self._is_ready, self.languages),
-            **oip.doors(self.lives, self._is_ready, self._load if self.settings.serve.repository else None),
+            **oip.doors(self.lives, self._is_ready, self.loader),
         }
         for name, live in self.lives.items():
             doors[f"/predict/{name}"] = Door(name="predict", acts={"POST": live.predict})
@@ -401,6 +420,12 @@ class App:
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.look)
         for language in self.languages.values():
             await asyncio.to_thread(language.start)
+        if self.settings.serve.grpc_port:
+            from tenon.serving import rpc
+
+            rpc.needed()
+            self._rpc = rpc.Rpc(self)
+            await self._rpc.start(self.address[0] or self.settings.serve.host, self.settings.serve.grpc_port)
         self.ready = True
         for live in self.lives.values():
             await asyncio.to_thread(self.record, "start", live.service)
@@ -412,6 +437,8 @@ class App:
     async def stop(self) -> None:
         """Offer what monitoring has not seen, finish what is being written, and let the threads go."""
         self.ready = False
+        if self._rpc is not None:
+            await self._rpc.stop(self.settings.limits.drain_s)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

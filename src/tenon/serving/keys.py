@@ -62,7 +62,7 @@ class Keys:
         admission = self.gate.crowded(caller, wait_s, target_s)
         if admission:
             return None
-        return Refused(status=503, said=admission.reason, retry_after_s=max(admission.retry_after_s, 1.0))
+        return Refused(status=503, said=admission.reason, retry_after_s=max(admission.retry_after_s, 1.0), full=True)
 
     def priority(self, caller: str) -> int:
         """Return the priority of a caller."""

@@ -151,7 +151,7 @@ class Live:
         if wait_s > 0:
             self.meter.shed += 1
             said = f"expected to stay within ${spending.usd_per_hour:g} an hour, got more to do; come back"
-            return self.refuse(Refused(status=503, said=said, retry_after_s=max(1.0, wait_s)), asked)
+            return self.refuse(Refused(status=503, said=said, retry_after_s=max(1.0, wait_s), full=True), asked)
         if other is not None:
             read = checked if other.reader.columns == self.reader.columns else again(other.reader)
             if not isinstance(read, Refused):

@@ -27,6 +27,7 @@ from tenon.serving.door import Act, Asked, Door, Page, Result, aside
 from tenon.serving.live import Live
 from tenon.serving.refusal import Refused, reply, shown
 from tenon.serving.rows import RowReader, Rows, decode
+from tenon.serving.service import Service
 
 DATATYPES = {"int": "INT64", "float": "FP64", "text": "BYTES", "bool": "BOOL", "date": "BYTES", "timestamp": "BYTES"}
 NUMBERS = {
@@ -54,7 +55,7 @@ def doors(lives: Mapping[str, Live], ready: Callable[[], bool], load: Load | Non
     """Return the doors of the protocol for the models served; with `load`, clients may load and unload them."""
 
     async def server(_: Asked) -> Result:
-        return reply({"name": "tenon", "version": _version(), "extensions": EXTENSIONS})
+        return reply({**server_metadata(), "extensions": EXTENSIONS})
 
     async def live_now(_: Asked) -> Result:
         return Page(body=b"")
@@ -67,17 +68,7 @@ def doors(lives: Mapping[str, Live], ready: Callable[[], bool], load: Load | Non
         if isinstance(given, Refused):
             return given
         only = isinstance(given, dict) and given.get("ready") is True
-        found = [
-            {
-                "name": name,
-                "version": live.service.version,
-                "state": "READY" if live.loaded else "UNAVAILABLE",
-                "reason": "" if live.loaded else "unloaded",
-            }
-            for name, live in lives.items()
-            if live.loaded or not only
-        ]
-        return msgspec.json.encode(found)
+        return msgspec.json.encode(repository_index(lives, only))
 
     found = {
         "/v2": _door("v2", GET=server),
@@ -96,6 +87,20 @@ def doors(lives: Mapping[str, Live], ready: Callable[[], bool], load: Load | Non
 
 
 # ── the repository ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def repository_index(lives: Mapping[str, Live], only_ready: bool) -> list[dict[str, str]]:
+    """Return what is served, each with its version and state."""
+    return [
+        {
+            "name": name,
+            "version": live.service.version,
+            "state": "READY" if live.loaded else "UNAVAILABLE",
+            "reason": "" if live.loaded else "unloaded",
+        }
+        for name, live in lives.items()
+        if live.loaded or not only_ready
+    ]
 
 
 def _ready(live: Live, ready: Callable[[], bool]) -> Act:
@@ -117,26 +122,36 @@ def _load(name: str, live: Live, load: Load | None) -> Act:
         if isinstance(given, Refused):
             return given
         brought = given.get("parameters") if isinstance(given, dict) else None
-        if brought:
-            return Refused(
-                status=400, said="expected a load without parameters: what is loaded is what the alias names"
-            )
-        try:
-            await load(name)
-        except TenonError as error:
-            return Refused(status=503, said=f"'{name}' was not loaded: {error}", retry_after_s=5.0)
-        live.loaded = True
-        return reply({})
+        return await loaded(name, live, load, bool(brought)) or reply({})
 
     return act
 
 
+async def loaded(name: str, live: Live, load: Load | None, brought: bool) -> Refused | None:
+    """Load the version that the alias names now, or say why not; a request brings (`brought`) nothing to load."""
+    if load is None:
+        return _fixed()
+    if brought:
+        return Refused(status=400, said="expected a load without parameters: what is loaded is what the alias names")
+    try:
+        await load(name)
+    except TenonError as error:
+        return Refused(status=503, said=f"'{name}' was not loaded: {error}", retry_after_s=5.0)
+    live.loaded = True
+    return None
+
+
+def unloaded(live: Live, load: Load | None) -> Refused | None:
+    """Answer no more requests of a model until it is loaded again, or say why not."""
+    if load is None:
+        return _fixed()
+    live.loaded = False
+    return None
+
+
 def _unload(name: str, live: Live, load: Load | None) -> Act:
     async def act(_: Asked) -> Result:
-        if load is None:
-            return _fixed()
-        live.loaded = False
-        return reply({})
+        return unloaded(live, load) or reply({})
 
     return act
 
@@ -166,27 +181,35 @@ def _version() -> str:
         return "0"
 
 
+def server_metadata() -> dict[str, str]:
+    """Return the server's name and version."""
+    return {"name": "tenon", "version": _version()}
+
+
 def _metadata(live: Live) -> Act:
     async def metadata(_: Asked) -> Result:
-        service = live.service
-        outputs = [{"name": "score", "datatype": "FP64", "shape": [-1]}]
-        if service.threshold is not None:
-            outputs.append({"name": "decision", "datatype": "BOOL", "shape": [-1]})
-        outputs.append({"name": "id", "datatype": "BYTES", "shape": [-1]})
-        inputs = [
-            {"name": column.name, "datatype": DATATYPES[column.type], "shape": [-1]} for column in live.reader.columns
-        ]
-        return reply(
-            {
-                "name": service.name,
-                "versions": [service.version],
-                "platform": "tenon",
-                "inputs": inputs,
-                "outputs": outputs,
-            }
-        )
+        return reply(model_metadata(live))
 
     return metadata
+
+
+def model_metadata(live: Live) -> dict[str, Any]:
+    """Return a model's name, version, inputs and outputs."""
+    service = live.service
+    outputs = [{"name": "score", "datatype": "FP64", "shape": [-1]}]
+    if service.threshold is not None:
+        outputs.append({"name": "decision", "datatype": "BOOL", "shape": [-1]})
+    outputs.append({"name": "id", "datatype": "BYTES", "shape": [-1]})
+    inputs = [
+        {"name": column.name, "datatype": DATATYPES[column.type], "shape": [-1]} for column in live.reader.columns
+    ]
+    return {
+        "name": service.name,
+        "versions": [service.version],
+        "platform": "tenon",
+        "inputs": inputs,
+        "outputs": outputs,
+    }
 
 
 # ── infer ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -201,49 +224,69 @@ class Asking:
     checked: Rows
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inferred:
+    """An infer request, answered: the tensors there are, and which of them are wanted, as bytes or not."""
+
+    service: Service
+    id: str | None
+    wanted: Mapping[str, bool]
+    tensors: Mapping[str, tuple[str, Sequence[Any]]]
+    headers: Sequence[tuple[bytes, bytes]] = ()
+
+
+Split = Callable[[], "tuple[dict[str, Any], bytes] | Refused"]
+
+
 def _infer(live: Live) -> Act:
     async def infer(asked: Asked) -> Result:
-        service, reader = live.service, live.reader
-        names = ("score", "id") if service.threshold is None else ("score", "decision", "id")
-        read = partial(_read, asked, reader, names, live.limits.rows_per_request)
-        asking = await aside(len(asked.body), read)
-        if isinstance(asking, Refused):
-            return live.refuse(asking, asked)
-        checked = asking.checked
-
-        def again(other: RowReader) -> Rows | Refused:
-            found = _read(asked, other, names, live.limits.rows_per_request)
-            return found if isinstance(found, Refused) else found.checked
-
-        answered = await live.answer(service, checked, asked, again)
-        if isinstance(answered, Refused):
-            return answered
-        service, scores = answered.service, answered.scores
-        tensors: dict[str, tuple[str, Sequence[Any]]] = {"score": ("FP64", scores), "id": ("BYTES", answered.ids)}
-        if service.threshold is not None:
-            tensors["decision"] = ("BOOL", [score >= service.threshold for score in scores])
-        answer = {"model_name": service.name, "model_version": service.version}
-        if asking.id is not None:
-            answer["id"] = asking.id
-        missing = asking.wanted.keys() - tensors.keys()
-        if missing:  # another version answered, of another task
-            return Refused(
-                status=503, said=f"expected output {quoted(missing)}, got a version without", retry_after_s=1
-            )
-        written = _outputs(asking.wanted, answer, tensors)
-        if not answered.headers:
+        found = await inferred(live, partial(_split, asked), asked)
+        if isinstance(found, Refused):
+            return found
+        answer = {"model_name": found.service.name, "model_version": found.service.version}
+        if found.id is not None:
+            answer["id"] = found.id
+        written = _outputs(found.wanted, answer, found.tensors)
+        if not found.headers:
             return written
         page = Page(body=written) if isinstance(written, bytes) else written
-        return replace(page, headers=(*page.headers, *answered.headers))
+        return replace(page, headers=(*page.headers, *found.headers))
 
     return infer
 
 
-def _read(asked: Asked, reader: RowReader, names: Sequence[str], limit: int) -> Asking | Refused:
+async def inferred(live: Live, split: Split, asked: Asked) -> Inferred | Refused:
+    """Answer an infer request of any door; `split` gives its head as JSON has it, and the bytes of binary tensors."""
+    service, reader = live.service, live.reader
+    names = ("score", "id") if service.threshold is None else ("score", "decision", "id")
+    limit = live.limits.rows_per_request
+    asking = await aside(len(asked.body), partial(_read, split, reader, names, limit))
+    if isinstance(asking, Refused):
+        return live.refuse(asking, asked)
+
+    def again(other: RowReader) -> Rows | Refused:
+        found = _read(split, other, names, limit)
+        return found if isinstance(found, Refused) else found.checked
+
+    answered = await live.answer(service, asking.checked, asked, again)
+    if isinstance(answered, Refused):
+        return answered
+    service, scores = answered.service, answered.scores
+    tensors: dict[str, tuple[str, Sequence[Any]]] = {"score": ("FP64", scores), "id": ("BYTES", answered.ids)}
+    if service.threshold is not None:
+        tensors["decision"] = ("BOOL", [score >= service.threshold for score in scores])
+    missing = asking.wanted.keys() - tensors.keys()
+    if missing:  # another version answered, of another task
+        return Refused(status=503, said=f"expected output {quoted(missing)}, got a version without", retry_after_s=1)
+    return Inferred(service=service, id=asking.id, wanted=asking.wanted, tensors=tensors, headers=answered.headers)
+
+
+def _read(split: Split, reader: RowReader, names: Sequence[str], limit: int) -> Asking | Refused:
     """Read and check an infer request; a fault's path is that of the tensor, ``inputs[NAME][ROW]``."""
-    head, blob = _split(asked)
-    if isinstance(head, Refused):
-        return head
+    parts = split()
+    if isinstance(parts, Refused):
+        return parts
+    head, blob = parts
     wanted = _wanted(head, names)
     if isinstance(wanted, Refused):
         return wanted
@@ -258,7 +301,7 @@ def _read(asked: Asked, reader: RowReader, names: Sequence[str], limit: int) -> 
     return Asking(id=own if isinstance(own, str) else None, wanted=wanted, checked=checked)
 
 
-def _split(asked: Asked) -> tuple[Any, bytes]:
+def _split(asked: Asked) -> tuple[dict[str, Any], bytes] | Refused:
     """Return the JSON part of the request, decoded and an object, and the binary part after it."""
     body = asked.body
     length = asked.headers.get(b"inference-header-content-length")
@@ -266,14 +309,12 @@ def _split(asked: Asked) -> tuple[Any, bytes]:
     if length is not None:
         if not length.isdigit() or len(length) > 12 or int(length) > len(body):
             said = f"Inference-Header-Content-Length within the body of {len(body)} bytes"
-            return Refused(status=400, said=f"expected {said}, got {shown(length.decode('latin-1'))}"), b""
+            return Refused(status=400, said=f"expected {said}, got {shown(length.decode('latin-1'))}")
         size = int(length)
     head = decode(body[:size], 8)
     if isinstance(head, dict):
         return head, body[size:]
-    if not isinstance(head, Refused):
-        head = Refused(status=400, said=f"expected an object, got {shown(head)}")
-    return head, b""
+    return head if isinstance(head, Refused) else Refused(status=400, said=f"expected an object, got {shown(head)}")
 
 
 def _rows(head: Mapping[str, Any], blob: bytes, limit: int) -> list[dict[str, Any]] | Refused:
@@ -319,8 +360,9 @@ def _values(tensor: Mapping[str, Any], rows: int) -> list[Any] | Refused:
     data, name = tensor.get("data"), tensor["name"]
     if not isinstance(data, list):
         return _bad(name, "data as a list, or binary_data_size", data)
-    if tensor.get("datatype") not in NUMBERS and tensor.get("datatype") != "BYTES":
-        return _bad(name, f"a datatype among {quoted([*NUMBERS, 'BYTES'])}", tensor.get("datatype"))
+    datatype = tensor.get("datatype")
+    if not isinstance(datatype, str) or (datatype not in NUMBERS and datatype != "BYTES"):
+        return _bad(name, f"a datatype among {quoted([*NUMBERS, 'BYTES'])}", datatype)
     if len(data) == rows and all(isinstance(value, list) and len(value) == 1 for value in data):
         data = [value[0] for value in data]
     return data if len(data) == rows else _bad(name, f"{rows} values", f"{len(data)} values")
@@ -331,7 +373,7 @@ def _binary(tensor: Mapping[str, Any], blob: bytes, rows: int) -> list[Any] | Re
     name, datatype = tensor["name"], tensor.get("datatype")
     if datatype == "BYTES":
         return _texts(name, blob, rows)
-    if datatype not in NUMBERS:
+    if not isinstance(datatype, str) or datatype not in NUMBERS:
         return _bad(name, f"a datatype among {quoted([*NUMBERS, 'BYTES'])}", datatype)
     dtype = np.dtype(NUMBERS[datatype])
     if len(blob) != rows * dtype.itemsize:
@@ -372,7 +414,7 @@ def _outputs(
         datatype, values = tensors[name]
         output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": [len(values)]}
         if binary:
-            blobs.append(_to_bytes(datatype, values))
+            blobs.append(to_bytes(datatype, values))
             output["parameters"] = {"binary_data_size": len(blobs[-1])}
         else:
             output["data"] = list(values)
@@ -401,7 +443,8 @@ def _wanted(head: Mapping[str, Any], names: Sequence[str]) -> dict[str, bool] | 
     return wanted
 
 
-def _to_bytes(datatype: str, values: Sequence[Any]) -> bytes:
+def to_bytes(datatype: str, values: Sequence[Any]) -> bytes:
+    """Write the values of a tensor as the protocol has them, little-endian; texts each after their length."""
     if datatype == "BYTES":
         texts = [str(value).encode() for value in values]
         return b"".join(struct.pack("<I", len(text)) + text for text in texts)

@@ -32,6 +32,7 @@ class Refused:
     faults: Sequence[Fault] = ()
     retry_after_s: float = 0.0
     close: bool = False
+    full: bool = False  # there is no room or money for it now, in difference to a model that is not there
 
     def body(self) -> bytes:
         """Return the answer of tenon's own doors: ``{"error", "faults"}``."""
@@ -74,7 +75,7 @@ def refused(admission: Admission) -> Refused:
     """Turn an admission that is not OK into a refusal: LATER is 503 with Retry-After, NEVER is 413."""
     if admission.answer is Answer.NEVER:
         return Refused(status=413, said=admission.reason)
-    return Refused(status=503, said=admission.reason, retry_after_s=max(1.0, admission.retry_after_s))
+    return Refused(status=503, said=admission.reason, retry_after_s=max(1.0, admission.retry_after_s), full=True)
 
 
 def shown(value: Any) -> str:

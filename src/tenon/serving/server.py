@@ -56,6 +56,8 @@ def run(app: App, host: str = "", port: int | None = None, *, started: Callable[
     Host and port default to those of the app's settings; port 0 takes any that is free.
     """
     serve = app.settings.serve
+    if serve.grpc_port:
+        listen(host or serve.host, serve.grpc_port).close()  # taken: said now, before anything heavy starts
     with listen(host or serve.host, serve.port if port is None else port) as sock:
         server = _server(app, sock, started)
         app.restore()
@@ -246,7 +248,10 @@ class Guarded(HttpToolsProtocol):
         if not cycle.keep_alive and cycle.more_body and self.transport.can_write_eof():
             # Closing while the caller still sends would reset the connection, and the answer could be lost with it.
             self.lingering = True
-            self.transport.write_eof()
+            try:
+                self.transport.write_eof()
+            except OSError:  # the caller has gone already
+                self.transport.abort()
         elif not cycle.keep_alive:
             self.transport.close()
         cycle.on_response()
