@@ -182,7 +182,8 @@ def test_a_decimal_is_read_as_python_reads_it(number: float, form: str, behind: 
 @given(cell=st.from_regex(r"-?[0-9]{1,19}[,.:/e -]?", fullmatch=True), behind=BEHIND)
 @settings(max_examples=400, deadline=None)
 def test_a_whole_number_is_read_as_python_reads_it(cell: str, behind: bytes) -> None:
-    plain = cell.removeprefix("-").isdigit() and len(cell.removeprefix("-")) < 19
+    digits = cell.removeprefix("-")
+    plain = digits.isdigit() and len(digits) < 19 and (digits == "0" or not digits.startswith("0"))
     assert first(cell, "i", behind) == (int(cell) if plain else None)
 
 

@@ -5,8 +5,12 @@ The generators are bench/pollution.py and bench/portals.py, which measure many m
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import importlib.util
+import lzma
 import sys
+from datetime import date, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,8 +19,10 @@ import pytest
 
 from tenon.ingest import Job, ingest
 from tenon.ingest.clean import clean
+from tenon.ingest.values import learn
+from tenon.limits import IngestLimits
 
-from .conftest import Read
+from .conftest import Read, read_back
 
 BENCH = Path(__file__).parents[2] / "bench"
 
@@ -149,3 +155,91 @@ def test_as_text_a_row_with_a_quote_inside_a_cell_is_kept(tmp_path: Path) -> Non
     assert len(_spelt(tmp_path, "id,day,price\n" + rows + '40,05/0"3/2024,1.5\n')) == 32
     source = tmp_path / "in.csv"
     assert ingest(Job(paths=(source,), out=tmp_path / "typed")).quarantined == 1
+
+
+# ── values that could mean two things, or would lose something as numbers ────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("cells", "why"),
+    [
+        (["1e5", "2e7", "9e3"], "codes such as 1e5"),
+        (["12", "1e5", "33", "45", "77", "81", "90", "11", "10", "13"], "codes such as 1e5"),
+        (["+4930123456789", "+4940123456789", "+33123456789"], "telephone numbers"),
+        (["1.234", "12", "123.456", "999"], "a point that may mean decimals or thousands"),
+        (["5%", "0.07", "12%", "0.5"], "percent beside fractions"),
+        (["24-01-05", "23-12-31", "22-06-07"], "day and month cannot be told apart"),
+        (["2024-01-02", "2024-01-05", "03/04/2024", "2024-02-05"], "day and month cannot be told apart"),
+        (["007", "12", "13"], "leading zeros"),
+    ],
+)
+def test_what_may_mean_two_things_stays_text_and_says_why(cells: list[str], why: str) -> None:
+    reading = learn(cells)
+    assert (reading.type, reading.why) == ("text", why)
+
+
+@pytest.mark.parametrize(
+    ("cells", "values"),
+    [
+        (["1,23,456", "12,34,567", "999"], [123456, 1234567, 999]),
+        (["1\u2019234.50", "12\u2019000.00", "999.90"], [1234.5, 12000.0, 999.9]),
+        (["1\u2009234", "12\u2009345", "7"], [1234, 12345, 7]),
+        (["\u22121", "\u22122", "3"], [-1, -2, 3]),
+        (["1.230", "12", "123.456", "999"], [1230, 12, 123456, 999]),
+        (["0.5", "1.234", "2.25"], [0.5, 1.234, 2.25]),
+        (["1e-05", "2.5e3", "1"], [1e-05, 2500.0, 1.0]),
+        (["x", "", "x"], ["x", None, "x"]),
+        (["13/02/24", "03/04/24", "25/12/23"], [date(2024, 2, 13), date(2024, 4, 3), date(2023, 12, 25)]),
+        (["2024-01-02T10:00:00Z"] * 2, [datetime(2024, 1, 2, 10)] * 2),
+    ],
+)
+def test_numbers_and_dates_of_many_countries(read: Read, cells: list[str], values: list[Any]) -> None:
+    done = read("id;it\n" + "".join(f"{n};{cell}\n" for n, cell in enumerate(cells, 10)))
+    assert done.frame.to_series(1).to_list() == values
+
+
+def test_years_of_two_digits_are_told_from_days_by_their_spread() -> None:
+    first = [f"{20 + n % 4}-{n % 12 + 1:02d}-{n % 28 + 1:02d}" for n in range(60)]
+    last = ["-".join(reversed(cell.split("-"))) for cell in first]
+    assert learn(first).formats == ("%y-%m-%d",) and learn(last).formats == ("%d-%m-%y",)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_codes_that_come_after_the_sample_do_not_lose_their_zeros(tmp_path: Path, compiled: bool) -> None:
+    def run(name: str, count: int) -> Any:
+        rows = [f"{n},{n % 997 + 1000},a" for n in range(80_000)]
+        rows[70_001 : 70_001 + count] = [f"{n},007,b" for n in range(70_001, 70_001 + count)]
+        (tmp_path / name).write_text("id,code,t\n" + "\n".join(rows) + "\n")
+        limits = IngestLimits(sample_bytes=1 << 16, chunk_bytes=1 << 20)
+        return read_back(ingest(Job(paths=(tmp_path / name,), out=tmp_path / "out", limits=limits, compiled=compiled)))
+
+    few = run("few.csv", 2)
+    assert few.types["code"] == "int" and few.quarantine["column"].to_list() == ["code", "code"]
+    assert 7 not in few.frame["code"]
+    many = run("many.csv", 2_000)
+    assert many.types["code"] == "text" and many.frame["code"].to_list().count("007") == 2_000
+
+
+# ── bytes ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress], ids=["gzip", "bz2", "xz"])
+def test_compression_that_breaks_off_after_the_sample_is_told(tmp_path: Path, pack: Any) -> None:
+    # The end of what can be decompressed is cut to a line, so that no row breaks off.
+    data = "".join(f"{n * 7919 % 100_003},{n},{n % 7}\n" for n in range(120_000)).encode()
+    packed = pack(b"a,b,c\n" + data)
+    (tmp_path / "in.csv").write_bytes(packed[: len(packed) * 3 // 4])
+    done = read_back(ingest(Job(paths=(tmp_path / "in.csv",), out=tmp_path / "out")))
+    told = [one.said for one in done.result.findings if one.code == "ingest/truncated"]
+    assert any("compression" in said for said in told)
+
+
+def test_zero_bytes_in_names_are_taken_out(read: Read) -> None:
+    assert read(b"id,na\x00me\n1,a\n2,b\n3,c\n").frame.columns == ["id", "name"]
+
+
+@pytest.mark.parametrize("code", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("words", ["Köln;Übersee;Paris", "Москва;Тверь;Ростов"])
+def test_wide_characters_without_a_mark_in_small_files(tmp_path: Path, code: str, words: str) -> None:
+    data = "a;b;c\n" + words + "\n"
+    assert _spelt(tmp_path, data.encode(code)) == ["a,b,c", words.replace(";", ",")]

@@ -252,6 +252,8 @@ static inline const uint8_t *read_int(const uint8_t *at, const uint8_t *end, int
     at += minus;
     const uint8_t *begin = at;
     int64_t value = 0;
+    /* 007 is a code: as a number it would lose its zeros. */
+    if (end - at > 1 && *at == '0' && digit(at[1])) return NULL;
 #ifdef LITTLE_ENDIAN_WORDS
     for (int count = 8; count == 8 && end - at >= 8 && at - begin <= 8; at += count) {
         uint64_t part = 0;

@@ -302,8 +302,8 @@ static int fits_int(Span cell) {
     const uint8_t *begin = at;
     while (at < end && digit(*at)) at++;
     if (at < end || at == begin || cell.size >= LONG_CELL) return 0;
+    if (*begin == '0' && end - begin > 1) return 0; /* 007 is a code */
     if (cell.size <= 18) return 1;
-    while (begin < end && *begin == '0') begin++;
     if (end - begin != 19) return end - begin < 19;
     return memcmp(begin, minus ? "9223372036854775808" : "9223372036854775807", 19) <= 0;
 }
@@ -364,7 +364,7 @@ static int fits_marked(const Gauge *gauge, Span cell) {
     const uint8_t *at = cell.at, *end = at + cell.size;
     if (at < end && *at == '-') at++;
     size_t digits = 0, run = 0;
-    bool grouped = false;
+    bool grouped = false, zero = at < end && *at == '0';
     for (; at < end; at++) {
         if (digit(*at)) {
             digits++, run++;
@@ -375,7 +375,7 @@ static int fits_marked(const Gauge *gauge, Span cell) {
             break;
         }
     }
-    if (!digits || digits > 15 || (grouped && run != 3)) return -1;
+    if (!digits || digits > 15 || (grouped && run != 3) || (zero && digits > 1 && !gauge->real)) return -1;
     if (at == end) return 1;
     if (*at != gauge->decimal) return -1;
     for (run = 0, at++; at < end && digit(*at); at++) run++;
@@ -1203,6 +1203,8 @@ static bool plain(const Gauge *gauge, Span cell) {
     case 'i': case 'f': case 'n': break;
     default: return true;
     }
+    /* 007 is a code, which a whole number does not keep. */
+    if (!gauge->real && cell.size - at > 1 && cell.at[at] == '0' && digit(cell.at[at + 1])) return false;
     for (; at < cell.size && digit(cell.at[at]); at++) digits++;
     if (at < cell.size && cell.at[at] == '.' && gauge->real)
         for (at++; at < cell.size && digit(cell.at[at]); at++) decimals++;

@@ -70,7 +70,10 @@ def finish(
     work: Path,
 ) -> Ingested:
     """Join the parts into the result and close the account; raises when it does not close."""
-    feet = [_foot(plan.files[n], [one for one in ranges if one.file == n]) for n in range(len(plan.files))]
+    feet = [
+        _foot(file, [one for one in ranges if one.file == n], broken=bool(about[n]["cut"]))
+        for n, file in enumerate(plan.files)
+    ]
     balance = Balance(bytes=0, row_bytes=0, quarantine_bytes=0)
     for number, file in enumerate(plan.files):
         mine = [one for one in ranges if one.file == number]
@@ -139,8 +142,8 @@ def _balance(file: FilePlan, ranges: Sequence[Range], foot: _Foot) -> Balance:
 # ── the end of an input ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _foot(file: FilePlan, ranges: Sequence[Range]) -> _Foot:
-    """Look at the rows refused after the last row of an input."""
+def _foot(file: FilePlan, ranges: Sequence[Range], *, broken: bool) -> _Foot:
+    """Look at the rows refused after the last row of an input; one whose compression is broken ends in no note."""
     last = max((one.told["last_row_end"] for one in ranges), default=-1)
     tail: list[dict[str, Any]] = []
     for one in reversed(ranges):
@@ -160,7 +163,7 @@ def _foot(file: FilePlan, ranges: Sequence[Range]) -> _Foot:
     if (
         final["offset"] + len(final["raw"]) == end
         and not final["raw"].endswith((b"\n", b"\r"))
-        and not _note(file, final["raw"])
+        and (broken or not _note(file, final["raw"]))
     ):
         cut = final["offset"]
     notes = [one for one in tail if one["offset"] != cut]
@@ -426,7 +429,7 @@ def _column_findings(plan: Plan, columns: Sequence[ColumnFacts]) -> Iterable[Fin
         judged = [file.profiles[file.targets.index(number)].reading for file in plan.files if number in file.targets]
         rivals = next((one for one in judged if one.rivals), None)
         if rivals is not None and rivals.rivals == ("decimal", "group"):
-            said = "its commas may mean decimals or thousands; kept as text"
+            said = "its commas or points may mean decimals or thousands; kept as text"
             yield Finding(
                 code="ingest/ambiguous-number",
                 severity="warning",

@@ -36,7 +36,7 @@ KEPT = 1 << 10  # shapes or cells a table holds before it forgets
 LONG = 40  # a longer cell is not kept
 # Unicode's white space, which is what Polars strips; Python's own idea of it has four control characters more.
 WHITE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
-INT = re.compile(rb"[+-]?[0-9]+")
+INT = re.compile(rb"[+-]?(?:0|[1-9][0-9]*)")  # 007 is a code
 FLOAT = re.compile(rb"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:inf|infinity|nan))")
 INT_LEAST, INT_MOST = -(1 << 63), (1 << 63) - 1
 LETTERS = bytes(byte for byte in range(128) if bytes((byte,)).isalpha())
@@ -80,6 +80,7 @@ def _str(cell: bytes) -> str:
 def _typed(profile: Profile, null: frozenset[bytes]) -> Gauge:
     """Judge by the cast, and plain numbers by their digits as well."""
     empty, digits = profile.empty_cost, profile.decimals >= 0 and profile.reading.type in ("int", "float")
+    zeros = digits or profile.reading.type == "int"
     fits, sure, settled = _fits(profile.reading)
     if any(sure(word) for word in null):
         sure = _never
@@ -97,7 +98,7 @@ def _typed(profile: Profile, null: frozenset[bytes]) -> Gauge:
         shape = cell.translate(ONES)
         known = seen.get(shape)
         # Zeros in front are no part of the shape: few cells begin with a sign or a zero.
-        if known is not None and not (digits and cell[:1] <= b"0" and cell.lstrip(b" +-")[:1] == b"0"):
+        if known is not None and not (zeros and cell[:1] <= b"0" and cell.lstrip(b" +-")[:1] == b"0"):
             return known
         if sure(cell):
             return 0.0

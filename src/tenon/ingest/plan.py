@@ -195,7 +195,7 @@ def learn(label: str, head: bytes, whole: bool, view: View | None, charset: Char
     profiles = _profiles(cells)
     last = next((row for row in reversed(rows) if row.end == found.begin), None) if found.header else None
     header_raw = head[last.begin : last.end].rstrip(b"\r\n") if last else b""
-    names, _ = to_utf8(found.header, charset)
+    names, _ = to_utf8([name.replace(b"\x00", b"") for name in found.header], charset)
     file = FilePlan(
         label=label,
         format="csv",
@@ -495,11 +495,12 @@ def reading_for(natural: Reading, type_: ColumnType, *, declared: bool = False, 
 
 
 class Count(Protocol):
-    """What is counted of one output over the whole input: cells that fit, that do not, and decimals among those."""
+    """What is counted of one output over the whole input: cells that fit, that do not; decimals and codes of those."""
 
     cells: int
     misfits: int
     decimals: int
+    padded: int
 
 
 def words_for_missing(plan: Plan) -> list[frozenset[str]]:
@@ -523,6 +524,8 @@ def vote(plan: Plan, told: Sequence[Mapping[str, Any]], counts: Sequence[Count])
         total, misfits, decimals = count.cells + count.misfits, count.misfits, count.decimals
         if output.type == "int" and decimals > max(1, WIDEN_SHARE * total) and misfits - decimals <= TEXT_SHARE * total:
             outputs[number] = replace(output, type="float")
+        elif output.type == "int" and count.padded > max(1, WIDEN_SHARE * total):
+            outputs[number] = replace(output, type="text")  # 007 is a code
         elif misfits > TEXT_SHARE * total:
             outputs[number] = replace(output, type="text")
     if outputs == list(plan.outputs):

@@ -22,7 +22,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -46,6 +46,7 @@ TIMES = 20  # a piece in work takes up to about so many times its size
 AT_ONCE = 3  # pieces that are in work at once within the memory allowed, on any machine
 AHEAD = 2  # ranges given out to each thread or worker before the first of them is taken back
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
+CUT = "the compression ends early"
 FUNCTION = "tenon.ingest.unit:read"
 
 
@@ -90,7 +91,8 @@ def ingest(job: Job, progress: Progress = silent) -> Ingested:
                     break
                 plan = voted
             _unchanged(inputs)
-            done = finish.finish(job, name, plan, ranges, facts, [_about(one) for one in sources], work)
+            about = [_about(one, work / f"spool-{number}.cut") for number, one in enumerate(sources)]
+            done = finish.finish(job, name, plan, ranges, facts, about, work)
         shutil.rmtree(work, ignore_errors=True)
     return replace(done, seconds=time.perf_counter() - begun)
 
@@ -111,7 +113,7 @@ def _open(source: Input, work: Path, number: int, job: Job) -> _Source:
             if len(raw) > job.limits.sample_bytes:
                 break
     except EOFError as error:
-        cut = str(error) or "the compression ends early"
+        cut = str(error) or CUT
     head = bytes(raw)
     if source.codec:
         refuse(head[:512], source.label)
@@ -132,8 +134,10 @@ def _kept(source: Input, path: Path, job: Job) -> Input:
     return replace(found, label=source.label, size=size)
 
 
-def _about(source: _Source) -> dict[str, Any]:
-    return {"label": source.input.label, "codec": source.input.codec, "cut": source.cut, "odd": source.charset.odd}
+def _about(source: _Source, note: Path) -> dict[str, Any]:
+    """Tell of an input; the note says that its compression was cut further on than its head."""
+    cut = source.cut or (note.read_text("utf-8") if note.exists() else "")
+    return {"label": source.input.label, "codec": source.input.codec, "cut": cut, "odd": source.charset.odd}
 
 
 def _unchanged(inputs: Sequence[Input]) -> None:
@@ -329,16 +333,20 @@ def _jobs(file: FilePlan, number: int, source: _Source, folder: Path, work: Path
     yield from _spooled(file, source, work / f"spool-{number}", step, one, job)
 
 
-def _to_the_cut(stream: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield what can be decompressed; where the input is cut is told when it is opened."""
-    with suppress(EOFError):
+def _to_the_cut(stream: Iterator[bytes], note: Path) -> Iterator[bytes]:
+    """Yield what can be decompressed; that the input is cut is kept in a note, for the end of the ingest to tell."""
+    try:
         yield from stream
+    except EOFError as error:
+        note.write_text(str(error) or CUT, "utf-8")
 
 
 def _spooled(file: FilePlan, source: _Source, folder: Path, step: int, one: Any, job: Job) -> Iterator[dict[str, Any]]:
     """Yield ranges of an input that is decoded as it is read; segments are deleted when they are far behind."""
     folder.mkdir(exist_ok=True)
-    stream = _to_the_cut(blocks(source.input, job.limits))
+    note = folder.with_name(f"{folder.name}.cut")
+    note.unlink(missing_ok=True)
+    stream = _to_the_cut(blocks(source.input, job.limits), note)
     if source.charset.wide:
         stream = transcoded(stream, source.charset.name, source.charset.mark)
     size, ended, begin = 0, False, file.begin

@@ -59,6 +59,7 @@ class Facts:
     repaired: int = 0
     quarantined: int = 0
     decimals: int = 0
+    padded: int = 0
     words: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Facts) -> None:
@@ -70,6 +71,7 @@ class Facts:
         self.repaired += other.repaired
         self.quarantined += other.quarantined
         self.decimals += other.decimals
+        self.padded += other.padded
         self.words.update(other.words)
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,6 +84,7 @@ class Facts:
             "repaired": self.repaired,
             "quarantined": self.quarantined,
             "decimals": self.decimals,
+            "padded": self.padded,
             "words": dict(self.words.most_common(values.WORDS)),
         }
 
@@ -219,6 +222,7 @@ def _count(
         cells = text[str(number)].filter(pl.Series(mask))
         fact.misfits += len(cells)
         fact.decimals += int(cells.str.contains(DECIMAL).sum())
+        fact.padded += int(values.padded(cells).sum())
         for cell, count in cells.head(WORDS_SEEN).value_counts(sort=True).head(values.WORDS).iter_rows():
             fact.words[cell] += count
 
@@ -273,7 +277,8 @@ def soften(cells: pl.Series, reading: Reading) -> tuple[pl.Series, list[str]]:
         tried.add(code)
         found = values.cast(tidy, other).values
         if reading.type == "int" and found.dtype == pl.Float64:
-            found = pl.select(pl.when(found.floor() == found).then(found)).to_series()
+            whole = (found.floor() == found) & (reading.declared or ~values.padded(tidy))
+            found = pl.select(pl.when(whole).then(found)).to_series()
         found = found.cast(out.dtype, strict=False)
         helped = np.flatnonzero((out.is_null() & found.is_not_null()).to_numpy()).tolist()
         if helped:

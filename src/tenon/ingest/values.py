@@ -55,6 +55,8 @@ DATES = (
     "%Y-%b-%d",
     "%d/%b/%Y",
     "%a, %d %b %Y",
+    "%y-%m-%d",
+    "%y/%m/%d",
 )
 TIMES = ("%H:%M:%S", "%H:%M", "%H:%M:%S%.f", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p")
 ZONES = ("", "Z", "%z", " %z", " UTC", " GMT")
@@ -82,6 +84,13 @@ BOOLS = (
     ("vrai", "faux"),
     ("истина", "ложь"),
 )
+GAP = r"[ \u00a0\u202f\u2009]"
+SIGNED = r"[+\-\u2212]"
+GROUPED = r"[+-]?[1-9]\d{0,2}(\.\d{3})+"
+DECIMALS = r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[0-9]+[eE][+-]?[0-9]+"
+CODE = r"\d+[eE]\d+"  # numbers are written 1e+05 or 1.0E5
+SPREAD = 8  # different dates from which years are told from days
+TICKS = frozenset(("x", "*", "#", "/"))
 FIRST_DAY, LAST_DAY = -354_285, 2_932_896  # days from 1970 to 1000-01-01 and 9999-12-31
 DAY_US = 86_400_000_000
 DISTINCT = 2_000  # different values of a column looked at when learning
@@ -196,7 +205,10 @@ def null_words(text: pl.Series, reading: Reading) -> dict[str, int]:
 def _convert(text: pl.Series, reading: Reading) -> pl.Series:
     """Turn text into values of the reading's type; null where it is none."""
     if reading.type == "int":
-        return (text if reading.plain else _plain_number(text, reading)).cast(pl.Int64, strict=False)
+        text = text if reading.plain else _plain_number(text, reading)
+        whole = text.cast(pl.Int64, strict=False)
+        # 007 is a code: as a number it would lose its zeros without a word. A declared integer may have them.
+        return whole if reading.declared or not (codes := padded(text)).any() else _without(whole, codes)
     if reading.type == "float":
         return (text if reading.plain else _plain_number(text, reading)).cast(pl.Float64, strict=False)
     if reading.type == "bool":
@@ -210,6 +222,15 @@ def _convert(text: pl.Series, reading: Reading) -> pl.Series:
         if not out.null_count():
             break
     return out if out is not None else pl.Series(text.name, [None] * len(text), POLARS[reading.type])
+
+
+def padded(text: pl.Series) -> pl.Series:
+    """Mark the cells that begin with a zero and another digit, as codes do."""
+    return text.str.contains(PADDED).fill_null(False)
+
+
+def _without(values: pl.Series, mask: pl.Series) -> pl.Series:
+    return pl.select(pl.when(~mask).then(values).alias(values.name)).to_series()
 
 
 def parse(text: pl.Series, pattern: str, type_: ColumnType) -> pl.Series:
@@ -234,23 +255,25 @@ def number_pattern(reading: Reading) -> str:
     """Return the pattern that numbers of this reading match, so that no mark is dropped that means something else."""
     sign = "".join(rf"(?:{re.escape(reading.unit)})?") if reading.unit else ""
     group = re.escape(reading.group) if reading.group else ""
-    whole = rf"(?:\d{{1,3}}(?:{group}\d{{3}})+|\d+)" if group else r"\d+"
+    lakh = r"\d{1,2}(?:,\d{2})+,\d{3}|" if reading.group == "," else ""  # 12,34,567 as India writes it
+    whole = rf"(?:{lakh}\d{{1,3}}(?:{group}\d{{3}})+|\d+)" if group else r"\d+"
     decimal = rf"(?:{re.escape(reading.decimal)}\d*)?" if reading.type == "float" else ""
     spare = rf"|{re.escape(reading.decimal)}\d+" if reading.type == "float" else ""
     body = rf"(?:{whole}{decimal}{spare})"
     exponent = r"(?:[eE][+-]?\d+)?" if reading.type == "float" else ""
-    inner = rf"{sign}[ \u00a0]?[+-]?{sign}[ \u00a0]?{body}{exponent}[ \u00a0]?{sign}"
-    owed = rf"\({inner}\)|{sign}[ \u00a0]?\({body}\)" if sign else rf"\({inner}\)"
-    return rf"^[ \u00a0]*(?:[+-]?{inner}-?|{owed})[ \u00a0]*$"
+    inner = rf"{sign}{GAP}?{SIGNED}?{sign}{GAP}?{body}{exponent}{GAP}?{sign}"
+    owed = rf"\({inner}\)|{sign}{GAP}?\({body}\)" if sign else rf"\({inner}\)"
+    return rf"^{GAP}*(?:{SIGNED}?{inner}-?|{owed}){GAP}*$"
 
 
 def _plain_number(text: pl.Series, reading: Reading) -> pl.Series:
     """Rewrite numbers with groups, units, brackets or a decimal comma plainly; null where the pattern fails."""
     column = pl.lit(text)
     clean = column
-    for mark in (reading.unit, reading.group, "\u00a0", " ", "(", ")"):
+    for mark in (reading.unit, reading.group, "\u00a0", "\u202f", "\u2009", " ", "(", ")"):
         if mark:
             clean = clean.str.replace_all(mark, "", literal=True)
+    clean = clean.str.replace_all("\u2212", "-", literal=True)
     if reading.decimal != ".":
         clean = clean.str.replace_all(reading.decimal, ".", literal=True)
     negative = column.str.contains("(", literal=True) | column.str.contains(r"-\s*$")
@@ -268,7 +291,9 @@ def learn(cells: Sequence[str], *, comma: str = "") -> Reading:
     kept = {cell: count for cell, count in counts.items() if not known(cell)}
     words = tuple(sorted(cell for cell in counts if known(cell)))
     if not kept:
-        return Reading(null=words)
+        # A cross beside empty cells is a tick in a box: it says yes, not that nothing is known.
+        ticks = {word for word in words if word.strip().lower() in TICKS}
+        return Reading(null=tuple(word for word in words if word not in ticks))
     some = dict(Counter(kept).most_common(DISTINCT))
     reading = _bool(dict(counts))
     for attempt in (_whole, _decimal, _dated, _marked):
@@ -304,10 +329,11 @@ def _share(fit: Mapping[str, bool], counts: Mapping[str, int]) -> float:
 
 
 def _matches(counts: Mapping[str, int], pattern: str) -> dict[str, bool]:
-    compiled = re.compile(pattern)
+    compiled = re.compile(pattern, re.ASCII)
     return {cell: compiled.fullmatch(cell.strip()) is not None for cell in counts}
 
 
+PADDED = r"^\s*[+-]?0[0-9]"
 MOST = 0.88  # the share of values that must fit a type for it to be the column's
 
 
@@ -326,16 +352,22 @@ def _bool(counts: Mapping[str, int]) -> Reading | None:
     return None
 
 
-def _whole(counts: Mapping[str, int], _: str) -> Reading | None:
+def _whole(counts: Mapping[str, int], comma: str) -> Reading | None:
     fit = _matches(counts, r"[+-]?\d{1,18}")
     if _share(fit, counts) < MOST:
         return None
     # Codes: leading zeros mean something, so the column is text.
     if any(fit[cell] and re.match(r"[+-]?0\d", cell.strip()) for cell in counts):
         return Reading(why="leading zeros")
+    if any(fit[cell] and re.match(r"\+\d{9}", cell.strip()) for cell in counts):
+        return Reading(why="telephone numbers")
     rest = [cell for cell in counts if not fit[cell]]
-    if any(re.fullmatch(r"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?|\d+[eE][+-]?\d+", cell.strip()) for cell in rest):
-        return Reading(type="float")
+    if any(re.fullmatch(CODE, cell.strip()) for cell in rest):
+        return Reading(why="codes such as 1e5")
+    decimals = [cell.strip() for cell in rest if re.fullmatch(DECIMALS, cell.strip())]
+    if decimals:
+        whole = [cell.strip() for cell in counts if fit[cell]]
+        return _pointed(whole + decimals, comma) or Reading(type="float")
     if any(re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+", cell.strip()) for cell in rest):
         return Reading(type="int", group=",", plain=False)
     if any(re.fullmatch(r"[+-]?\d{19,}", cell.strip()) for cell in rest):
@@ -351,20 +383,38 @@ def _decimal(counts: Mapping[str, int], comma: str) -> Reading | None:
         return Reading(why="leading zeros")
     if any(re.fullmatch(r"[+-]?\d{19,}", cell.strip()) for cell in counts):
         return Reading(why="more digits than an integer holds")
+    pointed = any("." in cell for cell in counts if fit[cell])
+    if not pointed and any(re.fullmatch(CODE, cell.strip()) for cell in counts):
+        return Reading(why="codes such as 1e5")
     # 1.234 and 12.345 and nothing else: thousands in some countries, decimals in others.
     dotted = [cell for cell in counts if fit[cell] and "." in cell]
-    if (
-        comma == "decimal"
-        and dotted
-        and all(re.fullmatch(r"[+-]?[1-9]\d{0,2}(\.\d{3})+", cell.strip()) for cell in dotted)
-    ):
+    if comma == "decimal" and dotted and all(re.fullmatch(GROUPED, cell.strip()) for cell in dotted):
         return Reading(type="int", group=".", decimal=",", plain=False)
-    return Reading(type="float")
+    return _pointed([cell.strip() for cell in counts if fit[cell]], comma) or Reading(type="float")
 
 
+def _pointed(numbers: Sequence[str], comma: str) -> Reading | None:
+    """Read 1.234 beside 56 as thousands, or as a number that may mean two things; None where points are decimals.
+
+    Who writes decimals with as many digits as they need would write 1.5 and 2.25 as well, and never 1.230.
+    """
+    dotted = [number for number in numbers if "." in number]
+    plain = [number.lstrip("+-") for number in numbers if "." not in number]
+    if not dotted or not plain or comma == "group" or not all(re.fullmatch(GROUPED, number) for number in dotted):
+        return None
+    if comma == "decimal":
+        return Reading(type="int", group=".", decimal=",", plain=False)
+    if max(map(len, plain)) > 3:
+        return None
+    if any(number.endswith("0") for number in dotted):
+        return Reading(type="int", group=".", decimal=",", plain=False)
+    return Reading(why="a point that may mean decimals or thousands", rivals=("decimal", "group"))
+
+
+GROUPS = (" ", "\u00a0", "\u202f", "\u2009", "'", "\u2019")
 NUMBER = re.compile(
-    r"\(?[+-]?(?P<u1>[^\d\s.,()+\-']{1,3})?\s?[+-]?\(?"
-    r"(?P<n>\d[\d., '\u00a0\u202f]*|[.,]\d+)\s?(?P<u2>[^\d\s.,()+\-']{1,4}\.?)?\)?-?"
+    r"\(?[+\-\u2212]?(?P<u1>[^\d\s.,()+\-\u2212'\u2019]{1,3})?\s?[+\-\u2212]?\(?"
+    rf"(?P<n>[0-9][0-9.,{''.join(GROUPS)}]*|[.,][0-9]+)\s?(?P<u2>[^\d\s.,()+\-'\u2019]{{1,4}}\.?)?\)?-?"
 )
 
 
@@ -383,6 +433,8 @@ def _marked(counts: Mapping[str, int], comma: str) -> Reading | None:
     signs = [unit for unit in units if unit]
     if len(signs) > 1:
         return Reading(why=f"several units: {', '.join(sorted(signs))}")
+    if signs == ["%"] and _fractions(good):
+        return Reading(why="percent beside fractions")
     digits = [match["n"].strip() for match in good.values()]
     if any(re.match(r"0\d", number) for number in digits):
         return Reading(why="leading zeros")
@@ -399,9 +451,22 @@ def _marked(counts: Mapping[str, int], comma: str) -> Reading | None:
     return reading if _share(dict(zip(counts, fits, strict=True)), counts) >= MOST else None
 
 
+def _fractions(good: Mapping[str, re.Match[str]]) -> bool:
+    """Whether numbers without a percent sign are fractions of one beside percents above it: another scale."""
+    bare = [match["n"].replace(",", ".") for cell, match in good.items() if "%" not in cell]
+    signed = [match["n"].replace(",", ".") for cell, match in good.items() if "%" in cell]
+    small = [re.fullmatch(r"0?\.[0-9]+|[01]", number) is not None for number in bare]
+    return (
+        bool(small)
+        and all(small)
+        and any("." in number for number in bare)
+        and any(re.match("[1-9]", number) for number in signed)
+    )
+
+
 def _marks(numbers: Sequence[str], comma: str) -> tuple[str, str, bool] | None:
     """Return the group mark, the decimal mark and whether all are whole; None when it cannot be told."""
-    spaced = next((mark for mark in (" ", "\u00a0", "\u202f", "'") if any(mark in number for number in numbers)), "")
+    spaced = next((mark for mark in GROUPS if any(mark in number for number in numbers)), "")
     commas = [number for number in numbers if "," in number]
     dots = [number for number in numbers if "." in number]
     if commas and dots:
@@ -411,7 +476,7 @@ def _marks(numbers: Sequence[str], comma: str) -> tuple[str, str, bool] | None:
             if all(last):
                 return ".", ",", False
             return (",", ".", False) if not any(last) else None
-        if all(re.fullmatch(r"\d{1,3}(,\d{3})+", number) for number in commas):
+        if all(re.fullmatch(r"\d{1,3}(,\d{3})+|\d{1,2}(,\d{2})+,\d{3}", number) for number in commas):
             return ",", ".", False
         if all(re.fullmatch(r"\d{1,3}(\.\d{3})+", number) for number in dots):
             return ".", ",", False
@@ -486,10 +551,34 @@ def _stamps(cells: Sequence[str]) -> list[str]:
     ] + list(COMPACT)
 
 
+def _by_years(reads: Mapping[str, pl.Series]) -> dict[str, pl.Series]:
+    """Decide where years of two digits stand, by their spread: the days of many dates are many, their years are few.
+
+    With a hyphen, 24-01-05 may be either where that does not tell; with a slash the year comes last unless it tells.
+    """
+    out = dict(reads)
+    for mark in "-/":
+        first = [pattern for pattern in out if pattern.startswith(f"%y{mark}%m{mark}%d")]
+        last = [p for p in out if p.startswith((f"%d{mark}%m{mark}%y", f"%m{mark}%d{mark}%y"))]
+        if not first or not last:
+            continue
+        few, many = (min(out[p].dt.year().drop_nulls().n_unique() for p in some) for some in (first, last))
+        dates = out[first[0]].drop_nulls().n_unique()
+        if dates >= SPREAD and 3 * few <= many:
+            drop = last
+        elif mark == "/" or (dates >= SPREAD and 3 * many <= few):
+            drop = first
+        else:
+            continue
+        out = {pattern: values for pattern, values in out.items() if pattern not in drop}
+    return out
+
+
 def _vote(reads: Mapping[str, pl.Series], weight: pl.Series, total: int, type_: ColumnType) -> Reading | None:
     """Choose formats in order of how much they read; rivals read as much as the winner and mean other days."""
     if not reads:
         return None
+    reads = _by_years(reads)
     amount = {pattern: int(weight.filter(values.is_not_null()).sum() or 0) for pattern, values in reads.items()}
     order = sorted(amount, key=lambda pattern: (-amount[pattern], list(reads).index(pattern)))
     best = order[0]
@@ -500,18 +589,32 @@ def _vote(reads: Mapping[str, pl.Series], weight: pl.Series, total: int, type_: 
         and bool(((reads[pattern] != reads[best]) & reads[pattern].is_not_null()).any())
     ]
     chosen, merged = [best], reads[best]
+    unsure: list[str] = []
     for pattern in order[1:]:
         extra = reads[pattern].is_not_null() & merged.is_null()
         both = reads[pattern].is_not_null() & merged.is_not_null()
         clash = bool((both & (reads[pattern] != merged)).any())
         gain = int(weight.filter(extra).sum() or 0)
-        # Another format may join when it reads others' leftovers and never disagrees where both can read.
-        if gain and not clash:
+        # Another format may join when it reads others' leftovers and never disagrees where both can read. When one more
+        # reads as much of them as other days, none joins: nothing tells which of the two it is.
+        if (
+            gain
+            and not clash
+            and any(
+                int(weight.filter(extra & reads[other].is_not_null()).sum() or 0) >= gain
+                and bool((extra & (reads[other] != reads[pattern])).any())
+                for other in order[1:]
+                if other not in (pattern, *chosen)
+            )
+        ):
+            unsure += [pattern]
+        elif gain and not clash:
             chosen.append(pattern)
             merged = pl.select(pl.coalesce(merged, reads[pattern])).to_series()
         elif gain >= 0.02 * total and clash:
             rivals.append(pattern)
     if int(weight.filter(merged.is_not_null()).sum() or 0) < MOST * total:
+        rivals = rivals or unsure
         if not rivals:
             return None
         either = merged
