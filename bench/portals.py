@@ -331,6 +331,36 @@ def air(rng: Random, loc: Locale, height: int) -> Subject:
     return Subject(name="air", names=names, rows=rows, units=["", *["µg/m3"] * width])
 
 
+def months(rng: Random, loc: Locale, height: int) -> Subject:
+    """List places by months or days: names that look like dates."""
+    form = rng.choice(("{y}-{m:02d}", "{m:02d}/{y}", "{y}-{m:02d}-01", "01.{m:02d}.{y}"))
+    names = [_name(rng, loc), *(form.format(y=2023, m=n) for n in range(1, rng.randint(5, 13)))]
+    rows = [[rng.choice(loc.places), *(str(rng.randint(0, 5000)) for _ in names[1:])] for _ in range(height)]
+    return Subject(name="months", names=names, rows=rows, units=["", *["n"] * (len(names) - 1)])
+
+
+def hours(rng: Random, loc: Locale, height: int) -> Subject:
+    """List days by hours: names that are small numbers."""
+    names = [rng.choice(("Tag", "day", "date")), *(str(n) for n in range(rng.choice((0, 1)), 24))]
+    rows = [[loc.date(rng, 2024), *(str(rng.randint(0, 900)) for _ in names[1:])] for _ in range(height)]
+    return Subject(name="hours", names=names, rows=rows, units=["", *["n"] * (len(names) - 1)])
+
+
+def wide(rng: Random, loc: Locale, height: int) -> Subject:
+    """List sixty columns of all kinds."""
+    makers: tuple[Callable[[], str], ...] = (
+        lambda: str(rng.randint(0, 10**6)),
+        lambda: loc.number(rng.uniform(-50, 50), 3),
+        lambda: rng.choice(loc.words),
+        lambda: rng.choice((loc.date(rng), "")),
+        lambda: rng.choice(("", "", "x")),
+    )
+    kinds = [rng.choice(makers) for _ in range(60)]
+    names = [f"{rng.choice(loc.words)}_{n:02d}" for n in range(60)]
+    rows = [[f"R{n}", *(kind() for kind in kinds[1:])] for n in range(height)]
+    return Subject(name="wide", names=names, rows=rows, units=[""] * 60)
+
+
 def votes(rng: Random, loc: Locale, height: int) -> Subject:
     """List an election: ward, counts, a total in the last row."""
     parties = _names(rng, loc, rng.randint(3, 6))
@@ -366,6 +396,9 @@ SUBJECTS: tuple[Callable[[Random, Locale, int], Subject], ...] = (
     air,
     votes,
     guarded,
+    months,
+    hours,
+    wide,
 )
 
 # ── frames ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -379,8 +412,8 @@ class Draft:
     truth: Grid
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
-    header: bool = True
     every: bool = False  # every cell in quotes
+    mixed: bool = False  # every fourth line ends in another way
 
 
 Frame = Callable[[Random, Locale, Subject, Style], Draft]
@@ -529,7 +562,7 @@ def merged(rng: Random, loc: Locale, subject: Subject, style: Style) -> Draft:
 
 def headless(rng: Random, loc: Locale, subject: Subject, style: Style) -> Draft:
     """Write no names."""
-    return Draft(grid=subject.rows, truth=subject.rows, header=False)
+    return Draft(grid=subject.rows, truth=subject.rows)
 
 
 def doubled(rng: Random, loc: Locale, subject: Subject, style: Style) -> Draft:
@@ -545,6 +578,53 @@ def one_column(rng: Random, loc: Locale, subject: Subject, style: Style) -> Draf
     """Write only the first column that tells rows apart."""
     whole = [[row[0]] for row in (subject.names, *subject.rows)]
     return Draft(grid=whole, truth=whole)
+
+
+def unnamed(rng: Random, loc: Locale, subject: Subject, style: Style) -> Draft:
+    """Leave the first name empty, as the index of a data frame has none."""
+    whole = [["", *subject.names[1:]], *subject.rows]
+    return Draft(grid=whole, truth=whole)
+
+
+def longer(rng: Random, loc: Locale, subject: Subject, style: Style) -> Draft:
+    """End every row in a delimiter, but not the names."""
+    grid = [subject.names, *([*row, ""] for row in subject.rows)]
+    return Draft(grid=grid, truth=[[*subject.names, ""], *grid[1:]])
+
+
+def preamble(rng: Random, loc: Locale, subject: Subject, style: Style) -> Draft:
+    """Put a page of text above the table, with delimiters here and there."""
+    lines = [_sentence(rng, loc, 4, 14) for _ in range(rng.randint(8, 25))]
+    lines = [line.replace(", ", style.delimiter, 1) if rng.random() < 0.5 else line for line in lines]
+    return replace(_draft(subject), before=(*lines, ""))
+
+
+def sections(rng: Random, loc: Locale, subject: Subject, style: Style) -> Draft:
+    """Put rows between the rows that name what follows, in their first cell."""
+    rest = [""] * (len(subject.names) - 1)
+    rows = [
+        row
+        for n, one in enumerate(subject.rows)
+        for row in ([[rng.choice(loc.words), *rest], one] if n % 4 == 0 else [one])
+    ]
+    whole = [subject.names, *rows]
+    return Draft(grid=whole, truth=whole)
+
+
+def three(rng: Random, loc: Locale, subject: Subject, style: Style) -> Draft:
+    """Write names over three rows: groups, names, units."""
+    width = len(subject.names)
+    if subject.text_only or width < 4 or not any(subject.units):
+        return plain(rng, loc, subject, style)
+    above = ["" if n % 3 != 1 else f"{rng.choice(loc.words).upper()} {n}" for n in range(width)]
+    rows = [above, subject.names, subject.units]
+    names = [" ".join(row[n] for row in rows if row[n]) for n in range(width)]
+    return Draft(grid=[*rows, *subject.rows], truth=[names, *subject.rows])
+
+
+def endings(rng: Random, loc: Locale, subject: Subject, style: Style) -> Draft:
+    """Lines end in one way here and in another there, as files joined by hand do."""
+    return replace(_draft(subject), mixed=True)
 
 
 FRAMES: tuple[Frame, ...] = (
@@ -566,6 +646,12 @@ FRAMES: tuple[Frame, ...] = (
     headless,
     doubled,
     one_column,
+    unnamed,
+    longer,
+    preamble,
+    sections,
+    three,
+    endings,
 )
 HEIGHTS = (1, 2, 3, 5, 8, 15, 40, 120)
 
@@ -589,7 +675,9 @@ def one(frame: Frame, rng: Random, number: int) -> Variant:
     draft = frame(rng, loc, subject, style)
     every = range(10**6) if draft.every else ()
     lines = [*draft.before, *(style.line(row, every) for row in draft.grid), *draft.after]
-    text = "".join(line + style.newline for line in lines)
+    other = "\n" if style.newline == "\r\n" else "\r\n"
+    ends = [other if draft.mixed and n % 4 == 3 else style.newline for n in range(len(lines))]
+    text = "".join(line + end for line, end in zip(lines, ends, strict=True))
     encoding = rng.choice(loc.encodings)
     try:
         data = text.encode(encoding)
@@ -597,13 +685,13 @@ def one(frame: Frame, rng: Random, number: int) -> Variant:
         encoding, data = "utf-8", text.encode()
     mark = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "pipe"}[delimiter]
     name = f"{number} {frame.__name__}/{subject.name}/{loc.name}/{mark}/{encoding}/{height}"
-    return Variant(family=frame.__name__, name=name, data=data, truth=draft.truth, header=draft.header)
+    return Variant(family=frame.__name__, name=name, data=data, truth=draft.truth, encoding=encoding)
 
 
 def main() -> None:
     """Score our reading of the files (and that of peers) by frame."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--files", type=int, default=1260)
+    parser.add_argument("--files", type=int, default=1440)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kinds", default="")
     parser.add_argument("--misses", type=int, default=0)

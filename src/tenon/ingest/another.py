@@ -16,7 +16,6 @@ from tenon.ingest.chunk import Text
 from tenon.ingest.detect import TYPED, kind
 from tenon.ingest.dialect import chomp, split
 from tenon.ingest.plan import FilePlan
-from tenon.ingest.profile import FEW
 from tenon.ingest.stream import View
 from tenon.ingest.typed import Typed, Where
 
@@ -29,14 +28,10 @@ def table_break(offset: int, data: bytes, text: Text, done: Typed, where: Where,
 
     A header spelt byte for byte like the first is the same export going on; one spelt otherwise is another table.
     """
-    if file.format != "csv" or not (text.refused or text.repaired or done.refused or done.kept):
+    if file.format != "csv" or not (text.refused or done.refused or done.kept):
         return -1
     begins, ends, _ = where() if done.kept else (None, None, None)
     candidates = {one.begin: one.end for one in (*text.refused, *done.refused) if one.code != "too-long"}
-    few = not file.profiles or file.profiles[0].cells < FEW
-    if few and text.repaired and text.begins is not None and text.ends is not None:
-        # So few rows say nothing about what a row of theirs looks like: one that was filled up may be another header.
-        candidates |= {int(text.begins[one.row]): int(text.ends[one.row]) for one in text.repaired}
     if begins is not None and ends is not None:
         candidates |= {int(begins[row]): int(ends[row]) for row in done.kept}
     own = {tuple(row.split(b"\x1f")) for row in file.header_rows}

@@ -36,6 +36,7 @@ from tenon.ingest.rows import first_fresh
 from tenon.ingest.stream import View
 from tenon.ingest.values import Reading
 
+FEW = 3  # fewer rows than this tell nothing about how rare missing values are
 SPOTS = 8
 SPOT_BYTES = 48 * 1024
 SPOT_ROWS = 120
@@ -193,6 +194,9 @@ def learn(label: str, head: bytes, whole: bool, view: View | None, charset: Char
         good += _spots(view, guess.dialect, found.width, mark, job)
     cells = _cells(good, found.width, charset)
     profiles = _profiles(cells)
+    if whole and sum(not row.blank for row in found.body) < FEW:
+        # That none is missing in the one row or two that there are says nothing.
+        profiles = tuple(replace(one, missing=max(one.missing, 0.3)) for one in profiles)
     last = next((row for row in reversed(rows) if row.end == found.begin), None) if found.header else None
     header_raw = head[last.begin : last.end].rstrip(b"\r\n") if last else b""
     names, _ = to_utf8([name.replace(b"\x00", b"") for name in found.header], charset)

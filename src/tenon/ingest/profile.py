@@ -23,7 +23,6 @@ from tenon.ingest.values import Reading
 MISFIT = 6.0
 SHAPES = 4  # a text column with more shapes than this is judged by length and beginning
 VOCABULARY = 60
-FEW = 3  # fewer cells than this tell nothing about how rare missing values are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +81,6 @@ def learn(cells: Sequence[str], reading: Reading) -> Profile:
     null = set(reading.null)
     full = [cell for cell in cells if cell.strip() and cell not in null]
     missing = 1 - len(full) / len(cells) if cells else 0.0
-    if len(cells) < FEW:
-        missing = max(missing, 0.3)  # that none is missing in a row or two says nothing
     base: dict[str, Any] = {"reading": reading, "missing": missing, "cells": len(cells)}
     if reading.type in ("int", "float") and reading.plain:
         return Profile(**{**base, **_digits(full)})

@@ -109,7 +109,7 @@ def find(rows: Sequence[Row], dialect: Dialect) -> Table:
     numbers = untitled
     kinds = _kinds([rows[n] for n in numbers], width)
     rows = _mended(rows, numbers[0], width, dialect)
-    first = above if above >= 0 and _nearly(rows[above], width, kinds) else numbers[0]
+    first = above if above >= 0 and _nearly(rows[above], rows[numbers[0] :], width, kinds) else numbers[0]
     header_at = _header(rows, first, width, kinds)
     if not header_at:
         start = numbers[0]
@@ -157,7 +157,7 @@ def _untitled(rows: Sequence[Row], numbers: list[int], width: int) -> list[int]:
     start = 0
     for place, n in enumerate(numbers[: min(BLOCK, len(numbers) - 1)]):
         row = rows[n]
-        last = max(c for c in range(width) if row.values[c].strip())
+        last = max((c for c in range(width) if row.values[c].strip()), default=width)
         lacking = {c for c in always if c > last}
         if row.filled <= last or not lacking:
             break
@@ -270,11 +270,18 @@ def _strange(values: Sequence[bytes], kinds: Sequence[str]) -> int:
     )
 
 
-def _nearly(row: Row, width: int, kinds: list[str]) -> bool:
+def _nearly(row: Row, below: Sequence[Row], width: int, kinds: list[str]) -> bool:
     """Whether the row above the first full one may be its header, with one name too many or too few."""
+    if len(row.values) == width - 1 > 1 and row.filled > 1 and _open(below, width):
+        return True
     if row.blank or width < 3 or abs(len(row.values) - width) > max(1, width // 4) or row.filled < 0.6 * width:
         return False
     return not _fits(row.values, kinds) and all(kind(value) not in TYPED for value in row.values)
+
+
+def _open(rows: Sequence[Row], width: int) -> bool:
+    """Whether every full row ends in a delimiter, with nothing after it."""
+    return all(not row.values[-1].strip() for row in rows if len(row.values) == width)
 
 
 def _header(rows: Sequence[Row], first: int, width: int, kinds: list[str]) -> list[int]:
@@ -293,16 +300,18 @@ def _header(rows: Sequence[Row], first: int, width: int, kinds: list[str]) -> li
                 # Numbers are given in thousands: a unit, in a row of units.
                 scales = sum(re.fullmatch(SCALE, value.strip()) is not None for value in row.values)
                 strange, fits = strange + scales, fits - scales
-            years = fits > 0 and _years(rows, n, kinds)
-            if years:
-                strange, fits = strange + fits, 0
+            series = _series(rows, n, kinds)
+            if series:
+                strange, fits = strange + series, 0
             last = n == len(rows) - 1
             if not fits and not strange and not found and _grouping(rows, n, width, kinds):
                 found.append(n)
                 continue
             if strange == 0 or fits > strange // 3 or (found and not _same_style(rows[found[-1]], row, strange, typed)):
                 break
-            if found and not years and ((last and len(rows) > 1) or _comes_again(rows, n, kinds)):
+            if found and row.filled == 1 and row.values[0].strip():
+                break  # the name of a section of rows
+            if found and not series and ((last and len(rows) > 1) or _comes_again(rows, n, kinds)):
                 break
         elif found:
             if row.values != rows[first].values:
@@ -319,8 +328,7 @@ def _grouping(rows: Sequence[Row], n: int, width: int, kinds: Sequence[str]) -> 
     return (
         rows[n].filled < below.filled
         and len(below.values) == width
-        and _strange(below.values, kinds) > 0
-        and not _fits(below.values, kinds)
+        and (_series(rows, n + 1, kinds) > 0 or (_strange(below.values, kinds) > 0 and not _fits(below.values, kinds)))
     )
 
 
@@ -336,16 +344,32 @@ def _comes_again(rows: Sequence[Row], first: int, kinds: Sequence[str]) -> bool:
     return 3 * len(again) > rows[first].filled or any(kinds[c] in TYPED for c in again)
 
 
-def _years(rows: Sequence[Row], n: int, kinds: Sequence[str]) -> bool:
-    """Whether all the numbers of a row are years that follow each other, over columns that hold none: it names them."""
-    row = rows[n]
-    typed = [c for c, name in enumerate(kinds) if name in TYPED and c < len(row.values) and row.values[c].strip()]
-    years = [int(row.values[c]) for c in typed if re.fullmatch(YEAR, row.values[c].strip())]
-    steps = {after - before for before, after in itertools.pairwise(years)}
-    if len(years) < max(2, len(typed)) or len(steps) != 1 or steps == {0}:
+def _series(rows: Sequence[Row], n: int, kinds: Sequence[str]) -> int:
+    """Count the numbers of a row when they are names: years, hours or months that follow each other; else 0.
+
+    All cells over columns with a type go up by one step, and few rows below do so, or hold numbers like them.
+    """
+    typed = [c for c, name in enumerate(kinds) if name in TYPED]
+    cells = [(c, rows[n].values[c].strip()) for c in typed if c < len(rows[n].values) and rows[n].values[c].strip()]
+    told = [cell for c, cell in cells if kind(cell) in TYPED or re.fullmatch(rb"[\d ./-]+", cell)]
+    years = all(re.fullmatch(YEAR, cell) for cell in told)
+    if len(told) < max(2 if years else 4, 0.6 * len(cells)) or not _steps(told):
+        return 0
+    below = [row for row in rows[n + 1 : n + 100] if not row.blank]
+    alike = [[row.values[c].strip() for c, cell in cells if cell in told and c < len(row.values)] for row in below]
+    if years:
+        found = [cell for cells in alike for cell in cells]
+        return 0 if sum(re.fullmatch(YEAR, cell) is not None for cell in found) > 0.2 * len(found) else len(told)
+    return 0 if sum(_steps(cells) for cells in alike) > 0.2 * len(alike) else len(told)
+
+
+def _steps(cells: Sequence[bytes]) -> bool:
+    """Whether cells are numbers or dates of one spelling of which one part goes up by a step, and the others stay."""
+    parts = [tuple(map(int, re.findall(rb"\d{1,18}", cell))) for cell in cells]
+    if len({len(part) for part in parts}) != 1 or len({re.sub(rb"\d+", b"9", cell) for cell in cells}) != 1:
         return False
-    below = [other.values[c].strip() for other in rows[n + 1 : n + 100] for c in typed if c < len(other.values)]
-    return sum(re.fullmatch(YEAR, cell) is not None for cell in below) <= 0.2 * len(below)
+    moved = [column for column in zip(*parts, strict=True) if len(set(column)) > 1]
+    return len(moved) == 1 and len({after - before for before, after in itertools.pairwise(moved[0])}) == 1
 
 
 def _same_style(above: Row, row: Row, strange: int, typed: int) -> bool:
@@ -447,8 +471,8 @@ def _short(names: list[bytes], rows: Sequence[Row], numbers: Sequence[int], widt
         place = name.find(b'"')
         if 0 < place < len(name) - 1:
             ways.append([*names[:n], name[:place], name[place:].strip(b'"'), *names[n + 1 :]])
-    if body and all(not row.values[-1].strip() for row in body):
-        ways.append([*names, b""])  # every row ends in a delimiter
+    if body and not ways and _open(body, width):
+        return [*names, b""]  # every row ends in a delimiter
     if body and len({row.values[0] for row in body}) == len(body):
         ways.append([b"", *names])  # row names without a name of their own
     for n, name in enumerate(names):
