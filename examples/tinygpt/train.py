@@ -287,6 +287,7 @@ class Plan:
     home: Path = HERE / ".tenon"
     shape: Shape = SHAPE
     valid_tokens: int = 1 << 30  # of those held out, how many to judge by
+    gpu: str = ""  # refuse to begin unless a step fits this one; without a name, the GPU that is here, if any
     every: int = 1  # take every so-manieth file of the library
 
 
@@ -443,11 +444,13 @@ def main(plan: Plan, say: Callable[[str], None], ranks: Ranks | None = None) -> 
         with Run.start(store, id, "tinygpt", trainer="tinygpt", seed=SEED, params=params, task="language") as run:
             # The rate goes down to nothing at the end, so a loss that lies flat for a while is no reason to stop.
             guard = Guard(budget=budget, run=run, rules=Rules(flat=False), ranks=ranks)
+            guard.fits(Path(__file__), BATCH, store=store, device=plan.gpu or None)
             if ranks is not None:
                 ranks.words("")  # the others wait for this
             began = time.monotonic()
             net, seen = train(plan, text, run, guard, say)
             seconds = time.monotonic() - began
+            guard.close()
             reached = judge(net, valid, plan.shape.context)
             judged = Judged(
                 loss=reached,
@@ -475,13 +478,14 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=10.0, help="how long to train (default 10)")
     parser.add_argument("--tokens", type=int, default=0, help="how many tokens to see, instead of minutes")
     parser.add_argument("--home", type=Path, default=HERE / ".tenon", help="where everything is kept")
+    parser.add_argument("--gpu", default="", help="refuse to begin unless a step would fit this GPU (h100-80gb ...)")
     given = parser.parse_args()
 
     def say(said: str) -> None:
         """Say how far it is."""
         sys.stderr.write(said + "\n")
 
-    plan = Plan(minutes=given.minutes, tokens=given.tokens, home=given.home)
+    plan = Plan(minutes=given.minutes, tokens=given.tokens, home=given.home, gpu=given.gpu)
     with Ranks.of(os.environ) as ranks:  # alone, unless a launcher began several
         if BATCH % ranks.size:
             raise UsageError(sentence(f"a number of processes that divides {BATCH}", f"{ranks.size}", at="--nproc"))

@@ -27,7 +27,14 @@ Foreign errors are wrapped where they enter, with the original as the cause:
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# Control characters, and those of Unicode that turn, hide or break text; joiners stay, words are written with them.
+CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f]"
+)
 
 
 class TenonError(Exception):
@@ -116,3 +123,13 @@ def missing_extra(package: str, extra: str, purpose: str) -> MissingError:
             f"the package '{package}' to {purpose}", "an environment without it", hint=f"pip install 'tenon[{extra}]'"
         )
     )
+
+
+def harmless(text: str) -> str:
+    """Show control and direction-changing characters as their code points, so that data cannot drive the terminal."""
+    return CONTROL.sub(_point, text)
+
+
+def _point(found: re.Match[str]) -> str:
+    number = ord(found[0])
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}" if number < 1 << 16 else f"\\U{number:08x}"

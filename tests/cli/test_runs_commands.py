@@ -90,6 +90,36 @@ def test_curves_are_drawn_within_80_columns_and_harmlessly(loops: Path) -> None:
     assert tenon("runs", "compare", "aaaa", "aaaa11", loops).returncode == 2
 
 
+def test_a_run_is_followed_from_another_process_until_it_ends(tmp_path: Path) -> None:
+    from tenon.training import Guard, Plan
+
+    at = 0.0
+
+    def clock() -> float:
+        nonlocal at
+        at += 0.5
+        return at
+
+    with Store.open(tmp_path) as store:
+        with Run.start(store, "ddddd44", HOSTILE) as run:
+            guard = Guard(run=run, plan=Plan(steps=40, constant=1.0), clock=clock)
+            for step in range(30):
+                guard.step(step, loss=1 / (step + 1))
+                run.log(step, train_loss=1 / (step + 1))
+            run.flush()
+            once = tenon("runs", "watch", "dddd", tmp_path, "--once")
+            assert once.returncode == 0, once.stderr
+        assert "running · step 2" in once.stdout and "train_loss 0.0333" in once.stdout and "left" in once.stdout
+        assert "\x1b" not in once.stdout and "\\x1b[2J" in once.stdout
+        told = json.loads(tenon("runs", "watch", "dddd", tmp_path, "--json").stdout)
+        assert told["status"] == "done" and told["latest"] == pytest.approx(1 / 30) and told["stands"]["of"] == 40
+        ended = tenon("runs", "watch", "dddd", tmp_path)
+        assert "ddddd44 done" in ended.stdout
+        killed = {**(store.get("run", "ddddd44") or {}), "status": "running", "id": "eeee55"}
+        store.put("run", "eeee55", {**killed, "process": {**killed["process"], "began": 0.0}})
+        assert "its process has ended" in tenon("runs", "watch", "eeee55", tmp_path).stdout
+
+
 def test_a_page_is_written_whole_and_asks_for_nothing(loops: Path, tmp_path: Path) -> None:
     file = tmp_path / "runs.html"
     done = tenon("runs", "compare", "aaaa", "cccc", loops, "--html", file)

@@ -76,6 +76,14 @@ def test_a_model_that_is_better_beyond_noise_and_exact_is_allowed() -> None:
         (Gate(at_least=0.8), record(), GOOD, "at_least", "roc_auc is 0.7600, at least 0.8 asked"),
         (Gate(metric="brier", at_least=0.1), record(), GOOD, "at_least", "brier is 0.1100, at most 0.1 asked"),
         (Gate(p99_ms=0.05), record(), GOOD, "p99_ms", "one row takes 0.1 ms at the 99th percentile, 0.05 ms allowed"),
+        (
+            Gate(usd_per_point=0.5),
+            record(trainer="net", costs={"net": {"usd": 4.0}, "logistic": {"usd": 0.5}}),
+            GOOD,
+            "price",
+            "cost 3.5 USD more than logistic's for +0.0500 of roc_auc: 0.7 USD for each 0.01, 0.5 allowed",
+        ),
+        (Gate(usd_per_point=0.5), record(), GOOD, "price", "so its price is not known"),
         (Gate(max_size_mb=0.5), record(), GOOD, "size_mb", "the compiled model takes 1.00 MB, 0.5 MB allowed"),
         (
             Gate(),

@@ -122,6 +122,37 @@ def test_a_model_that_does_not_beat_its_baseline_beyond_noise_is_told(make: Make
     assert [one["code"] for one in load(store, run.id)["findings"]] == ["training/not-better"]
 
 
+def test_a_network_must_beat_constant_linear_and_boosted_baselines_and_is_told_with_all_their_prices(
+    make: Make, run: Run
+) -> None:
+    torch = pytest.importorskip("torch", reason="the extra 'torch' is not installed")
+    pytest.importorskip("lightgbm", reason="the extra 'train' is not installed")
+
+    def network(data: Data, run: Run) -> Any:
+        torch.manual_seed(0)
+        x = torch.from_numpy(data.matrix("onehot").train)
+        y = torch.from_numpy(data.train.y).float()[:, None]
+        net = torch.nn.Sequential(torch.nn.Linear(x.shape[1], 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+        for step in range(30):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(net(x), y)
+            loss.backward()
+            if not run.guard.step(step, loss=loss):
+                break
+            optimizer.step()
+        whole = torch.nn.Sequential(net, torch.nn.Sigmoid())
+        return Fitted(model=whole, encoding=data.matrix("onehot").encoding, task=data.task, trainer="network")
+
+    found = experiment(make(rows=1_500), network, run)
+    assert set(found.baselines) == {"constant", "logistic", "lightgbm"}
+    assert found.baseline == "lightgbm"
+    assert set(found.costs) == {"constant", "logistic", "lightgbm", "network"}
+    assert all(cost["seconds"] > 0 and cost["usd"] >= 0 for cost in found.costs.values())
+    told = next(one for one in found.findings if one.code == "training/not-better")
+    assert all(f"{name} 0." in told.said.partition(" On test: ")[2] for name in found.costs)
+
+
 def test_a_feature_that_knows_the_label_is_suspected_of_a_leak(make: Make, run: Run) -> None:
     data = make()
     parts: Any = {

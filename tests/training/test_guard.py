@@ -90,11 +90,19 @@ def test_a_run_that_runs_away_is_stopped_with_its_numbers(seed: int) -> None:
     assert guard.stopped.numbers["loss"] > guard.stopped.numbers["first"]
 
 
+def test_a_run_that_has_gained_and_lies_flat_is_told_once_and_goes_on() -> None:
+    rng = np.random.default_rng(0)
+    losses = 0.7 + 1.5 * np.exp(-np.arange(5_000) / 20) + 0.01 * rng.standard_normal(5_000)
+    guard = Guard()
+    assert play(guard, losses) == 5_000
+    assert [one.code for one in guard.findings] == ["training/flat"] and guard.stopped is None
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.01, 0.2])
-def test_a_run_that_lies_flat_is_stopped_and_kept(noise: float) -> None:
+def test_a_run_that_lies_flat_is_stopped_and_kept_where_that_is_asked(noise: float) -> None:
     rng = np.random.default_rng(0)
     losses = 0.7 + 1.5 * np.exp(-np.arange(20_000) / 20) + noise * rng.standard_normal(20_000)
-    guard = Guard()
+    guard = Guard(rules=Rules(stop_flat=True))
     assert play(guard, losses) < (400 if noise < 0.1 else 10_000)
     assert guard.stopped is not None and guard.stopped.code == "training/flat"
     assert guard.stopped.said.startswith("The loss lies flat at 0.")

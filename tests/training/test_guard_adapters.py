@@ -52,7 +52,7 @@ def fit_lightning(guard: Guard, folder: Path, *, poison: int = -1, steps: int = 
         loader = torch.utils.data.DataLoader(rows, batch_size=8)
         trainer = library.Trainer(
             max_epochs=1,
-            callbacks=[adapters.lightning(guard)],
+            callbacks=[adapters.lightning(guard, checkpoint=folder / "kept.ckpt")],
             accelerator="cpu",
             logger=False,
             enable_checkpointing=False,
@@ -69,6 +69,7 @@ def test_lightning_is_stopped_at_a_nan_before_its_optimiser_steps(tmp_path: Path
     with pytest.raises(TrainingError, match="already holds 32 values that are not finite") as told:
         fit_lightning(guard, tmp_path, poison=6)
     assert "at run/6" in str(told.value)
+    assert not (tmp_path / "kept.ckpt").exists()
 
 
 def test_lightning_ends_in_its_own_way_when_the_budget_is_spent(tmp_path: Path) -> None:
@@ -76,12 +77,15 @@ def test_lightning_ends_in_its_own_way_when_the_budget_is_spent(tmp_path: Path) 
     trainer = fit_lightning(guard, tmp_path)
     assert 5 < trainer.global_step < 25
     assert guard.stopped is not None and guard.stopped.code == "training/budget-spent"
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    kept = torch.load(tmp_path / "kept.ckpt", weights_only=True)
+    assert kept["global_step"] == trainer.global_step and kept["optimizer_states"]
 
 
 def test_lightning_that_is_well_is_left_alone(tmp_path: Path) -> None:
     guard = Guard()
     assert fit_lightning(guard, tmp_path).global_step == 30
-    assert guard.findings == []
+    assert guard.findings == [] and not (tmp_path / "kept.ckpt").exists()
 
 
 # ── Hugging Face ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -133,15 +137,18 @@ def fit_hugging_face(guard: Guard, folder: Path, *, poison: int = -1) -> Any:
 def test_a_trainer_of_hugging_face_is_stopped_at_a_nan_before_its_optimiser_steps(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="expected a finite gradient norm, got nan - at run/5"):
         fit_hugging_face(Guard(), tmp_path, poison=5)
+    assert list(tmp_path.glob("checkpoint-*")) == []
 
 
 def test_a_trainer_of_hugging_face_ends_when_the_budget_is_spent_and_is_left_alone_when_well(tmp_path: Path) -> None:
     guard = Guard(budget=Budget(hours=0.2), clock=minutes())
-    assert 2 < fit_hugging_face(guard, tmp_path).state.global_step < 20
+    step = fit_hugging_face(guard, tmp_path).state.global_step
+    assert 2 < step < 20
     assert guard.stopped is not None and guard.stopped.code == "training/budget-spent"
+    assert (tmp_path / f"checkpoint-{step}").is_dir(), "what may be kept is kept, in the Trainer's own way"
     well = Guard()
     assert fit_hugging_face(well, tmp_path).state.global_step == 20
-    assert well.findings == [] and len(well.trend.losses) == 20
+    assert well.findings == [] and len(well.trend.recent()) == 20
 
 
 # ── LightGBM ─────────────────────────────────────────────────────────────────────────────────────────────────────────

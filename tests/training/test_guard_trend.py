@@ -31,11 +31,11 @@ def bench() -> ModuleType:
         sys.path.remove(str(BENCH))
 
 
-def evaluate(guard: Guard, losses: list[float], steps: int = 1_000) -> int | None:
-    """Show evenly spread held-out losses; return the step of the stop, or None."""
+def evaluate(guard: Guard, losses: list[float], steps: int = 1_000, *, gains: list[float] | None = None) -> int | None:
+    """Show evenly spread held-out losses, and mixed ones that lie above them; return the step of the stop, or None."""
     for i, loss in enumerate(losses):
         step = (i + 1) * steps // 20 - 1
-        if not guard.evaluated(step, loss):
+        if not guard.evaluated(step, loss, mixed=None if gains is None else loss + gains[i]):
             return step
     return None
 
@@ -45,23 +45,21 @@ def evaluate(guard: Guard, losses: list[float], steps: int = 1_000) -> int | Non
 
 def test_real_runs_that_learn_nothing_are_stopped_early_and_good_ones_left_alone(bench: ModuleType) -> None:
     """Looser than what the benchmark tells, so that it fails for a rule that broke and not for one that moved."""
-    kept = bench.load()
-    stop = bench.guarded(planned=True)
+    kept = bench.load()[::2]
+    stop = bench.guarded(planned=True, mixed=True)
     bad = [one for one in kept if one.kind() == "hopeless"]
     good = [one for one in kept if one.kind() == "good"]
     assert len(kept) >= 200 and len(bad) >= 100 and len(good) >= 100
     stops = {one.name: stop(one) for one in (*bad, *good)}
     caught = [one for one in bad if stops[one.name] is not None and stops[one.name] < 0.3 * one.steps]
-    hurt = [one for one in good if stops[one.name] is not None and bench.harmed(one, stops[one.name])]
-    assert len(caught) / len(bad) >= 0.87
-    assert len(hurt) / len(good) <= 0.03
+    assert len(caught) / len(bad) >= 0.9
+    assert sum(stops[one.name] is not None for one in good) / len(good) <= 0.015
 
 
-def test_without_a_plan_no_good_run_is_harmed(bench: ModuleType) -> None:
-    good = [one for one in bench.load() if one.kind() == "good"]
+def test_without_a_plan_no_good_run_is_stopped(bench: ModuleType) -> None:
+    good = [one for one in bench.load()[::2] if one.kind() == "good"]
     stop = bench.guarded(planned=False)
-    hurt = [one for one in good if (at := stop(one)) is not None and bench.harmed(one, at)]
-    assert len(hurt) / len(good) <= 0.01
+    assert sum(stop(one) is not None for one in good) / len(good) <= 0.01
 
 
 def test_a_kept_curve_is_what_training_gives(bench: ModuleType) -> None:
@@ -92,6 +90,30 @@ def test_a_plateau_at_the_constant_is_stopped_when_the_plan_says() -> None:
     assert guard.stopped.said.startswith("After 30% of 1,000 steps the run has learnt nothing beyond noise")
     late = Guard(plan=Plan(steps=1_000, constant=0.693, show_by=0.5))
     assert evaluate(late, losses) == 499
+
+
+def test_a_plateau_on_which_answers_begin_to_know_their_row_is_left_alone() -> None:
+    rng = np.random.default_rng(0)
+    losses = (0.693 + 0.001 * rng.standard_normal(20)).tolist()
+    gains = [0.0004 * 1.6**i for i in range(20)]  # grows, and is not to be seen in the losses for a long time
+    assert evaluate(Guard(plan=PLAN), losses) == 299
+    assert evaluate(Guard(plan=PLAN), losses, gains=gains) is None
+    assert evaluate(Guard(plan=PLAN), losses, gains=[0.0004] * 20) == 299
+
+
+def test_a_loss_that_only_comes_down_to_the_constant_knows_nothing_of_single_rows() -> None:
+    losses = [0.9 - 0.02 * i for i in range(20)]
+    assert evaluate(Guard(plan=PLAN), losses) is None
+    assert evaluate(Guard(plan=PLAN), losses, gains=[0.0] * 20) == 299
+    assert evaluate(Guard(plan=PLAN), losses, gains=[0.002 * i for i in range(20)]) is None
+
+
+def test_what_the_planned_learning_rate_still_allows_decides() -> None:
+    losses, gains = [0.80 - 0.008 * i for i in range(20)], [0.01 + 0.01 * i for i in range(20)]
+    ends = Plan(steps=1_000, constant=0.693, rate=lambda step: 1.0 if step < 350 else 1e-3)
+    assert evaluate(Guard(plan=PLAN), losses, gains=gains) is None
+    assert evaluate(Guard(plan=ends), losses, gains=gains) == 299
+    assert np.allclose(Plan(steps=10, constant=1.0, rate=lambda step: 0.0).spent(), np.linspace(0, 1, 1_001))
 
 
 def test_what_has_once_learnt_is_never_called_hopeless() -> None:

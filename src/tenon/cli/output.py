@@ -10,7 +10,6 @@ slow beginning, do not count. Colours need a terminal too, and none are used whe
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sys
 import time
@@ -23,27 +22,14 @@ from typing import Any
 
 import click
 
-# Control characters, and those of Unicode that turn, hide or break text; joiners stay, words are written with them.
-CONTROL = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
-    "\U000e0000-\U000e007f]"
-)
+from tenon.errors import harmless as harmless  # told from here to the commands
+
 MARK = {"error": "✗", "warning": "!", "info": "·"}
 COLOUR = {"error": "red", "warning": "yellow", "info": "cyan"}
 BAR = 20  # characters of the bar
 REDRAW_S = 0.1
 RATE_S = 10.0  # rate and time left are those of the last seconds
 QUIET_S = 2.0  # work shorter than this shows no progress
-
-
-def harmless(text: str) -> str:
-    """Show control and direction-changing characters as their code points, so that data cannot drive the terminal."""
-    return CONTROL.sub(_point, text)
-
-
-def _point(found: re.Match[str]) -> str:
-    number = ord(found[0])
-    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}" if number < 1 << 16 else f"\\U{number:08x}"
 
 
 def terminal_width() -> int:

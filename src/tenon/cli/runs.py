@@ -270,6 +270,36 @@ def _write(file: Path, title: str, records: Sequence[Mapping[str, Any]], found: 
 # ── several runs ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@runs.command("watch")
+@click.argument("run")
+@project_argument
+@click.option(
+    "--every", default=1.0, show_default=True, type=click.FloatRange(0.1, 3600), help="Seconds between looks."
+)
+@click.option("--metric", default="", help="The metric to draw; the first whose name has 'loss' in it otherwise.")
+@click.option("--once", is_flag=True, help="Show how it stands now, and end.")
+@json_flag
+def runs_watch(run: str, project: Path, every: float, metric: str, once: bool, as_json: bool) -> None:
+    """Follow one RUN at work: step, loss, rate, time left, money, where the time goes, findings as they come.
+
+    Looks into the store only, so that any terminal of the machine will do. Ends when the run ends. With --json, one
+    line for each look.
+    """
+    import sys
+
+    from tenon.flow import look
+    from tenon.report.follow import Screen
+
+    screen = Screen(sys.stdout)
+    with stored(project) as store:
+        for record, name, losses, last in look.followed(store, run, metric=metric, every_s=every, once=once):
+            if as_json:
+                told = {field: record.get(field) for field in ("id", "model", "status", "stands", "findings")}
+                click.echo(json.dumps({**told, "metric": name, "latest": float(losses[-1]) if len(losses) else None}))
+            else:
+                screen.draw(record, losses, name=name, last=last)
+
+
 @runs.command("compare")
 @click.argument("names", nargs=-1, required=True, metavar="RUN... [PROJECT]")
 @html_option

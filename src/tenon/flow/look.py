@@ -13,9 +13,13 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tenon.errors import MissingError, UsageError, nearest, sentence
 from tenon.report.curve import Curve, thinned
@@ -69,6 +73,38 @@ def listed(store: Store, *, model: str = "", limit: int | None = None) -> list[d
         hint = nearest(model, known) if known else "run `tenon run` first"
         raise MissingError(sentence("a model with runs", f"'{model}'", at=str(store.root), hint=hint))
     return found
+
+
+# ── while it runs ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def followed(
+    store: Store,
+    name: str,
+    *,
+    metric: str = "",
+    every_s: float = 1.0,
+    once: bool = False,
+    wait: Callable[[float], None] = time.sleep,
+) -> Iterator[tuple[dict[str, Any], str, NDArray[np.float64], bool]]:
+    """Yield a run's record, the name and values of one metric, and whether this is the last, until the run ends.
+
+    Only what was logged since the last look is read. Of a long run each value is the mean of several points, POINTS at
+    most. A run whose process has ended without finishing it is told as `interrupted`.
+    """
+    id = str(find(store, name)["id"])
+    curve = track.Tail(store, id, metric)
+    while True:
+        record = track.load(store, id)
+        at_work = record.get("status") == "running"
+        if at_work and not track.alive(record):
+            record, at_work = {**record, "status": "interrupted: its process has ended"}, False
+        curve.read()
+        last = once or not at_work
+        yield record, curve.name, curve.values(), last
+        if last:
+            return
+        wait(every_s)
 
 
 # ── what metrics came to ─────────────────────────────────────────────────────────────────────────────────────────────

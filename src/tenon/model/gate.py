@@ -15,6 +15,7 @@ This module needs the standard library only: declaring a project imports it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -40,7 +41,8 @@ class Gate:
 
     `beat_baseline` is by how much it must be better than the best baseline (0: at all), `at_least` how good the metric
     must be (for a metric where less is better, at most that), `p99_ms` how long one row may take and `max_size_mb` how
-    large the compiled model may be (a megabyte is 1,000,000 bytes). Without a `metric`, the task's first one is used.
+    large the compiled model may be (a megabyte is 1,000,000 bytes). `usd_per_point` is what training may cost beyond
+    the baseline's for each hundredth of the metric that it is better. Without a `metric`, the task's first one is used.
     `flips` is the share of decisions that a smaller or quicker form of the model may change.
     """
 
@@ -50,12 +52,13 @@ class Gate:
     max_size_mb: float | None = None
     at_least: float | None = None
     flips: float = 0.001
+    usd_per_point: float | None = None
 
     def __post_init__(self) -> None:
         if self.metric and self.metric not in HIGHER_IS_BETTER:
             hint = nearest(self.metric, HIGHER_IS_BETTER)
             raise ConfigError(sentence("a metric", f"'{self.metric}'", at="Gate(metric=...)", hint=hint))
-        for name in ("beat_baseline", "p99_ms", "max_size_mb", "flips"):
+        for name in ("beat_baseline", "p99_ms", "max_size_mb", "usd_per_point", "flips"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ConfigError(sentence("a number of 0 or more", repr(value), at=f"Gate({name}=...)"))
@@ -161,12 +164,30 @@ def _score_checks(gate: Gate, name: str, run: Mapping[str, Any], gain: float) ->
         checks.append(Check(name="baseline", passed=passed, said=said, value=value, limit=gate.beat_baseline))
         said = f"that lift is between {low:+.4f} and {high:+.4f} (95 %), which must lie above 0"
         checks.append(Check(name="beyond_noise", passed=low > 0, said=said, value=low, limit=0.0))
+        if gate.usd_per_point is not None:
+            checks.append(_price_check(gate.usd_per_point, name, run, value))
     if gate.at_least is not None:
         more = HIGHER_IS_BETTER[name]
         passed = found >= gate.at_least if more else found <= gate.at_least
         said = f"{name} is {found:.4f}, at {'least' if more else 'most'} {gate.at_least:g} asked"
         checks.append(Check(name="at_least", passed=passed, said=said, value=found, limit=gate.at_least))
     return checks
+
+
+def _price_check(limit: float, name: str, run: Mapping[str, Any], lift: float) -> Check:
+    """Check that what the model is better by is worth what its training cost beyond the baseline's."""
+    costs = run.get("costs") or {}
+    cost, base = costs.get(str(run.get("trainer"))), costs.get(str(run.get("baseline")))
+    if cost is None or base is None:
+        said = "the run does not say what the model and its baseline cost, so its price is not known"
+        return Check(name="price", passed=False, said=said, limit=limit)
+    more = max(float(cost["usd"]) - float(base["usd"]), 0.0)
+    asked = more / (lift * 100) if lift > 0 else math.inf
+    said = (
+        f"its training cost {more:.3g} USD more than {run['baseline']}'s for {lift:+.4f} of {name}: {asked:.3g} USD for"
+        f" each 0.01, {limit:g} allowed"
+    )
+    return Check(name="price", passed=asked <= limit, said=said, value=asked if lift > 0 else None, limit=limit)
 
 
 def _findings_check(findings: Sequence[Mapping[str, Any]]) -> Check:

@@ -13,16 +13,18 @@ what it refuses has already been added.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from tenon.errors import MissingError, UsageError, missing_extra, sentence
 from tenon.training.guard import Guard
 
 
-def lightning(guard: Guard) -> Any:
+def lightning(guard: Guard, *, checkpoint: Path | str | None = None) -> Any:
     """Return a Lightning callback: the loss and gradients of every step, before the optimiser; validation losses too.
 
-    A validation metric named `val_loss` goes to `guard.evaluated`.
+    A validation metric named `val_loss` goes to `guard.evaluated`. A run that is told to stop and may be kept writes
+    Lightning's own checkpoint to `checkpoint`, from which `fit(ckpt_path=...)` goes on.
     """
     library: Any = None
     for name in ("lightning.pytorch", "pytorch_lightning"):
@@ -51,6 +53,8 @@ def lightning(guard: Guard) -> Any:
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             if guard.ending or guard.stopped is not None:
                 trainer.should_stop = True
+                if checkpoint is not None and not guard.suspect:
+                    trainer.save_checkpoint(checkpoint)
 
         def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
             value = trainer.callback_metrics.get("val_loss")
@@ -69,7 +73,8 @@ def hugging_face(guard: Guard) -> Any:
     """Return a callback for Hugging Face's Trainer: gradients before every optimiser step, losses as they are logged.
 
     The Trainer tells its callbacks the loss only when it logs it; `logging_steps=1` shows the guard every step's.
-    Evaluation losses go to `guard.evaluated`.
+    Evaluation losses go to `guard.evaluated`. A run that is told to stop and may be kept is saved by the Trainer,
+    and goes on with `resume_from_checkpoint`.
     """
     library = _module("transformers")
     if library is None:
@@ -97,6 +102,7 @@ def hugging_face(guard: Guard) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if guard.ending or guard.stopped is not None:
                 control.should_training_stop = True
+                control.should_save = not guard.suspect
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             guard.close()

@@ -205,7 +205,7 @@ def _again(torch: Any, model: Any, call: Call, found: _Found, *, backward: bool 
         handles.append(module.register_forward_hook(_made(torch, name, found, backward=backward)))
     cast = torch.autocast(call.kind, dtype=call.cast) if call.cast is not None else nullcontext()
     try:
-        with _as_it_was(torch, inner, call), cast:
+        with as_it_was(torch, inner, call), cast:
             return inner(*call.args, **call.kwargs)
     finally:
         for handle in handles:
@@ -213,7 +213,7 @@ def _again(torch: Any, model: Any, call: Call, found: _Found, *, backward: bool 
 
 
 @contextmanager
-def _as_it_was(torch: Any, model: Any, call: Call) -> Iterator[None]:
+def as_it_was(torch: Any, model: Any, call: Call) -> Iterator[None]:
     """Give back the random numbers of then, and leave random numbers and buffers of now as they were."""
     buffers = {name: one.clone() for name, one in model.named_buffers()}
     devices = [torch.cuda.current_device()] if call.device_random is not None else []

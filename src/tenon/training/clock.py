@@ -106,6 +106,14 @@ class Clock:
             self._steps += 1
             yield batch
 
+    @property
+    def waiting(self) -> float:
+        """Return the share of all time so far that was spent waiting for batches; reads no counters."""
+        if self._began is None:
+            return 0.0
+        wall = self.all.wall_s + self._clock() - self._began
+        return (self.all.wait_s + self._wait) / wall if wall > 0 else 0.0
+
     def look(self, step: int, usd_per_s: float = 0.0) -> Finding | None:
         """Close a window when it is long enough; a finding, once, when too much of it was spent waiting."""
         now = self._clock()

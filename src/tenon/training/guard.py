@@ -6,7 +6,7 @@
         if not guard.step(step, loss=loss):      # before the optimiser step
             break                                # stop, and keep what you have
 
-`step` answers True (go on) or False (stop: the budget is spent, or nothing more is to be gained); it raises
+`step` answers True (go on) or False (stop: the budget is spent, or nothing was ever gained); it raises
 TrainingError when what was trained is not to be kept: a loss that is no number, or one that runs away. A loop that does
 not listen to False is stopped by a BudgetError or TrainingError at its next step. Every stop is a Finding with its
 numbers, in `guard.findings` and in the run.
@@ -15,7 +15,7 @@ A `Plan` and `evaluated` stop what learns nothing, too:
 
     guard = Guard(plan=Plan(steps=10_000, constant=0.693))
     ...
-        if step % 500 == 499 and not guard.evaluated(step, held_out_loss):
+        if step % 500 == 499 and not guard.evaluated(step, held_out_loss, mixed=mixed_loss):
             break
 
 What a stop takes as evidence stands in `trend`; what `watch` looks at in a PyTorch model in `watch_torch` and
@@ -27,8 +27,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self
 
 from tenon import ledger
@@ -37,10 +38,14 @@ from tenon.errors import BudgetError, TrainingError, sentence
 from tenon.finding import Finding
 from tenon.ledger import Budget, Spent
 from tenon.training.clock import Clock
+from tenon.training.gpu import Reading, Throttle, readings
 from tenon.training.ranks import HELD_OUT, TOLD
 from tenon.training.trend import Evidence, Plan, Rules, Trend
 
-SPENT_S = 1.0  # between readings of what has been spent
+SPENT_S = 1.0  # between readings of what has been spent, at first
+SPENT_SHARE = 0.01  # of the time so far, later
+SPENT_MOST_S = 10.0
+FIT_STEPS = 20  # after which what a run reserves at most is known
 
 
 class Guard:
@@ -49,8 +54,11 @@ class Guard:
     __slots__ = (
         "_clock",
         "_cpu",
+        "_fit",
         "_follow",
+        "_gpu",
         "_last",
+        "_mark",
         "_models",
         "_peak",
         "_read",
@@ -66,8 +74,10 @@ class Guard:
         "plan",
         "prices",
         "ranks",
+        "readings",
         "rules",
         "run",
+        "show",
         "spent",
         "trend",
     )
@@ -96,7 +106,7 @@ class Guard:
         self._start = clock()
         self._cpu = ledger.cpu_seconds()
         self._peak = 0
-        self._read = self._start
+        self._read = self._start + SPENT_S  # when it is next read what has been spent
         self.plan = plan
         self.trend = Trend(rules, plan)
         self._stopped: Finding | None = None
@@ -104,6 +114,11 @@ class Guard:
         self._time: Clock | None = None
         self._last = False  # the step that is let finish, so that its checkpoint is of a whole step
         self.beat: Callable[[int], None] | None = None  # tells a watchdog outside that the run lives
+        self.readings: Callable[[], list[Reading]] | None = None  # of the GPUs; `watch` sets it where there are some
+        self.show: Callable[[Mapping[str, Any]], None] | None = None  # told how the run stands, now and then
+        self._gpu = Throttle()
+        self._fit: tuple[Any, Any, Callable[[], int | None]] | None = None  # prediction, store, what was reserved
+        self._mark = (self._start, 0)  # when it was last told how the run stands, and its step
         self.keeper: Any = None  # a Resume puts itself here, and is then asked to save before a run ends
         self.ranks = ranks
         self._together: Any = None
@@ -126,6 +141,35 @@ class Guard:
             self._watch.close()
         self._watch = Watch(model, optimizer, scaler=scaler)
         self._watch.health.share = self.rules.health
+        if self._watch.gpus and self.readings is None:
+            self.readings = readings()
+        return self
+
+    def fits(
+        self,
+        path: Path | str,
+        batch: int,
+        *,
+        store: Any = None,
+        device: Any = None,
+        reserved: Callable[[], int | None] | None = None,
+    ) -> Self:
+        """Refuse, before anything is put on the GPU, a run whose step is not sure to fit; the plan is in the refusal.
+
+        `path` is the file with the four functions of `tenon fit`. `device` names a GPU that is not here; without it and
+        without a GPU nothing is asked. With a `store`, what the run then really reserves (`reserved`, by default what
+        PyTorch says of the GPU here) teaches it how far to trust the next prediction on that device. TrainingError when
+        it is refused.
+        """
+        from tenon.training import memory
+
+        found = memory.asked(Path(path), batch, store=store, device=device)
+        if found is None:
+            return self
+        for finding in found.findings:
+            self._say(replace(finding, place=self._place("fit")))
+        found.require()
+        self._fit = found, store, reserved or memory.reserved
         return self
 
     def batches(self, batches: Iterable[Any]) -> Iterator[Any]:
@@ -134,7 +178,8 @@ class Guard:
         return self._time.over(batches)
 
     def close(self) -> None:
-        """Take off the hooks of `watch`; a guard without them needs no closing."""
+        """Take off the hooks of `watch`, and learn from what was reserved; a guard without them needs no closing."""
+        self._learn()
         if self._watch is not None:
             self._watch.close()
             self._watch = None
@@ -175,34 +220,42 @@ class Guard:
 
         Raises TrainingError for a loss or gradient that is no number and for one that runs away.
         """
-        if self._last:
-            self._last = False
-            return False
-        if self._stopped is not None:
-            kind = BudgetError if self._stopped.code == "training/budget-spent" else TrainingError
-            raise kind(f"{self._stopped.said} The loop was told to stop and went on, at step {step}")
-        if loss is not None and type(loss) is not float:
+        if self._last or self._stopped is not None:
+            return self._over(step)
+        watch, given = self._watch, grad_norm is not None
+        if watch is not None:
+            loss, grad_norm = watch.read(step, loss, grad_norm)  # together: an accelerator is waited for once
+        elif loss is not None and type(loss) is not float:
             loss = float(loss.item()) if hasattr(loss, "item") else float(loss)
         if self._together is not None:
-            return bool(self._together.step(self, step, loss, grad_norm))
+            return bool(self._together.step(self, step, loss, grad_norm, given=given))
         if loss is not None and not math.isfinite(loss):
             self._not_finite(step, "loss", loss)
-        if self._watch is not None:
-            self._look(step, grad_norm)
-        elif grad_norm is not None and not math.isfinite(grad_norm):
+        if grad_norm is not None and not math.isfinite(grad_norm) and not self._skipped(step):
             self._not_finite(step, "gradient norm", float(grad_norm))
+        if watch is not None and (found := watch.passed(step, grad_norm)):
+            for finding in found:
+                self.tell(finding)
         if self._follow is not None:
             self._follow(self._models, step)
         if self.beat is not None:
             self.beat(step)
         now = self._clock()
-        go_on = now - self._read < SPENT_S or self._affordable(step, now)
-        if go_on and loss is not None and self.trend.add(loss):
-            go_on = self._heed(step, self.trend.judge(step))
+        go_on = now < self._read or self._affordable(step, now)
+        if go_on and loss is not None and (evidence := self.trend.take(step, loss)) is not None:
+            go_on = self._heed(step, evidence)
         if go_on or self.keeper is None:
             return go_on
         self._last = True  # checkpoint, then stop: this step is let finish, the keeper saves it, the next is refused
         return True
+
+    def _over(self, step: int) -> bool:
+        """Refuse a step after the last one: False once, and an error for a loop that goes on all the same."""
+        if self._last or self._stopped is None:
+            self._last = False
+            return False
+        kind = BudgetError if self._stopped.code == "training/budget-spent" else TrainingError
+        raise kind(f"{self._stopped.said} The loop was told to stop and went on, at step {step}")
 
     def told(self, step: int, loss: Any) -> bool:
         """Say whether to go on, for loops that tell a loss apart from the gradients: a loss after its step."""
@@ -211,20 +264,23 @@ class Guard:
             return self._stopped is None and bool(self._together.asked(self, TOLD, step, loss))
         if not math.isfinite(loss):
             self._not_finite(step, "loss", loss)
-        return self._stopped is None and (not self.trend.add(loss) or self._heed(step, self.trend.judge(step)))
+        return self._stopped is None and self._heed(step, self.trend.take(step, loss))
 
-    def evaluated(self, step: int, loss: Any) -> bool:
+    def evaluated(self, step: int, loss: Any, *, mixed: Any = None) -> bool:
         """Say whether to go on after a loss on held-out rows; with a plan, a run that learns nothing is told to stop.
 
-        A held-out loss that is no number is refused like any other. Of several ranks each must tell its own, which may
-        be of its own part of the rows: they are averaged.
+        `mixed` is the loss of the same answers held against the targets of other rows, ``loss_of(answers, y.roll(1,
+        0))``: it needs no forward pass, and shows that a run learns before the loss does. A held-out loss that is no
+        number is refused like any other.
+        Of several ranks each must tell its own losses, which may be of its own part of the rows: they are averaged.
         """
         loss = float(loss.item()) if hasattr(loss, "item") else float(loss)
+        other = float(mixed.item()) if hasattr(mixed, "item") else mixed
         if self._together is not None:
-            return self._stopped is None and bool(self._together.asked(self, HELD_OUT, step, loss))
+            return self._stopped is None and bool(self._together.asked(self, HELD_OUT, step, loss, other))
         if not math.isfinite(loss):
             self._not_finite(step, "held-out loss", loss)
-        return self._stopped is None and self._heed(step, self.trend.evaluated(step, loss))
+        return self._stopped is None and self._heed(step, self.trend.evaluated(step, loss, other))
 
     # ── what has been spent ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -246,10 +302,10 @@ class Guard:
 
     def _affordable(self, step: int, now: float) -> bool:
         """Read what has been spent and compare it with the budget."""
-        self._read = now
+        # An hour's run is read every ten seconds: a budget is overrun by a hundredth of it at most.
+        self._read = now + min(max(SPENT_S, SPENT_SHARE * (now - self._start)), SPENT_MOST_S)
         self.spent = self._usage(now).spent(self.prices)
-        if self._time is not None:
-            self.tell(self._time.look(step, self.spent.usd / max(now - self._start, 1e-9)))
+        self._stands(step, now)
         admission = self.budget.admit(self.spent, what="the run")
         if admission:
             return True
@@ -264,21 +320,63 @@ class Guard:
         self._stop("training/budget-spent", "warning", step, said, f"{kept}; a larger budget goes on from it.", numbers)
         return False
 
+    # ── how it stands ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _stands(self, step: int, now: float) -> None:
+        """Look where the time goes and what holds the run back, and tell whoever follows it."""
+        usd_per_s = self.spent.usd / max(now - self._start, 1e-9)
+        per_s = (step - self._mark[1]) / max(now - self._mark[0], 1e-9)
+        self._mark = now, step
+        if self._time is not None:
+            self.tell(self._time.look(step, usd_per_s))
+        waiting = self._time.waiting if self._time is not None else None
+        if self.readings is not None:
+            read = self.readings()
+            for finding in self._gpu.look(read, step, steps_per_s=per_s, usd_per_s=usd_per_s, waiting=waiting or 0.0):
+                self.tell(finding)
+        if step > FIT_STEPS:
+            self._learn()
+        if self.run is None and self.show is None:
+            return
+        stands = {
+            "step": step,
+            "of": self.plan.steps if self.plan is not None else None,
+            "at": time.time(),
+            "per_s": per_s,
+            **{name: getattr(self.spent, name) for name in ("usd", "hours", "kwh")},
+            **{f"{name}_of": getattr(self.budget, name) for name in ("usd", "hours", "kwh")},
+            "waiting": waiting,
+            "lost": self._gpu.lost if self.readings is not None else None,
+        }
+        if self._watch is not None:
+            stands["device"] = self._watch.waited_s / max(now - self._start, 1e-9) if self._watch.gpus else None
+            if self._watch.work is not None and self._watch.work.flops:
+                stands |= self._watch.work.at(per_s)
+        if self.run is not None and hasattr(self.run, "update"):
+            self.run.update(stands=stands)
+        if self.show is not None:
+            told = {"run": str(getattr(self.run, "id", "")), "loss": self.trend.recent()}
+            self.show({**stands, **told, "findings": [one.to_dict() for one in self.findings]})
+
+    def _learn(self) -> None:
+        """Remember, once, what the run has reserved beside what was predicted."""
+        if self._fit is None:
+            return
+        from tenon.training import memory
+
+        (found, store, reserved), self._fit = self._fit, None
+        measured = reserved()
+        if store is not None and measured:
+            memory.remember(found, store, measured)
+
     # ── what the loss says ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def _look(self, step: int, grad_norm: float | None) -> None:
-        """Take the gradients from the watched model; refuse what is not finite, and tell what is not healthy."""
-        if grad_norm is None:
-            seen = self._watch.gradients()
-            grad_norm = seen.norm
-            if seen.skipped:
-                self.tell(self._watch.health.skipped(step))
-                if not self._watch.health.stuck:
-                    return
-        if grad_norm is not None and not math.isfinite(grad_norm):
-            self._not_finite(step, "gradient norm", float(grad_norm))
-        for finding in self._watch.passed(step, grad_norm):
-            self.tell(finding)
+    def _skipped(self, step: int) -> bool:
+        """Tell whether the loss scaler skips this step, which is no fault unless it skips only."""
+        if self._watch is None or not self._watch.skipped:
+            return False
+        self.tell(self._watch.health.skipped(step))
+        return not self._watch.health.stuck
 
     def _not_finite(self, step: int, name: str, value: float) -> None:
         said = sentence(f"a finite {name}", f"{value}", at=self._place(step))
@@ -294,6 +392,10 @@ class Guard:
         if evidence is None:
             return True
         numbers = {"step": float(step), **evidence.numbers}
+        if not evidence.stop:
+            place, said, hint = self._place(step), evidence.said, evidence.hint
+            self._say(Finding(code=evidence.code, severity="info", place=place, said=said, hint=hint, numbers=numbers))
+            return True
         if evidence.keep:
             grave = "info" if evidence.code == "training/flat" else "warning"
             self._stop(evidence.code, grave, step, evidence.said, evidence.hint, numbers)

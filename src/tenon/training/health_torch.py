@@ -1,7 +1,8 @@
 """The health of an optimisation, in findings with a next step: looked at now and then, for a bounded share of time.
 
 At a look, before the optimiser steps, small samples of every weight matrix are copied (at most `SAMPLE` values each);
-at the next step they are compared with what the optimiser made of them. From samples and gradients come:
+at the next step they are compared with what the optimiser made of them, and all numbers of the look are read at once,
+with that step's loss. From samples and gradients come:
 
 - *update to weight*: the norm of a step against the norm of the weights. Around 1e-3 is usual for healthy training (the
   rule of thumb is Karpathy's and Goodfellow's); above `LARGE` a step rewrites the layer, below `SMALL` nothing moves;
@@ -11,7 +12,7 @@ at the next step they are compared with what the optimiser made of them. From sa
 - *spikes* of the gradient norm against its own usual value, which clipping would have cut;
 - *loss scale*: the scaler of fp16 has gone below one, or skips steps again and again.
 
-A look is paid from a share of the loop's processor time (`Rules.health`, two thousandths), measured, so that a large
+A look is paid from a share of the loop's processor time (half of `Rules.health`), measured, so that a large
 model is looked at less often and never made slow. Each finding is told once, and needs `LOOKS` looks that agree.
 """
 
@@ -20,7 +21,6 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections import deque
 from typing import Any
 
 from tenon.finding import Finding
@@ -48,23 +48,32 @@ class Health:
         "_began",
         "_biases",
         "_dead",
+        "_found",
         "_large",
         "_layers",
+        "_limit",
         "_looks",
         "_norms",
         "_optimizer",
         "_paid",
         "_scaler",
+        "_sizes",
         "_skipped",
         "_small",
         "_told",
+        "_torch",
         "_usual",
         "_vanished",
+        "_with_gradient",
+        "looking",
         "ratios",
         "share",
     )
 
     def __init__(self, model: Any, optimizer: Any, scaler: Any, *, share: float = 0.002) -> None:
+        import torch
+
+        self._torch = torch
         self.share = share
         self.ratios: dict[str, float] = {}  # layer -> update to weight at the last look
         weights = [(name, one) for name, one in model.named_parameters() if one.requires_grad and one.dim() >= 2]
@@ -77,31 +86,70 @@ class Health:
         self._began = time.thread_time()
         self._paid = 0.0
         self._looks = 0
-        self._before: dict[str, Any] | None = None
+        self.looking = False  # a look began at the last step, and has not been read
+        self._before: list[Any] = []  # samples of the weights from then
+        self._with_gradient: list[str] = []
+        self._sizes: list[Any] = []  # norms of samples of their gradients, not read yet
+        self._found: list[Finding] = []
         self._dead: dict[str, Any] = {}
-        self._norms: deque[float] = deque(maxlen=USUAL)
+        self._norms: list[float] = []
         self._usual = 0.0
+        self._limit = math.inf
         self._large = self._small = self._vanished = self._skipped = 0
         self._told: set[str] = set()
 
-    def look(self, step: int, norm: float | None) -> list[Finding]:
-        """Return what is new since the last step; does nothing but arithmetic on `norm` unless a look is due."""
-        found: list[Finding] = []
-        if norm is not None and (spike := self._spike(step, norm)) is not None:
-            found.append(spike)
-        if self._before is None and step % EVERY:
-            return found
-        now = time.perf_counter()
-        due = self._paid <= self.share * (time.thread_time() - self._began)
-        if self._before is not None:
-            found += self._after(step)
-        elif due and self._layers:
-            self._sample()
-            found += self._gradients(step)
-        else:
-            return found
-        self._paid += time.perf_counter() - now
+    def look(self, step: int, norm: float | None) -> list[Finding] | None:
+        """Return what is new since the last step; does nothing but compare `norm` with its limit unless a look is due.
+
+        A look begins here, before the optimiser steps; what it sees is `asked` and `answered` at the next step.
+        """
+        if norm is not None:
+            self._skipped = 0
+            norms = self._norms
+            norms.append(norm)
+            if norm > self._limit and (spike := self._spike(step, norm)) is not None:
+                self._found.append(spike)
+            if len(norms) >= USUAL + REFRESH:
+                del norms[:REFRESH]
+                self._usual = statistics.median(norms)
+                self._limit = SPIKE * self._usual or math.inf
+        if step % EVERY == 0 and not self.looking:
+            start = time.thread_time()
+            if self._paid <= self.share / 2 * (start - self._began):
+                self._begin()
+                self._paid += time.thread_time() - start
+        if not self._found:
+            return None
+        found, self._found = self._found, []
         return found
+
+    def asked(self, step: int) -> Any:
+        """Return what the look that began at the last step still has to read, as one tensor."""
+        start = time.thread_time()
+        torch, before = self._torch, self._before
+        now = [_some(weight) for _, weight in self._layers]
+        moved = torch._foreach_norm(torch._foreach_sub(now, before))
+        parts = [*torch._foreach_norm(before), *moved, *self._sizes]
+        if self._looks >= LOOKS and "training/dead-units" not in self._told:
+            parts += [dead.sum() for dead in self._dead.values()]
+        device = parts[0].device  # a model may lie on several
+        asked = torch.stack([one.float().to(device) for one in parts])
+        self._paid += time.thread_time() - start
+        return asked
+
+    def answered(self, step: int, values: list[float]) -> None:
+        """Take the numbers that were asked for, and judge them; `look` gives out what came of it."""
+        names, count = [name for name, _ in self._layers], len(self._layers)
+        sizes, moved, rest = values[:count], values[count : 2 * count], values[2 * count :]
+        grads = dict(zip(self._with_gradient, rest, strict=False))
+        dead = dict(zip(self._dead, rest[len(grads) :], strict=False))
+        size_of = dict(zip(names, sizes, strict=True))
+        self.looking = False
+        self.ratios = {name: by / size for name, by, size in zip(names, moved, sizes, strict=True) if size > 0}
+        relative = [(name, norm / size_of[name]) for name, norm in grads.items() if size_of[name] > 0]
+        for finding in (self._tell_dead(step, dead), self._tell_vanished(step, relative), *self._moves(step)):
+            if finding is not None:
+                self._found.append(finding)
 
     def skipped(self, step: int) -> Finding | None:
         """Count a step that the loss scaler skips; a finding when it skips again and again."""
@@ -125,38 +173,41 @@ class Health:
     # ── looks ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _spike(self, step: int, norm: float) -> Finding | None:
-        self._skipped = 0
-        if len(self._norms) == USUAL and (self._usual == 0 or step % REFRESH == 0):
-            self._usual = statistics.median(self._norms)
         usual = self._usual
-        self._norms.append(norm)
-        if not 0 < SPIKE * usual < norm:
-            return None
         said = f"The gradient norm is {norm:.3g}, {norm / usual:.0f} times what is usual for this run, {usual:.3g}."
         hint = f"Clip gradients at about {2 * usual:.2g}, and look at this step's rows."
         return self._tell("training/gradient-spike", "warning", step, said, hint, {"norm": norm, "usual": usual})
 
-    def _sample(self) -> None:
+    def _begin(self) -> None:
+        """Copy the samples of the weights before the optimiser moves them, and look at their gradients."""
+        if not self._layers:
+            return
+        self.looking = True
         self._looks += 1
-        self._before = {name: _some(weight).clone() for name, weight in self._layers}
+        self._before = [_some(weight).clone() for _, weight in self._layers]
+        dense = [(name, one) for name, one in self._layers if one.grad is not None and not one.grad.is_sparse]
+        self._with_gradient = [name for name, _ in dense]
+        self._sizes = self._torch._foreach_norm([_some(one.grad) for _, one in dense]) if dense else []
+        if "training/dead-units" in self._told:
+            return
+        for name, weight in dense:
+            bias = self._biases[name]
+            if bias is not None and bias.grad is not None and len(bias) == len(weight):
+                dead = local(bias.grad) == 0
+            else:
+                dead = (_rows(weight.grad) == 0).all(dim=1)
+            self._dead[name] = dead & self._dead[name] if name in self._dead else dead
 
-    def _after(self, step: int) -> list[Finding]:
-        """Compare the sampled weights with what the optimiser has made of them."""
-        before, self._before = self._before or {}, None
-        ratios = {}
-        for name, weight in self._layers:
-            old = before[name]
-            size = float(old.norm())
-            if size > 0:
-                ratios[name] = float((_some(weight) - old).norm()) / size
-        self.ratios = ratios
+    def _moves(self, step: int) -> list[Finding | None]:
+        """Judge how much of the weights a step changes."""
+        ratios = self.ratios
         if not ratios:
             return []
         worst = max(ratios, key=lambda name: ratios[name])
         middle = statistics.median(ratios.values())
         self._large = self._large + 1 if ratios[worst] > LARGE else 0
         self._small = self._small + 1 if 0 <= middle < SMALL else 0
-        found = []
+        found: list[Finding | None] = []
         if self._large >= LOOKS:
             said = f"A step changes '{worst}' by {ratios[worst]:.1%} of its size, at {LOOKS} looks; 0.1 % is usual."
             hint = "Lower the learning rate about tenfold, or warm it up over the first hundreds of steps."
@@ -167,35 +218,14 @@ class Health:
             )
             hint = "Raise the learning rate, or check that the optimiser holds these parameters and its schedule moves."
             found.append(self._tell("training/update-too-small", "warning", step, said, hint, {"ratio": middle}))
-        return [one for one in found if one is not None]
+        return found
 
-    def _gradients(self, step: int) -> list[Finding]:
-        """Look for units that never get a gradient, and for a gradient that does not reach the first layer."""
-        relative = []
-        for name, weight in self._layers:
-            if weight.grad is None or weight.grad.is_sparse:
-                continue
-            bias = self._biases[name]
-            if bias is not None and bias.grad is not None and len(bias) == len(weight):
-                dead = local(bias.grad) == 0
-            else:
-                grad = local(weight.grad)
-                dead = (grad.reshape(len(grad), math.prod(weight.shape[1:])) == 0).all(dim=1)
-            self._dead[name] = dead & self._dead[name] if name in self._dead else dead
-            size = float(_some(weight).norm())
-            if size > 0:
-                relative.append((name, float(_some(weight.grad).norm()) / size))
-        found = [self._tell_dead(step), self._tell_vanished(step, relative)]
-        return [one for one in found if one is not None]
-
-    def _tell_dead(self, step: int) -> Finding | None:
-        if self._looks < LOOKS:
-            return None
-        shares = {name: float(dead.float().mean()) for name, dead in self._dead.items() if len(dead) > 1}
+    def _tell_dead(self, step: int, counts: dict[str, float]) -> Finding | None:
+        shares = {name: count / len(self._dead[name]) for name, count in counts.items() if len(self._dead[name]) > 1}
         worst = max(shares, key=lambda name: shares[name], default=None)
         if worst is None or shares[worst] < DEAD:
             return None
-        count, units = int(self._dead[worst].sum()), len(self._dead[worst])
+        count, units = int(counts[worst]), len(self._dead[worst])
         said = (
             f"{count:,} of {units:,} units of '{worst}' had no gradient at any of {self._looks} looks: they are dead."
         )
@@ -227,5 +257,11 @@ class Health:
 
 def _some(weight: Any) -> Any:
     """Return at most SAMPLE values of a weight, evenly spread, without copying the others."""
-    values = local(weight.detach()).reshape(-1)  # a shard says enough
+    values = local(weight.detach()).reshape(-1)
     return values[:: max(1, math.ceil(values.numel() / SAMPLE))]
+
+
+def _rows(tensor: Any) -> Any:
+    """Return what this rank holds of a tensor as a matrix of its rows, of which there may be none."""
+    held = local(tensor)
+    return held.reshape(len(held), math.prod(tensor.shape[1:]))

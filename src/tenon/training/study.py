@@ -15,12 +15,13 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tenon import metric
+from tenon import ledger, metric
 from tenon.encoding import Encoding
 from tenon.errors import BudgetError, ConfigError, TenonError, TrainingError, nearest, sentence
 from tenon.finding import Finding
@@ -72,6 +73,7 @@ class Outcome:
     scores: Mapping[str, Floats]  # side -> what the model answers for each of its rows
     stopped: bool = False
     params: Mapping[str, Any] = field(default_factory=dict)
+    costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # model or baseline -> seconds, usd
 
     def to_dict(self) -> dict[str, Any]:
         """Return all but the model as plain data, in the fields of a `run` record."""
@@ -85,6 +87,7 @@ class Outcome:
             "baselines": {name: _plain(found) for name, found in self.baselines.items()},
             "baseline": self.baseline,
             "lift": _plain(self.lift),
+            "costs": {name: dict(cost) for name, cost in self.costs.items()},
             "calibration": [dict(group) for group in self.calibration],
             "importance": [dict(one) for one in self.importance],
             "findings": [finding.to_dict() for finding in self.findings],
@@ -119,7 +122,7 @@ def experiment(
     primary = metric.METRICS[data.task][0]
     best = max(found, key=lambda one: _signed(primary, found[one].metrics["valid"]), default="")
     lift = study.lift(model.scores, found[best].scores) if best else {}
-    study.judge(name, model, best, lift)
+    study.judge(name, model, best, lift, {**found, name: model})
     return Outcome(
         fitted=replace(model.fitted, threshold=_threshold(data, model.scores["valid"])),
         trainer=name,
@@ -138,6 +141,7 @@ def experiment(
         scores=model.scores,
         stopped=guard.stopped is not None and guard.stopped.code == "training/budget-spent",
         params=model.fitted.notes,
+        costs={one: each.cost for one, each in {**found, name: model}.items()},
     )
 
 
@@ -159,6 +163,7 @@ class _Trained:
     fitted: Fitted
     scores: Mapping[str, Floats]
     metrics: Mapping[str, Estimates]
+    cost: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +199,7 @@ class _Study:
         if self.guard.stopped is not None:
             raise BudgetError(f"{self.guard.stopped.said} {_name(trainer)} was not begun.")
         self.guard.forget()
+        began, busy = time.perf_counter(), ledger.cpu_seconds()
         if isinstance(trainer, str):
             body = resolve(trainer, self.data.task)
             fitted = body(self.data, self.run, Options(guard=self.guard, seed=self.seed))
@@ -201,12 +207,15 @@ class _Study:
             fitted = settle(_call(trainer, self.data, self.run), self.data, _name(trainer))
             if not fitted.gain:
                 fitted = replace(fitted, gain=permuted(fitted, self.data, seed=self.seed))
+        took, core_s = time.perf_counter() - began, max(ledger.cpu_seconds() - busy, 0.0)
+        used = ledger.Usage(wall_s=took, cpu_s=core_s, peak_bytes=ledger.resident_bytes())
         scores = {side: fitted.predict(getattr(self.data, side).x) for side in ("valid", "test")}
         metrics = {
             side: metric.evaluate(self.data.task, getattr(self.data, side).y, scores[side], seed=self.seed)
             for side in scores
         }
-        return _Trained(fitted=fitted, scores=scores, metrics=metrics)
+        cost = {"seconds": took, "usd": used.spent(self.guard.prices).usd}
+        return _Trained(fitted=fitted, scores=scores, metrics=metrics, cost=cost)
 
     def lift(self, scores: Mapping[str, Floats], base: Mapping[str, Floats]) -> dict[str, Estimate]:
         """Measure by how much the model is better than the baseline on the same test rows."""
@@ -214,11 +223,11 @@ class _Study:
 
     # ── judgement ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def judge(self, name: str, model: _Trained, best: str, lift: Estimates) -> None:
+    def judge(self, name: str, model: _Trained, best: str, lift: Estimates, every: Mapping[str, _Trained]) -> None:
         """Say when the model is not better than the baseline beyond noise, and when it is too good to be true."""
         primary = metric.METRICS[self.data.task][0]
         if best and lift[primary].low <= 0:
-            self._not_better(name, best, primary, lift[primary])
+            self._not_better(name, best, primary, lift[primary], every)
         for measure, limit in SUSPICIOUS.items():
             found = model.metrics["test"].get(measure)
             if found is not None and found.value >= limit:
@@ -226,11 +235,16 @@ class _Study:
                 self._suspicious("score", said, {measure: found.value})
         self._leaks()
 
-    def _not_better(self, name: str, best: str, primary: str, lift: Estimate) -> None:
+    def _not_better(self, name: str, best: str, primary: str, lift: Estimate, every: Mapping[str, _Trained]) -> None:
         said = (
             f"{name} is not better than the {best} baseline beyond noise: its lift in {primary} on test is"
             f" {lift.value:+.4f}, 95 % between {lift.low:+.4f} and {lift.high:+.4f}."
         )
+        rows = []
+        for one, each in every.items():
+            score, cost = each.metrics["test"][primary], each.cost
+            rows.append(f"{one} {score} in {cost['seconds']:.2g} s for {cost['usd']:.2g} USD")
+        said += f" On test: {'; '.join(rows)}."
         hint = f"Keep {best}, which is cheaper, or give the model features or rows that the baseline cannot use."
         self.say("training/not-better", "warning", primary, said, hint, lift.to_dict())
 
@@ -307,8 +321,13 @@ def _name(trainer: str | Trainer) -> str:
 
 
 def _against(task: str, trainer: str | Trainer, baselines: Sequence[str] | None) -> list[str]:
-    """Return the baselines to train, simplest first: those asked for, without the model itself."""
+    """Return the baselines to train, simplest first: those asked for, without the model itself.
+
+    A trainer of the user's own, which may be a network, must also beat gradient boosting where that is installed.
+    """
     names = list(BASELINES[task] if baselines is None else baselines)
+    if baselines is None and not isinstance(trainer, str) and find_spec("lightgbm") is not None:
+        names.append("lightgbm")  # what a network must beat, too: on tables it usually does not
     for name in [*names, *([trainer] if isinstance(trainer, str) else [])]:
         resolve(name, task)
     kept = [name for name in dict.fromkeys(names) if name != trainer]

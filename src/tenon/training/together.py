@@ -43,22 +43,24 @@ class Together:
         self._mine = ALONE
         self._read = -math.inf
 
-    def step(self, guard: Guard, step: int, loss: float | None, grad_norm: float | None) -> bool:
-        """Take the step with the other ranks; the same answer, or the same TrainingError, on all of them."""
+    def step(self, guard: Guard, step: int, loss: float | None, norm: float | None, *, given: bool) -> bool:
+        """Take the step with the other ranks; the same answer, or the same TrainingError, on all of them.
+
+        `norm` is that of this rank's gradients, unless the loop has `given` it.
+        """
         watch = guard._watch
-        seen = watch.gradients() if watch is not None and grad_norm is None else None
-        norm, skipped = (seen.norm, seen.skipped) if seen is not None else (grad_norm, False)
+        skipped = watch is not None and watch.skipped
         wrong = LOSS if loss is not None and not math.isfinite(loss) else 0
         if norm is not None and not math.isfinite(norm) and (not skipped or watch.health.stuck):
             wrong |= GRADIENT
-        heard = self._hear(guard, STEP, step, loss, norm, wrong)
+        heard = self._hear(guard, STEP, step, loss, norm * norm if norm is not None else 0.0, wrong)
         if heard.wrong:
             self._refuse(guard, step, heard, "loss" if heard.in_loss else "gradient norm")
         if heard.stop:
             return self._stop(guard)
         self.saving = heard.save
         if watch is not None:
-            mean = heard.square / self.ranks.size if seen is None or not watch.sharded else heard.square
+            mean = heard.square / self.ranks.size if given or not watch.sharded else heard.square
             self._look(guard, step, math.sqrt(mean) if norm is not None else None, skipped)
         if guard._follow is not None:
             guard._follow(guard._models, step)
@@ -68,14 +70,18 @@ class Together:
             self._decide(guard, step, heard.loss)
         return True
 
-    def asked(self, guard: Guard, kind: int, step: int, loss: float) -> bool:
-        """Take a loss told outside of steps (held-out rows, a logged loss): averaged, and judged by the first rank."""
+    def asked(self, guard: Guard, kind: int, step: int, loss: float, mixed: float | None = None) -> bool:
+        """Take a loss told outside of steps (held-out rows, a logged loss): averaged, and judged by the first rank.
+
+        A `mixed` loss, which all ranks tell or none, is averaged with it.
+        """
         wrong = 0 if math.isfinite(loss) else LOSS
-        heard = self._hear(guard, kind, step, loss, None, wrong)
+        heard = self._hear(guard, kind, step, loss, mixed or 0.0, wrong)
         if heard.wrong:
             self._refuse(guard, step, heard, "held-out loss" if kind == HELD_OUT else "loss")
         if self.ranks.first and heard.loss is not None:
-            self._try(guard, lambda: self._judge(guard, kind, step, heard.loss))
+            other = heard.square / self.ranks.size if mixed is not None else None
+            self._try(guard, lambda: self._judge(guard, kind, step, heard.loss, other))
         # Whoever tells losses so may not come to another step: what the first rank decides is told at once.
         if self.ranks.hear(Said(kind=kind, step=step, stop=self._due is not None)).stop:
             return self._stop(guard, finishing=False)
@@ -87,13 +93,13 @@ class Together:
 
     # ── saying and hearing ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def _hear(self, guard: Guard, kind: int, step: int, loss: float | None, norm: float | None, wrong: int) -> Heard:
+    def _hear(self, guard: Guard, kind: int, step: int, loss: float | None, square: float, wrong: int) -> Heard:
         now = guard._clock()
         if now - self._read >= USAGE_S:
             self._read = now
             self._mine = guard.own_usage(now)
-        if not self.ranks.first and guard._time is not None and now - guard._read >= USAGE_S:
-            guard._read = now
+        if not self.ranks.first and guard._time is not None and now >= guard._read:
+            guard._read = now + USAGE_S
             guard.tell(guard._time.look(step))
         keeper = guard.keeper
         heard = self.ranks.hear(
@@ -101,7 +107,7 @@ class Together:
                 kind=kind,
                 step=step,
                 loss=loss,
-                square=norm * norm if norm is not None else 0.0,
+                square=square,
                 wrong=wrong,
                 news=bool(self.news),
                 stop=self._due is not None,
@@ -142,17 +148,17 @@ class Together:
     def _decide(self, guard: Guard, step: int, loss: float | None) -> None:
         """On the first rank: read the budget now and then, judge the trend; a stop waits for the next step."""
         now = guard._clock()
-        if now - guard._read >= USAGE_S:
+        if now >= guard._read:
             self._try(guard, lambda: guard._affordable(step, now))
-        if self._due is None and loss is not None and guard.trend.add(loss):
-            self._try(guard, lambda: guard._heed(step, guard.trend.judge(step)))
+        if self._due is None and loss is not None and (evidence := guard.trend.take(step, loss)) is not None:
+            self._try(guard, lambda: guard._heed(step, evidence))
 
-    def _judge(self, guard: Guard, kind: int, step: int, loss: float | None) -> None:
+    def _judge(self, guard: Guard, kind: int, step: int, loss: float | None, mixed: float | None) -> None:
         assert loss is not None
         if kind == HELD_OUT:
-            guard._heed(step, guard.trend.evaluated(step, loss))
-        elif kind == TOLD and guard.trend.add(loss):
-            guard._heed(step, guard.trend.judge(step))
+            guard._heed(step, guard.trend.evaluated(step, loss, mixed))
+        elif kind == TOLD:
+            guard._heed(step, guard.trend.take(step, loss))
 
     def _try(self, guard: Guard, decide: Any) -> None:
         """Take what the guard would do alone as a decision that is still to be told."""
@@ -182,7 +188,7 @@ class Together:
         if skipped:
             guard.tell(guard._watch.health.skipped(step))
             return
-        for finding in guard._watch.passed(step, norm):
+        for finding in guard._watch.passed(step, norm) or ():
             guard.tell(finding)
 
     def _refuse(self, guard: Guard, step: int, heard: Heard, name: str) -> None:

@@ -12,6 +12,7 @@ one row per point in a table (a hundred times slower, and a thousand times more 
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -44,6 +45,7 @@ from tenon.training.packing import Floats, Ints, unpack
 
 TRACEBACK_CHARS = 20_000
 STEP_MAX = 2**63 - 1
+TAIL = 4096  # values of a metric that is followed
 
 Curves = dict[str, tuple[Ints, Floats]]
 Status = Literal["running", "done", "failed", "stopped"]
@@ -115,7 +117,7 @@ class Run:
         }
         with store.atomic():
             before = store.get("run", id)
-            if before is not None and before.get("status") == "running" and _alive(before):
+            if before is not None and before.get("status") == "running" and alive(before):
                 got = f"process {before['process']['pid']} still at work on it"
                 raise TrainingError(
                     sentence("a run that nobody else works on", got, at=f"run/{id}", hint="wait or stop it")
@@ -313,11 +315,56 @@ def curves(store: Store, id: str, *, by: Literal["step", "time"] = "step") -> di
     return {name: (np.concatenate(axes), np.concatenate(columns)) for name, (axes, columns) in parts.items()}
 
 
+class Tail:
+    """One metric of a run at work, read on from where the last look ended; remembers at most TAIL values."""
+
+    __slots__ = ("_after", "_every", "_id", "_part", "_seen", "_store", "_values", "_wanted", "name")
+
+    def __init__(self, store: Store, id: str, metric: str = "") -> None:
+        self._store, self._id, self._wanted = store, id, metric
+        self._after = 0
+        self._seen = -math.inf  # when the newest point that was read was logged
+        self._values: list[float] = []
+        self._part: list[float] = []  # points waiting to become one value
+        self._every = 1
+        self.name = metric or "loss"
+
+    def read(self) -> None:
+        """Read what has been logged since the last look."""
+        for batch in self._store.read(STREAM, self._id, after=self._after):
+            self._after = batch.seq
+            for table in unpack(batch.body, f"{STREAM}/{self._id}/{batch.seq}"):
+                names = list(table["names"])
+                wanted = self._wanted or next((name for name in names if "loss" in name), "")
+                if wanted in names:
+                    self._wanted = self.name = wanted
+                    values = np.frombuffer(table["values"], dtype="<f8").reshape(-1, len(names))
+                    # Batches may have been folded into one meanwhile, of which the beginning is known already.
+                    fresh = np.frombuffer(table["times"], dtype="<f8") > self._seen
+                    for value in values[fresh, names.index(wanted)].tolist():
+                        self._add(value)
+            self._seen = max(self._seen, batch.last)
+
+    def _add(self, value: float) -> None:
+        self._part.append(value)
+        if len(self._part) < self._every:
+            return
+        self._values.append(sum(self._part) / len(self._part))
+        self._part.clear()
+        if len(self._values) >= TAIL:
+            self._values = np.asarray(self._values).reshape(-1, 2).mean(axis=1).tolist()
+            self._every *= 2
+
+    def values(self) -> Floats:
+        """Return what is remembered, oldest first; the last value is that of the newest points."""
+        return np.asarray([*self._values, *([sum(self._part) / len(self._part)] if self._part else [])])
+
+
 def reap(store: Store) -> list[Finding]:
     """Mark as stopped the runs whose process has ended on this machine without finishing them; return the findings."""
     told = []
     for record in store.find("run", status="running"):
-        if record.get("process", {}).get("host") != socket.gethostname() or _alive(record):
+        if record.get("process", {}).get("host") != socket.gethostname() or alive(record):
             continue
         finding = Finding(
             code="track/interrupted",
@@ -340,7 +387,7 @@ def _process() -> dict[str, Any]:
     return {"pid": os.getpid(), "host": socket.gethostname(), "began": psutil.Process().create_time()}
 
 
-def _alive(record: Mapping[str, Any]) -> bool:
+def alive(record: Mapping[str, Any]) -> bool:
     """Tell whether the process that began a run still lives; a process of another machine is taken to live."""
     import psutil
 

@@ -6,55 +6,55 @@ averaged, and a point then stands for twice as many steps.
 
 *Running away*: the last NEAR losses all lie `sigmas` of noise above the best stretch so far, and above where the run
 began. *Flat*: a straight line through the second half of the run promises, at the upper end of its 95 % interval, less
-than `least_gain` of what the run has gained in all; or the loss rises, and its best lies in the first half.
+than `least_gain` of what the run has gained in all; or the loss rises, and its best lies in the first half. A run that
+has gained is told so and goes on; a stop is for one that never gained anything.
 
 *Learning nothing* needs a `Plan`, how many steps the run is to have and the held-out loss of an answer that knows
 nothing, and held-out losses, at least EVALUATIONS of them. From `show_by` of the plan on they must show that the run
-learns: one that is `worth` below that answer's, or a fall beyond noise that, going on as it does, would come so far.
-What shows neither at two of three evaluations, the last among them, is stopped. Losses of training rows are no such
-evidence: their noise hides a slow fall, and rows learnt by heart show one that means nothing; a rule on them harmed 14
-good runs of 95. A plateau that ends later than `show_by` cannot be told from one that never ends; `bench/curves.py`
-counts how often that is wrong, and is where the thresholds come from. Rejected: extrapolating a power law (its exponent
-is not known before the curve has bent, and its interval covers everything), and stopping by rank among earlier runs
-(needs earlier runs).
+learns: one that is `worth` below that answer's, or hope to come so far (see `hope`). What shows neither at two of three
+evaluations, the last among them, is stopped. Losses of training rows are no such evidence: their noise hides a slow
+fall, and rows learnt by heart show one that means nothing; a rule on them harmed 14 good runs of 95. `bench/curves.py`
+is where the thresholds come from. Rejected: stopping by rank among earlier runs (needs earlier runs).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tenon.errors import UsageError, sentence
+from tenon.training import hope
 
 Floats = NDArray[np.float64]
+SLICES = 1_000  # of a plan, for which its learning rate is asked
 POINTS = 256  # kept of the history
 NEAR = 5  # losses that must agree
 CHECK_STEPS = 10
+CHECK_AGAIN = 0.03  # of the steps so far, after which a curve is looked at again
+FRESH = 512  # losses put aside at most
+NOTHING = 3.0  # standard errors of the first losses by which a run must have gained, to have gained anything
+FLAT_AGAIN = 0.02  # of the steps so far, after which it is asked again
 FLAT_STEPS = 300  # before which a loss that has noise is not called flat
 FROM, UNTIL = 0.65, 2.0  # times `show_by`: evaluations before and after are not judged
 EVALUATIONS = 4  # that it takes
-FALLS = 3.0  # standard errors of its slope from which a loss falls
-HASTE, HASTE_DECAYING = 1.1, 0.6  # times as fast as measured that a run may go on, also when its learning rate decays
-STEADY = 0.75  # ratio of the falls in two halves of a curve from which it does not slow down
-SUDDEN = 1.0  # times the usual change from which a new best is a fall of its own
-BLOWN = 100.0  # times the constant: a loss that will not calm down
 PROMISE = 0.5  # of what is worth having: a run that had so much once, and moves, is left to show more
-LEAST = 1e-3  # of the constant: a smaller change is none
-BOUNCE = 0.25  # of the constant: a curve that rises so much may calm down when the learning rate decays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """What stops a run; each rule can be turned off.
 
-    `least_gain` is the share of all gain so far that another half of the run must promise.
+    `least_gain` is the share of all gain so far that another half of the run must promise. A run that has gained and
+    lies flat is told once and goes on, unless `stop_flat` asks for a stop; one that never gained anything is stopped.
     """
 
     diverged: bool = True
     flat: bool = True
+    stop_flat: bool = False
     hopeless: bool = True  # needs a Plan
     sigmas: float = 6.0
     least_steps: int = 60
@@ -75,11 +75,22 @@ class Plan:
     worth: float = 0.02
     show_by: float = 0.3  # the share of its steps by which a run must show that it learns
     decays: bool = False  # the learning rate falls to near zero at the end, so that a loss that bounces may calm down
+    rate: Callable[[int], float] | None = (
+        None  # the learning rate planned for a step, in any unit: what is still to come
+    )
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 < self.constant < math.inf or not 0 <= self.worth < 1 or not 0 < self.show_by <= 1:
             got = f"steps={self.steps}, constant={self.constant}, worth={self.worth}, show_by={self.show_by}"
             raise UsageError(sentence("steps of 1 or more, a loss above 0, and shares of at most 1", got, at="Plan"))
+
+    def spent(self) -> Floats:
+        """Return the share of all planned learning rate that is spent after k / SLICES of the steps, k from 0 on."""
+        if self.rate is None:
+            return np.linspace(0, 1, SLICES + 1)
+        middles = [int((k + 0.5) * self.steps / SLICES) for k in range(SLICES)]
+        spent = np.concatenate([[0.0], np.cumsum([max(float(self.rate(step)), 0.0) for step in middles])])
+        return spent / spent[-1] if spent[-1] > 0 else np.linspace(0, 1, SLICES + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,17 +102,22 @@ class Evidence:
     hint: str
     numbers: dict[str, float]
     keep: bool = True
+    stop: bool = True
 
 
 class Trend:
-    """The losses of one model so far, and what they are evidence of; `add` is told each, `judge` answers."""
+    """The losses of one model so far, and what they are evidence of: `take` is told each and answers."""
 
     __slots__ = (
+        "_at",
         "_every",
-        "_judged",
+        "_flat_at",
+        "_fresh",
         "_learnt",
+        "_mixed",
         "_next",
         "_part",
+        "_spent",
         "_valid",
         "_worse",
         "losses",
@@ -115,10 +131,28 @@ class Trend:
         self.losses: list[float] = []
         self._part: list[float] = []  # losses waiting to become one point
         self._every = 1  # steps that one point stands for
+        self._fresh: list[float] = []  # losses not looked at yet
         self._next = rules.least_steps
+        self._flat_at = 0.0  # the step before which it is not asked again whether the loss lies flat
         self._valid: list[float] = []
+        self._mixed: list[float] = []  # losses of the same answers, held against the targets of other rows
+        self._at: list[int] = []  # steps that were done at each
+        self._spent: Floats | None = None
         self._learnt = False
         self._worse: list[bool] = []  # the last three evaluations: did they show nothing
+
+    def take(self, step: int, loss: float) -> Evidence | None:
+        """Take the loss of a step; returns why the run should stop, or None. Most calls only put the loss aside."""
+        self._fresh.append(loss)
+        if step < self._next and len(self._fresh) < FRESH:
+            return None
+        self._settle()
+        return self.judge(step)
+
+    def _settle(self) -> None:
+        for loss in self._fresh:
+            self.add(loss)
+        self._fresh.clear()
 
     def add(self, loss: float) -> bool:
         """Take a loss; True when it completed a point, and there is something new to judge."""
@@ -133,9 +167,15 @@ class Trend:
             self._every *= 2
         return True
 
+    def recent(self) -> list[float]:
+        """Return the losses that are remembered, oldest first; in a long run each is the mean of several steps."""
+        self._settle()
+        return [*self.losses, *([sum(self._part) / len(self._part)] if self._part else [])]
+
     @property
     def suspect(self) -> bool:
         """Tell whether the last losses jump out of their noise, so that the state may be spoiled."""
+        self._settle()
         if len(self.losses) < 4 * NEAR:
             return False
         losses = np.asarray(self.losses)
@@ -145,15 +185,22 @@ class Trend:
 
     def judge(self, step: int) -> Evidence | None:
         """Return why the run should stop, or None; most calls only compare two numbers."""
+        if step < self._next or len(self.losses) < 4 * NEAR:
+            return None
+        self._next = step + max(CHECK_STEPS * self._every, int(CHECK_AGAIN * step))
+        latest = sorted(self.losses[-NEAR:])[NEAR // 2]
+        rises = self.rules.diverged and latest > sorted(self.losses[:NEAR])[NEAR // 2]  # else it does not run away
+        due = self.rules.flat and step >= max(self._flat_at, self._flat_from())
         found = None
-        if step >= self._next and len(self.losses) >= 4 * NEAR:
-            self._next = step + CHECK_STEPS * self._every
+        if rises or due:
             losses = np.asarray(self.losses)
             medians = np.median(np.lib.stride_tricks.sliding_window_view(losses, NEAR), axis=1)
-            if self.rules.diverged:
-                found = self._diverging(losses, medians)
-            if found is None and self.rules.flat and step >= self._flat_from(losses):
+            found = self._diverging(losses, medians) if rises else None
+            if found is None and due:
+                self._flat_at = step * (1 + FLAT_AGAIN)
                 found = self._lies_flat(losses, medians)
+                if found is not None and not found.stop:
+                    self._flat_at = math.inf  # told once
         return found
 
     # ── running away, lying flat ─────────────────────────────────────────────────────────────────────────────────────
@@ -177,11 +224,12 @@ class Trend:
             keep=False,
         )
 
-    def _flat_from(self, losses: Floats) -> float:
+    def _flat_from(self) -> float:
         """Return the step before which nothing is called flat: plateaus end, and a decaying learning rate ends them."""
         if self.plan is not None:
             return max(FLAT_STEPS, (0.9 if self.plan.decays else 0.5) * self.plan.steps)
-        return FLAT_STEPS if noise(losses) > 1e-6 * abs(float(losses[-1])) else 0
+        few = np.asarray(self.losses[-4 * NEAR :])  # enough to tell whether there is noise at all
+        return FLAT_STEPS if noise(few) > 1e-6 * abs(float(few[-1])) else 0
 
     def _lies_flat(self, losses: Floats, medians: Floats) -> Evidence | None:
         """Look whether the second half of the run promises too little for another stretch as long.
@@ -190,7 +238,7 @@ class Trend:
         as long again to come back.
         """
         half = losses[len(losses) // 2 :]
-        slope, error = line(half)
+        slope, error = hope.line(np.arange(len(half), dtype=np.float64), half)
         promised = (2 * error - slope) * len(half)
         gained = float(losses[:NEAR].mean() - losses.min())
         least = self.rules.least_gain * max(gained, 1e-3 * abs(float(losses[0])))
@@ -202,29 +250,46 @@ class Trend:
             f" {gained:.3g} gained in all."
         )
         numbers = {"loss": float(half.mean()), "promised": promised, "gained": gained}
+        level = float(losses[:NEAR].mean() - half.mean())
+        nothing = not self._learnt and level < NOTHING * max(noise(losses), 1e-9) / math.sqrt(NEAR)
         hint = "Keep this model, or change the learning rate or the model to gain more."
-        return Evidence(code="training/flat", said=said, hint=hint, numbers=numbers)
+        stop = self.rules.stop_flat or nothing
+        return Evidence(code="training/flat", said=said, hint=hint, numbers=numbers, stop=stop)
 
     # ── learning nothing ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def evaluated(self, step: int, loss: float) -> Evidence | None:
+    def evaluated(self, step: int, loss: float, mixed: float | None = None) -> Evidence | None:
         """Take a held-out loss; returns why to stop when this one and another of the last three show nothing."""
         self._valid.append(loss)
-        if self.plan is None or not self.rules.hopeless:
+        self._mixed.append(math.nan if mixed is None else mixed)
+        self._at.append(step + 1)
+        if self.plan is None:
             return None
         plan, share = self.plan, (step + 1) / self.plan.steps
         self._learnt = self._learnt or loss <= (1 - plan.worth) * plan.constant
-        if self._learnt or not FROM * plan.show_by <= share <= UNTIL * plan.show_by or len(self._valid) < EVALUATIONS:
+        if not self.rules.hopeless or self._learnt or len(self._valid) < EVALUATIONS:
             return None
-        valid = np.asarray(self._valid[len(self._valid) // 5 :]) / plan.constant
-        left = (1 - share) / share * len(self._valid) / len(valid)
-        hope = _hopeful(valid, left, plan)
-        hope = hope or (plan.decays and float(np.diff(valid).max()) > BOUNCE and float(valid[-1]) < BLOWN)
-        below = (1 - float(min(self._valid)) / plan.constant) / plan.worth
-        hope = hope or (below > PROMISE and float(np.ptp(self._valid)) > LEAST * plan.constant)
-        self._worse = [*self._worse[-2:], not hope]
-        stop = not hope and sum(self._worse) > 1 and share >= plan.show_by
+        if not FROM * plan.show_by <= share <= UNTIL * plan.show_by:
+            return None
+        first = len(self._valid) // 5
+        valid = np.asarray(self._valid[first:]) / plan.constant
+        mixed_losses = np.asarray(self._mixed[first:]) / plan.constant
+        if bool(np.isfinite(mixed_losses).all()):
+            self._spent = plan.spent() if self._spent is None else self._spent
+            at = np.interp(np.asarray(self._at[first:]) / plan.steps, np.linspace(0, 1, SLICES + 1), self._spent)
+            hopes = hope.paired(valid, mixed_losses, at, worth=plan.worth, decays=plan.decays)
+        else:
+            hopes = self._alone(valid, share, plan)
+        self._worse = [*self._worse[-2:], not hopes]
+        stop = not hopes and sum(self._worse) > 1 and share >= plan.show_by
         return self._nothing(step, plan) if stop else None
+
+    def _alone(self, valid: Floats, share: float, plan: Plan) -> bool:
+        """Tell whether there is hope, from held-out losses without mixed ones."""
+        left = (1 - share) / share * len(self._valid) / len(valid)
+        hopes = hope.alone(valid, left, worth=plan.worth, decays=plan.decays)
+        below = (1 - float(min(self._valid)) / plan.constant) / plan.worth
+        return hopes or (below > PROMISE and float(np.ptp(self._valid)) > hope.LEAST * plan.constant)
 
     def _nothing(self, step: int, plan: Plan) -> Evidence:
         best, latest = min(self._valid), self._valid[-1]
@@ -238,46 +303,9 @@ class Trend:
         return Evidence(code="training/hopeless", said=said, hint=hint, numbers=numbers)
 
 
-def line(values: Floats) -> tuple[float, float]:
-    """Return the slope of the straight line through equally spaced values, and its standard error."""
-    x = np.arange(len(values)) - (len(values) - 1) / 2
-    slope = float(x @ values / (x @ x))
-    left = values - values.mean() - slope * x
-    return slope, math.sqrt(float(left @ left) / max(len(values) - 2, 1) / float(x @ x))
-
-
 def noise(losses: Floats) -> float:
     """Estimate the standard deviation of a loss around its trend from successive differences."""
     return float(np.median(np.abs(np.diff(losses)))) / 0.6745 / math.sqrt(2)
-
-
-def _hopeful(values: Floats, left: float, plan: Plan) -> bool:
-    """Tell whether held-out losses (in units of the constant's) fall beyond noise and could come to the plan's goal.
-
-    `left` is what is to come, in lengths of the curve. A fall that slows down goes on slowing down, by the ratio of its
-    two halves or, where the learning rate stays, of its last two steps; one that so comes below the constant itself is
-    left to show more.
-    """
-    goal, haste = 1 - plan.worth, HASTE_DECAYING if plan.decays else HASTE
-    slope, error = line(values)
-    steps = np.diff(values)
-    newest = values[-1] < values[:-1].min()
-    sudden = newest and values[:-1].min() - values[-1] > max(SUDDEN * np.abs(steps[:-1]).mean(), LEAST)
-    if sudden and values[-1] < 1:
-        return True
-    if slope > -FALLS * error and not bool((steps < 0).all()):
-        return False
-    middle = len(values) // 2
-    first, second = line(values[: middle + 1])[0], line(values[middle:])[0]
-    ratio = min(max(second / first, 0.0), 1.0) if first < 0 else 1.0
-    now = float(values[-1] if newest else values[-3:].mean())
-    if ratio > STEADY:
-        return bool(now + haste * min(slope, second) * len(values) * left <= goal)
-    fall = -second * len(values) / 2 * ratio / (1 - ratio) * (1 - ratio ** (2 * left))
-    if not plan.decays and steps[-2] < 0 and steps[-1] < -LEAST:
-        ratio = min(steps[-1] / steps[-2], STEADY)
-        fall = max(fall, -steps[-1] * ratio / (1 - ratio))
-    return bool(now - haste * fall < 1 - plan.worth / 4)
 
 
 def _times(ratio: float) -> str:

@@ -23,16 +23,17 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 from tenon.errors import UsageError, missing_extra, sentence
 from tenon.finding import Finding
 from tenon.training.blame_torch import Blame, Call, blame, flat, local, sharded
 from tenon.training.health_torch import Health
+from tenon.training.speed_torch import Work, count
 
 HOLD_BYTES = 64 * 1024 * 1024  # of gradients at the model's outputs, held from backward until the guard is asked
 EVERY = 4  # steps, after which it is asked whether the norm of all gradients is due
+WORK_AFTER_S = 20.0  # of processor time, after which a step's work is counted: that takes about a two-hundredth of it
 CALLS = 16  # forwards of one step that are remembered: micro-batches that are accumulated
 
 
@@ -45,36 +46,33 @@ def torch_or_missing(purpose: str) -> Any:
     return torch
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """What the gradients said at one step: their norm, unscaled, and whether the loss scaler will skip the step."""
-
-    norm: float | None
-    skipped: bool = False
-
-
 class Watch:
     """Watches one model; made by `Guard.watch`. `close` takes its hooks off again."""
 
     __slots__ = (
         "_began",
         "_calls",
+        "_columns",
         "_handles",
         "_held",
         "_kind",
         "_paid",
         "_parameters",
-        "_probes",
         "_quiet",
         "_ratio",
         "_steps",
         "_torch",
+        "_vectors",
         "gpus",
         "health",
         "model",
         "optimizer",
         "scaler",
         "sharded",
+        "skipped",
+        "waited_s",
+        "work",
+        "work_after_s",
     )
 
     def __init__(self, model: Any, optimizer: Any = None, *, scaler: Any = None) -> None:
@@ -88,9 +86,15 @@ class Watch:
         self.sharded = sharded(model)
         self.optimizer = optimizer
         self.scaler = scaler
+        self.work: Work | None = None  # what a step computes and moves, once it has been counted
+        self.work_after_s = WORK_AFTER_S
+        self.waited_s = 0.0  # for an accelerator, until it had the loss
+        self.skipped = False  # the loss scaler skips the step that was looked at last
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.gpus = len({str(one.device) for one in self._parameters if one.device.type != "cpu"})
-        self._probes = _probes(model)
+        probes = _probes(model)
+        self._vectors = [one for one in probes if one.dim() < 2]
+        self._columns = [(one, (slice(None), *[0] * (one.dim() - 1))) for one in probes if one.dim() >= 2]
         self._kind = self._parameters[0].device.type if self._parameters else "cpu"
         self._began = time.thread_time()
         self._paid = 0.0
@@ -112,46 +116,65 @@ class Watch:
         self._handles.clear()
         self._let_go()
 
-    def gradients(self) -> Seen:
-        """Return what the gradients say; reads one number from the device.
+    def read(self, step: int, loss: Any, norm: float | None = None) -> tuple[float | None, float | None]:
+        """Return the loss and the norm of the gradients as numbers; waits for an accelerator once, for all of them.
 
-        Every step tells whether they are finite. The norm of all of them is measured as often as it fits into its share
-        of the time; between, it is estimated from the probes by the last ratio. It is None when there are no gradients.
+        Every step tells whether they are finite. The norm of all gradients is measured as often as it fits into its
+        share of the time; between, it is estimated from the probes by the last ratio. It is None when there are none.
+        A norm that is given is believed. What a look at the model's health left to be read is read with them.
         """
+        self.skipped = False
+        asked = self.health.asked(step) if self.health.looking else None
+        probe = self._probe() if norm is None else None
+        if self._kind == "cpu" or not hasattr(loss, "detach"):
+            value = None if loss is None else float(loss.item()) if hasattr(loss, "item") else float(loss)
+            if asked is not None:
+                self.health.answered(step, asked.tolist())
+            return value, norm if probe is None else self._norm_of(float(probe.item()))
+        parts = [loss.detach().reshape(1), *([probe.reshape(1)] if probe is not None else [])]
+        parts += [asked] if asked is not None else []
+        whole = self._torch.cat([one.float() for one in parts])
+        start = time.perf_counter()
+        value, *rest = whole.tolist()  # one transfer: the step's only wait
+        self.waited_s += time.perf_counter() - start
+        known = rest.pop(0) if probe is not None else None
+        if asked is not None:
+            self.health.answered(step, rest)
+        return value, norm if known is None else self._norm_of(known)
+
+    def _norm_of(self, probe: float) -> float:
+        """Return the norm of all gradients, measured when it is due and else from that of the probes."""
         scaled = self.scaler is not None and self.scaler.is_enabled()
-        probes = [
-            grad if one.dim() < 2 or grad.is_sparse else grad[(slice(None), *[0] * (one.dim() - 1))]
-            for one in self._probes
-            if (grad := one.grad if not self.sharded else _held(one.grad)) is not None
-        ]
-        if not probes:
-            return Seen(norm=None)
-        probe = self._probe(probes)
         finite = math.isfinite(probe)
         self._steps += 1
         if finite and not scaled and self._steps % EVERY != 1:
-            return Seen(norm=probe * self._ratio)
-        start = time.perf_counter()
+            return probe * self._ratio
+        start = time.thread_time()
         # Of processor time and not of wall time, so that a crowded machine is not taken for a leisurely one.
-        ran = time.thread_time() - self._began
-        due = scaled or self._paid <= self.health.share * ran  # scaled: fp16 overflows in single weights
+        if self.work is None and start - self._began > self.work_after_s:
+            self._count()
+        due = scaled or self._paid <= self.health.share / 2 * (start - self._began)  # fp16 overflows in single weights
         if finite and not due:
-            return Seen(norm=probe * self._ratio)
+            return probe * self._ratio
         grads = [local(one.grad) for one in self._parameters if one.grad is not None]
-        norm = self._norm(grads)
-        self._paid += time.perf_counter() - start
+        norm = float(self._norm(grads).item())
+        self._paid += time.thread_time() - start
         scale = float(self.scaler.get_scale()) if scaled else 1.0
         if math.isfinite(norm):
             self._ratio = norm / probe if probe > 0 else 0.0
-            return Seen(norm=norm if self._unscaled() else norm / scale)
+            return norm if self._unscaled() else norm / scale
         # A norm may overflow where no gradient does; a scaler skips steps whose scaled gradients did, as it should.
         if all(bool(self._torch.isfinite(grad).all()) for grad in grads):
-            return Seen(norm=_sum_of_squares(grads, scale))
-        return Seen(norm=norm, skipped=scaled)
+            return _sum_of_squares(grads, scale)
+        self.skipped = scaled
+        return norm
 
-    def passed(self, step: int, norm: float | None) -> list[Finding]:
+    def passed(self, step: int, norm: float | None) -> list[Finding] | None:
         """Let go of what the step held, because all of it was finite; now and then look at the model's health."""
-        self._let_go()
+        self._calls.clear()
+        self._held = 0
+        if self.skipped:
+            return None
         return self.health.look(step, norm)
 
     def blame(self, *, in_loss: bool, agree: Any = None) -> Blame | None:
@@ -170,6 +193,20 @@ class Watch:
         finally:
             self._quiet = False
             self._let_go()
+
+    def _count(self) -> None:
+        """Count what a step does, once; not in a distributed run, whose ranks would have to do it together."""
+        self.work = Work(flops=0.0, bytes=0.0)
+        distributed = self._torch.distributed
+        if not self._calls or (distributed.is_available() and distributed.is_initialized()):
+            return
+        self._quiet = True
+        try:
+            self.work = count(self._torch, self.model, list(self._calls), self.optimizer)
+        except Exception:  # noqa: BLE001 - the edge to the user's own modules, done again: then nothing is told of speed
+            self.work = Work(flops=0.0, bytes=0.0)
+        finally:
+            self._quiet = False
 
     # ── hooks ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -197,23 +234,34 @@ class Watch:
         self._calls.clear()
         self._held = 0
 
-    def _probe(self, grads: list[Any]) -> float:
-        """Return the norm of the probes: finite when all of them are, unless it overflows."""
-        first = grads[0]
-        if all(type(one) is self._torch.Tensor and one.dim() == 1 and one.dtype == first.dtype for one in grads):
-            return float(self._torch.linalg.vector_norm(self._torch.cat(grads)).item())
-        return self._norm(grads)
+    def _probe(self) -> Any:
+        """Return the norm of the probes, finite when all of them are unless it overflows; None without gradients."""
+        torch = self._torch
+        if self.sharded:
+            parts = [grad for one in self._vectors if (grad := _held(one.grad)) is not None]
+            whole = [(grad, at) for one, at in self._columns if (grad := _held(one.grad)) is not None]
+        else:
+            parts = [grad for one in self._vectors if (grad := one.grad) is not None]
+            whole = [(grad, at) for one, at in self._columns if (grad := one.grad) is not None]
+        if not parts and not whole:
+            return None
+        if type((parts or whole[0])[0]) is torch.Tensor:
+            try:
+                return torch.linalg.vector_norm(torch.cat([*parts, *[grad[at] for grad, at in whole]]))
+            except (RuntimeError, TypeError, NotImplementedError):
+                pass  # several devices or layouts in one model: the longer way is right for them, too
+        return self._norm([*parts, *[grad if grad.is_sparse else grad[at] for grad, at in whole]])
 
-    def _norm(self, grads: list[Any]) -> float:
+    def _norm(self, grads: list[Any]) -> Any:
+        """Return the norm of some gradients as a tensor of one number."""
         torch = self._torch
         first = grads[0]
         alike = (first.device, first.dtype, False)
         if all(type(one) is torch.Tensor and (one.device, one.dtype, one.is_sparse) == alike for one in grads):
-            norms = torch._foreach_norm(grads)
-            return float(torch.linalg.vector_norm(torch.stack(norms)).item())
+            return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         dense = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
         norm = torch.nn.utils.get_total_norm(dense)
-        return float((norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item())
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
     def _unscaled(self) -> bool:
         """Tell whether the loop has already called `scaler.unscale_`; the scaler keeps that for itself, by name."""

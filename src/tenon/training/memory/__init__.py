@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from tenon.training.memory.allocator import Allocator, Settings
 from tenon.training.memory.device import DEVICES, Device, find
-from tenon.training.memory.launch import gate, here, remember
+from tenon.training.memory.launch import asked, gate, here, remember, reserved
 from tenon.training.memory.learned import Margin, learn, margin
 from tenon.training.memory.plan import Plan
 from tenon.training.memory.predict import Question, Step, StepFit, fit_step
@@ -30,6 +30,7 @@ __all__ = [
     "Step",
     "StepFit",
     "Trace",
+    "asked",
     "find",
     "fit_step",
     "gate",
@@ -38,4 +39,5 @@ __all__ = [
     "margin",
     "peak",
     "remember",
+    "reserved",
 ]

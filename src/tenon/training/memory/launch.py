@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tenon.training.memory.device import DEVICES, Device
+from tenon.training.memory.device import DEVICES, Device, find
 from tenon.training.memory.learned import learn
 from tenon.training.memory.predict import Question, StepFit, fit_step
 from tenon.training.memory.step import pytorch
@@ -46,28 +46,42 @@ def described(name: str, total_bytes: int, capability: tuple[int, int]) -> Devic
     return replace(nearest, name=known, total_bytes=total_bytes, capability=capability)
 
 
-def gate(path: Path, batch: int, *, store: Store | None = None) -> StepFit | None:
+def gate(path: Path, batch: int, *, store: Store | None = None, device: Device | str | None = None) -> StepFit | None:
     """Predict the step in `path` for the GPU here; TrainingError, with the plan, when it is not sure to fit.
 
-    Call it before anything is put on the GPU. Returns None without a GPU.
+    Call it before anything is put on the GPU. Returns None without a GPU, unless a `device` of the table is named: the
+    one that is to be rented.
     """
-    device = here()
-    if device is None:
-        return None
-    found = fit_step(Question(path=path, device=device, batch=batch), store=store)
-    found.require()
+    found = asked(path, batch, store=store, device=device)
+    if found is not None:
+        found.require()
     return found
 
 
-def remember(found: StepFit | None, store: Store) -> int | None:
+def asked(path: Path, batch: int, *, store: Store | None = None, device: Device | str | None = None) -> StepFit | None:
+    """Return what `gate` judges, without refusing anything."""
+    wanted = find(device) if isinstance(device, str) else device or here()
+    if wanted is None:
+        return None
+    return fit_step(Question(path=path, device=wanted, batch=batch), store=store)
+
+
+def reserved() -> int | None:
+    """Return the bytes that this process has reserved on its GPU at most; None without a GPU."""
+    torch = pytorch()
+    return int(torch.cuda.max_memory_reserved()) if torch.cuda.is_available() else None
+
+
+def remember(found: StepFit | None, store: Store, measured: int | None = None) -> int | None:
     """Tell the store what this process reserved on the GPU at most, beside what was predicted; return the bytes.
 
-    Call it after some steps. Does nothing for a prediction that was not made, and without a GPU.
+    Call it after some steps. Does nothing for a prediction that was not made, and without a GPU, unless the bytes are
+    given: as another process or a log tells them.
     """
-    torch = pytorch()
-    if found is None or not torch.cuda.is_available():
+    measured = reserved() if measured is None else measured
+    if found is None or measured is None:
         return None
-    measured = int(torch.cuda.max_memory_reserved())
+    torch = pytorch()
     learn(
         store,
         found.question.device.name,
