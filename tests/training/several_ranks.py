@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tenon.errors import TenonError
+from tenon.errors import StoreError, TenonError
 from tenon.ledger import Budget
 from tenon.store import Store
 from tenon.training import Guard, Order, Resume, Rules, Run
@@ -46,7 +47,11 @@ def parts(ranks: Ranks, mode: str) -> tuple[Any, dict[str, Any]]:
             if isinstance(layer, nn.Linear):
                 fully_shard(layer)
         fully_shard(net)
-    model = nn.parallel.DistributedDataParallel(net) if mode == "ddp" else net
+    model = net
+    if mode.startswith("ddp"):
+        # On three ranks and more it would add in another order after a resume, which `plain` is to tell.
+        fixed = mode == "ddp" and ranks.size > 2
+        model = nn.parallel.DistributedDataParallel(net, find_unused_parameters=fixed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     return model, {
         "model": model,
@@ -55,6 +60,16 @@ def parts(ranks: Ranks, mode: str) -> tuple[Any, dict[str, Any]]:
         "data": Order(200, 24, ranks=ranks, seed=2),
         "own": np.random.default_rng(ranks.rank),
     }
+
+
+def befall(folder: Path, rank: int, step: int, faults: dict[int, str]) -> None:
+    """Be killed or hang at a step, once however often the run comes by."""
+    mark = folder / f"befallen-{rank}-{step}"
+    if step in faults and not mark.exists():
+        mark.touch()
+        if faults[step] == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        load_rows()
 
 
 def train(ranks: Ranks, mode: str, folder: Path, steps: int, faults: dict[int, str]) -> None:
@@ -68,10 +83,7 @@ def train(ranks: Ranks, mode: str, folder: Path, steps: int, faults: dict[int, s
     with (folder / f"losses-{ranks.rank}").open("a") as out:
         for step in range(first, steps):
             rows = next(batches)
-            if faults.get(step) == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if faults.get(step) == "hang":
-                load_rows()
+            befall(folder, ranks.rank, step, faults)
             noise = kept["own"].normal() * 0.01 + np.random.normal() * 0.01 + random.random() * 0.01
             loss = (model(x[rows]) - x[rows, :5] * 2 + noise).square().mean()
             kept["optimizer"].zero_grad()
@@ -89,23 +101,20 @@ def train(ranks: Ranks, mode: str, folder: Path, steps: int, faults: dict[int, s
 
 def exact(ranks: Ranks, folder: str, steps: int, faults: dict[str, dict[str, str]]) -> None:
     """Train both models once undisturbed, then each with faults, across as many attempts as those need."""
-    attempt, root = os.environ["TENON_WATCH_ATTEMPT"], Path(folder)
+    root = Path(folder)
     for mode in ("ddp", "fsdp"):
         for name in (f"{mode}-whole", f"{mode}-broken"):
             if (root / name / f"done-{ranks.rank}").exists():
                 continue
             (root / name).mkdir(exist_ok=True)
-            mine = faults.get(f"{mode} {attempt} {ranks.rank}", {}) if name.endswith("broken") else {}
+            mine = faults.get(f"{mode} {ranks.rank}", {}) if name.endswith("broken") else {}
             train(ranks, mode, root / name, steps, {int(step): what for step, what in mine.items()})
             (root / name / f"done-{ranks.rank}").touch()
 
 
 def killed_once(ranks: Ranks, folder: str, steps: int, at: int) -> None:
-    """Train DDP, and kill the last rank at a step of the first attempt; wherever it runs."""
-    marks = Path(folder, f"begun-{ranks.rank}")
-    first = not marks.exists()
-    marks.touch()
-    train(ranks, "ddp", Path(folder), steps, {at: "kill"} if first and ranks.rank == ranks.size - 1 else {})
+    """Train DDP, and kill the last rank at a step, once; wherever it runs."""
+    train(ranks, "ddp", Path(folder), steps, {at: "kill"} if ranks.rank == ranks.size - 1 else {})
 
 
 def weights(model: nn.Module) -> dict[str, list[float]]:
@@ -136,8 +145,48 @@ def moved(ranks: Ranks, folder: str) -> None:
                 "said": [one.said for one in resume.findings],
             }
             resume.checkpoints.close()
+    told["refused"] = refused(ranks, root / "refused")
+    for mode in ("ddp", "fsdp"):
+        for name in (f"{mode}-3-whole", f"{mode}-3-broken"):
+            (root / name).mkdir(exist_ok=True)
+            for steps in (24, 30) if name.endswith("broken") else (30,):  # another model, from the checkpoint
+                train(ranks, mode, root / name, steps, {})
+    _, kept = parts(ranks, "ddp plain")
+    plain = Resume(root / "ddp-3-whole" / "checkpoints", ranks=ranks, **kept)
+    plain.restore()
+    told["plain"] = [one.said for one in plain.findings]
+    plain.checkpoints.close()
     if ranks.first:
         (root / f"moved-{ranks.size}.json").write_text(json.dumps(told))
+
+
+def refused(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """Save while the last rank may not write, then spoil a file of its own; what each came to."""
+    _, kept = parts(ranks, "fsdp")
+    resume = Resume(folder, ranks=ranks, **kept)
+    for step in (1, 2):
+        resume.save(step)
+    ranks.words(0)
+    if ranks.rank == ranks.size - 1:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, limit[1]))  # as a disk that is full for this rank alone
+    try:
+        resume.save(3)
+        said = ""
+    except StoreError as error:
+        said = str(error)
+    if ranks.rank == ranks.size - 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        file = folder / "step-0000000002" / f"tensors-{ranks.rank:05}.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    every = ranks.words(said)
+    steps = resume.checkpoints.steps()
+    ranks.words(0)
+    gone_on = resume.restore()
+    resume.checkpoints.close()
+    left = sorted(one.name for one in folder.iterdir())
+    return {"said": every, "steps": steps, "gone on": ranks.words(gone_on), "left": left}
 
 
 # ── a guard's step ───────────────────────────────────────────────────────────────────────────────────────────────────

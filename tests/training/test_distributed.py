@@ -24,12 +24,11 @@ from tenon.training.watchdog import Ended
 TORCH = pytest.importorskip("torch", reason="the extra 'torch' is not installed")
 SCRIPT = Path(__file__).with_name("several_ranks.py")
 STEPS = 40
-# At which step what befalls which rank, in which attempt.
+# At which step what befalls which rank of which run, once.
 FAULTS = {
-    "ddp 0 1": {"16": "kill"},
-    "ddp 1 1": {"27": "hang"},
-    "fsdp 2 0": {"11": "kill"},
-    "fsdp 3 1": {"23": "hang"},
+    "ddp 1": {"16": "kill", "27": "hang"},
+    "fsdp 0": {"11": "kill"},
+    "fsdp 1": {"23": "hang"},
 }
 
 
@@ -50,56 +49,60 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
     """Five attempts at two runs: DDP is killed, then hangs; FSDP is killed, then hangs; both come to their end."""
     folder = tmp_path_factory.mktemp("broken")
     given = (f"folder={folder}", f"steps={STEPS}", f"faults={json.dumps(FAULTS)}")
-    return folder, started("exact", 2, folder, *given, silence_s=6.0, restarts=5)
+    return folder, started("exact", 2, folder, *given, silence_s=6.0, restarts=9)
 
 
 def test_every_death_and_every_hang_is_told_and_the_run_comes_to_its_end(broken: tuple[Path, Ended]) -> None:
     _, ended = broken
-    assert ended and ended.attempts == 5
-    again = "training/restarted"
-    codes = ["training/rank-died", again, "training/hang", again, "training/rank-died", again, "training/hang", again]
-    assert [one.code for one in ended.findings] == codes
-    died, _, hung, _, other, _, hung_too, _ = ended.findings
-    assert "Rank 1 of 2 was killed by SIGKILL, as the kernel does when memory runs out, after step 15." in died.said
-    assert "Rank 0 of 2 was killed by SIGKILL" in other.said
-    assert ended.findings[1].said.endswith("begun again from its last checkpoint, 1 of at most 5.")
+    # On a crowded machine a step may take longer than the silence: that is a hang more, and nothing else changes.
+    assert ended and ended.attempts >= 5
+    died = [one for one in ended.findings if one.code == "training/rank-died"]
+    assert "Rank 1 of 2 was killed by SIGKILL, as the kernel does when memory runs out, after step 15." in died[0].said
+    assert "Rank 0 of 2 was killed by SIGKILL" in died[-1].said
+    restarted = [one.said for one in ended.findings if one.code == "training/restarted"]
+    assert len(restarted) == ended.attempts - 1
+    assert restarted[0].endswith("begun again from its last checkpoint, 1 of at most 9.")
+    hung = [one for one in ended.findings if "in load_rows (several_ranks.py:" in one.said]
+    assert [one.code for one in hung] == ["training/hang"] * 2
+    assert [one.numbers["rank"] for one in hung] == [1, 1]
     # Of DDP the stacks show only `backward` or a forward; the flight recorder knows the collective.
-    assert "Rank 1 never reached gloo broadcast of" in hung.said
-    assert "Rank 1 never reached gloo all_gather of" in hung_too.said
-    for one in (hung, hung_too):
-        assert "in load_rows (several_ranks.py:" in one.said
-        assert one.numbers["rank"] == 1
+    assert "Rank 1 never reached gloo broadcast of" in hung[0].said
+    assert "Rank 1 never reached gloo all_gather of" in hung[1].said
 
 
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
 def test_losses_go_on_bit_for_bit_and_no_more_than_since_the_checkpoint_is_done_again(
     broken: tuple[Path, Ended], mode: str
 ) -> None:
-    folder, _ = broken
+    folder, ended = broken
     for rank in range(2):
         expected = dict(lines(folder / f"{mode}-whole" / f"losses-{rank}"))
         found = lines(folder / f"{mode}-broken" / f"losses-{rank}")
         assert sorted(expected) == list(range(STEPS))
         assert all(expected[step] == loss for step, loss in found)
         assert {step for step, _ in found} == set(range(STEPS))
-        assert 0 < len(found) - STEPS < 2 * 7  # killed twice, and at most the steps since the checkpoint each time
+        # Each time it was begun again, at most the steps since the checkpoint were done again.
+        assert 0 < len(found) - STEPS < (ended.attempts - 1) * 7
     losses = [(folder / f"{mode}-whole" / f"losses-{rank}").read_text() for rank in range(2)]
     assert losses[0] != losses[1]  # each rank has rows and random numbers of its own
 
 
-def test_a_checkpoint_holds_shards_and_reads_on_another_number_of_ranks_and_in_another_layout(
-    broken: tuple[Path, Ended],
-) -> None:
+@pytest.fixture(scope="module")
+def moved(broken: tuple[Path, Ended]) -> tuple[Path, dict[str, Any]]:
+    """What three ranks made of the checkpoints of two, and of some of their own."""
     folder, _ = broken
-    kept = sorted((folder / "fsdp-broken" / "checkpoints").glob("step-*"))[-1]
-    assert {one.name for one in kept.iterdir()} == {
-        "state.json",
-        "tensors.safetensors",
-        "tensors-00001.safetensors",
-    }
     ended = started("moved", 3, folder, f"folder={folder}", restarts=0, start_s=120.0)
     assert ended, ended.findings
-    told = json.loads((folder / "moved-3.json").read_text())
+    return folder, json.loads((folder / "moved-3.json").read_text())
+
+
+def test_a_checkpoint_holds_shards_and_reads_on_another_number_of_ranks_and_in_another_layout(
+    moved: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, told = moved
+    kept = sorted((folder / "fsdp-broken" / "checkpoints").glob("step-*"))[-1]
+    files = {"state.json", "tensors.safetensors", "tensors-00001.safetensors"}
+    assert {one.name for one in kept.iterdir()} == files
     for kept_as in ("ddp", "fsdp"):
         one, other = told[f"{kept_as} as ddp"], told[f"{kept_as} as fsdp"]
         assert one["step"] == other["step"] == 35
@@ -109,6 +112,29 @@ def test_a_checkpoint_holds_shards_and_reads_on_another_number_of_ranks_and_in_a
     # The same, read by one process that knows nothing of ranks.
     assert alone(folder / "fsdp-broken") == told["fsdp as ddp"]["weights"]
     assert any(abs(value) > 0.01 for value in told["fsdp as ddp"]["moments"])
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_three_ranks_go_on_bit_for_bit_too_and_what_would_not_is_said(
+    moved: tuple[Path, dict[str, Any]], mode: str
+) -> None:
+    folder, told = moved
+    for rank in range(3):
+        whole = dict(lines(folder / f"{mode}-3-whole" / f"losses-{rank}"))
+        found = lines(folder / f"{mode}-3-broken" / f"losses-{rank}")
+        assert len(found) == 30 + 3 and all(whole[step] == loss for step, loss in found)
+    assert "DDP lays 'model' out anew after its first step, and 3 ranks then add gradients" in told["plain"][0]
+
+
+def test_what_one_rank_cannot_write_or_read_is_refused_or_passed_over_by_all(
+    moved: tuple[Path, dict[str, Any]],
+) -> None:
+    told = moved[1]["refused"]
+    assert len(set(told["said"])) == 1
+    assert "expected room for a checkpoint" in told["said"][0] and told["said"][0].endswith("(rank 2)")
+    assert told["steps"] == [1, 2]  # and step 2 has a file that is damaged
+    assert told["gone on"] == [2, 2, 2]  # from the one of step 1
+    assert told["left"] == [".lock", "damaged-0000000002", "step-0000000001"]
 
 
 def alone(folder: Path) -> dict[str, list[float]]:
@@ -126,6 +152,7 @@ def alone(folder: Path) -> dict[str, list[float]]:
     return found
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # Ray's own
 def test_ray_train_runs_the_same_function_to_the_same_bits_and_begins_again_when_a_worker_is_killed(
     broken: tuple[Path, Ended], tmp_path: Path
 ) -> None:
@@ -138,7 +165,7 @@ def test_ray_train_runs_the_same_function_to_the_same_bits_and_begins_again_when
     ended = cluster.run(
         target, nproc=2, folder=tmp_path / "ray", restarts=2, tell=lambda finding: told.append(finding.code)
     )
-    assert ended and ended.attempts == 2, ended.findings
+    assert ended and ended.attempts == 2, [one.said for one in ended.findings]
     assert told == ["training/rank-died", "training/restarted"]
     assert re.match(r"Rank 1 of 2 ended: its process \d+ on \S+ died or was killed\.", ended.findings[0].said)
     folder, _ = broken
@@ -289,7 +316,9 @@ def test_two_launches_at_once_meet_in_different_places_and_leave_nothing(tmp_pat
 
 def test_the_command_says_on_stdout_only_what_came_of_it(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tenon", "train"]
-    file = script(tmp_path, "print('mine', os.environ['RANK'], sys.argv[1:])\nsys.exit(int(sys.argv[1]))")[1]
+    file = script(
+        tmp_path, "sys.stdout.write(f'mine {os.environ[\"RANK\"]} {sys.argv[1:]}\\n')\nsys.exit(int(sys.argv[1]))"
+    )[1]
     done = subprocess.run(
         [*command, file, "--nproc", "2", "--json", "--", "0", "--lr"], capture_output=True, text=True, check=False
     )

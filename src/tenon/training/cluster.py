@@ -18,7 +18,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from tenon.training.watchdog import ATTEMPT, Ended
 
 FAILURES = "failures.jsonl"
 STARTS = "starts"
+PATIENCE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+START_S = 600.0  # Ray's own 60 s are short for importing PyTorch where others are at work
 WORKER = re.compile(r"health check failed.*?hostname='(?P<host>[^']+)'.*?pid=(?P<pid>\d+)")  # how Ray Train words it
 
 
@@ -68,10 +71,23 @@ def run(
             )
         failed = ""
         try:
-            trainer.fit()
+            with _patience():
+                trainer.fit()
         except Exception as error:  # noqa: BLE001 - the edge to Ray Train: it ends with errors of several libraries
             failed = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     return _ended(folder, nproc, restarts, failed, tell)
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Have Ray wait longer for workers on a busy machine; it takes the word from the driver's environment."""
+    kept = os.environ.get(PATIENCE)
+    os.environ.setdefault(PATIENCE, str(START_S))
+    try:
+        yield
+    finally:
+        if kept is None:
+            del os.environ[PATIENCE]
 
 
 def _trainer(target: Target, nproc: int, folder: Path, restarts: int) -> Any:

@@ -44,7 +44,18 @@ from tenon.training.watch_torch import torch_or_missing
 class Resume:
     """Keeps and restores the state of one run; see the module's docstring."""
 
-    __slots__ = ("_clock", "_guard", "_saved", "checkpoints", "every", "findings", "parts", "ranks", "seconds")
+    __slots__ = (
+        "_clock",
+        "_guard",
+        "_relaid",
+        "_saved",
+        "checkpoints",
+        "every",
+        "findings",
+        "parts",
+        "ranks",
+        "seconds",
+    )
 
     def __init__(
         self,
@@ -63,6 +74,7 @@ class Resume:
                 got = f"a {type(part).__name__} as '{name}'"
                 raise UsageError(sentence("parts with state_dict and load_state_dict, or random generators", got))
         self.checkpoints = checkpoints if isinstance(checkpoints, Checkpoints) else Checkpoints(Path(checkpoints))
+        self._relaid = [name for name, part in parts.items() if _lays_out_anew(part)]
         self.parts = {name: _inner(part) for name, part in parts.items() if part is not None}
         self.every = every
         self.seconds = seconds
@@ -94,6 +106,8 @@ class Resume:
         then = dict(loaded.state["setting"]) | ({"ranks": written} if size > 1 or written > 1 else {})
         if differs := _differs(then, now):
             self._tell(_differing(loaded.step, differs))
+        elif self._relaid and size > 2:
+            self._tell(_adds_anew(loaded.step, self._relaid[0], size))
         kept, random_state = self._kept(loaded)
         for name, part in self.parts.items():
             if name not in kept:
@@ -245,6 +259,13 @@ def _inner(part: Any) -> Any:
     return part.module if isinstance(part, torch.nn.parallel.DistributedDataParallel) else part
 
 
+def _lays_out_anew(part: Any) -> bool:
+    """Tell whether a model's gradients are laid out anew after the first step: DDP does, unless it looks for unused."""
+    import torch
+
+    return isinstance(part, torch.nn.parallel.DistributedDataParallel) and not part.find_unused_parameters
+
+
 def _is_module(part: Any) -> bool:
     import torch
 
@@ -325,6 +346,18 @@ def _differs(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [
         f"{name} {before.get(name)} then, {now.get(name)} now" for name in names if before.get(name) != now.get(name)
     ]
+
+
+def _adds_anew(step: int, name: str, size: int) -> Finding:
+    said = f"DDP lays '{name}' out anew after its first step, and {size} ranks then add gradients in another order."
+    return Finding(
+        code="training/resume-differs",
+        severity="info",
+        place=f"run/{step}",
+        said=said,
+        hint="The state is exact; losses may differ in their last bits. DDP(find_unused_parameters=True) avoids it.",
+        numbers={"step": float(step), "ranks": float(size)},
+    )
 
 
 def _differing(step: int, differs: list[str]) -> Finding:
