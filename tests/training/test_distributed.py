@@ -269,6 +269,12 @@ def test_restarts_are_bounded_and_a_refused_run_is_not_begun_again(tmp_path: Pat
     assert "its guard refused it" in ended.findings[-1].said
 
 
+def test_a_script_that_says_nothing_of_its_steps_is_not_taken_for_one_that_hangs(tmp_path: Path) -> None:
+    command = script(tmp_path, "time.sleep(1.5)")
+    ended = launch(command, nproc=2, folder=tmp_path / "watch", silence_s=0.1, start_s=0.2, restarts=0)
+    assert ended and ended.findings == ()
+
+
 def test_nothing_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
     code = (
         "import subprocess; from pathlib import Path\n"

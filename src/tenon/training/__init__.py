@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tenon.training.guard import Guard
     from tenon.training.option import Options
     from tenon.training.order import Order
+    from tenon.training.ranks import Ranks
     from tenon.training.resume import Resume
     from tenon.training.study import TRAINERS, Outcome, experiment
     from tenon.training.track import Run
@@ -39,6 +40,7 @@ _HOME = {
     "Outcome": "tenon.training.study",
     "Part": "tenon.training.data",
     "Plan": "tenon.training.trend",
+    "Ranks": "tenon.training.ranks",
     "Resume": "tenon.training.resume",
     "Rules": "tenon.training.trend",
     "Run": "tenon.training.track",
@@ -62,6 +64,7 @@ __all__ = [
     "Outcome",
     "Part",
     "Plan",
+    "Ranks",
     "Resume",
     "Rules",
     "Run",

@@ -40,6 +40,7 @@ from tenon.training.watchdog import ATTEMPT, FOLDER, POLL_S, Ended
 
 LAST_LINES = 200  # of what a rank wrote on stderr, kept for its last words
 WORDS_CHARS = 300
+EARLY_S = 60.0  # a script that never says where it is, and fails within them, has failed at its start
 OTHERS_S = 2.0  # for the other ranks to end by themselves, once one has
 RECORDED = "200"  # collectives that PyTorch's flight recorder keeps
 LOOPBACK = Path("/sys/class/net/lo")
@@ -102,7 +103,7 @@ def launch(
     """Run a command in `nproc` processes until all succeed, or `restarts` times again; each finding is told when made.
 
     `silence_s` must be longer than the longest step, evaluation and checkpoint together; before its first step a rank
-    has `start_s`. Beats, stacks and last words are kept in `folder`, an attempt a folder.
+    has `start_s`. Ranks without a guard are not watched for hangs. Beats, stacks and last words are kept in `folder`.
     """
     if not command or nproc < 1 or silence_s <= 0 or restarts < 0:
         got = f"{list(command)}, nproc={nproc}, silence_s={silence_s}, restarts={restarts}"
@@ -119,9 +120,8 @@ def launch(
         if attempt:
             say(watchdog.again(attempt, restarts, code))
         one = _Attempt(command, nproc, folder.resolve() / f"attempt-{attempt}", attempt)
-        began = time.monotonic()
         code = one.run(spent, silence_s, start_s, say)
-        spent = (spent[0] + time.monotonic() - began, spent[1] + one.cpu_s)
+        spent = (spent[0] + one.lived_s, spent[1] + one.cpu_s)
         if code == 0:
             return Ended(code=0, attempts=attempt + 1, findings=tuple(findings))
         if (why := one.hopeless(code)) and attempt < restarts:
@@ -136,12 +136,13 @@ def launch(
 class _Attempt:
     """One try: its processes and what comes of them."""
 
-    __slots__ = ("_attempt", "_command", "_folder", "_hung", "_nproc", "_ranks")
+    __slots__ = ("_attempt", "_command", "_folder", "_hung", "_nproc", "_ranks", "lived_s")
 
     def __init__(self, command: Sequence[str], nproc: int, folder: Path, attempt: int) -> None:
         self._command, self._nproc, self._folder, self._attempt = command, nproc, folder, attempt
         self._ranks: list[_Rank] = []
         self._hung = False
+        self.lived_s = 0.0
 
     @property
     def cpu_s(self) -> float:
@@ -152,13 +153,15 @@ class _Attempt:
         """Say why the same would only happen again, "" when it might not."""
         if was_refused(self._folder):
             return "its guard refused it, and would refuse the same step again"
-        began = any(one.step >= 0 for one in watchdog.read(self._folder))
-        return "" if began or self._hung or code < 0 else "it failed before its first step"
+        beats = watchdog.read(self._folder)
+        begun = any(one.step >= 0 for one in beats) or (not beats and self.lived_s > EARLY_S)
+        return "" if begun or self._hung or code < 0 else "it failed before its first step"
 
     def run(self, spent: tuple[float, float], silence_s: float, start_s: float, say: Callable[[Finding], None]) -> int:
         """Begin all ranks and see them through; returns 0, or the code (minus the signal) of the one that failed."""
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
+        began = time.monotonic()
         watcher = _watcher(self._folder)
         try:
             with _held_port() as port:
@@ -167,6 +170,7 @@ class _Attempt:
                     _tell(watcher, f"+{self._ranks[-1].process.pid}")
                 return self._see_through(silence_s, start_s, say)
         finally:
+            self.lived_s = time.monotonic() - began
             for one in self._ranks:
                 watchdog.end(one.process)
                 _tell(watcher, f"-{one.process.pid}")
@@ -176,7 +180,6 @@ class _Attempt:
             watcher.wait()
 
     def _see_through(self, silence_s: float, start_s: float, say: Callable[[Finding], None]) -> int:
-        began = time.time()
         while any(one.process.poll() is None for one in self._ranks):
             for one in self._ranks:
                 one.cpu_s = max(one.cpu_s, ledger.cpu_of(one.process.pid))
@@ -187,7 +190,7 @@ class _Attempt:
             beats = [one for one in watchdog.read(self._folder) if one.rank in living]
             now = time.time()
             late = [one for one in beats if now - one.at > (silence_s if one.step >= 0 else start_s)]
-            if late or (not beats and living and now - began > start_s):
+            if late:  # a script that never says where it is cannot be told from one that is at work
                 self._hung = True
                 say(watchdog.seen_hanging(self._folder, beats))
                 return -signal.SIGKILL
