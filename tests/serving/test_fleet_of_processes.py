@@ -24,7 +24,8 @@ import pytest
 from tenon.errors import UsageError
 from tenon.limits import Limits, RouteLimits
 from tenon.serving import running, virtual
-from tenon.serving.autoscale import LOOP, Autoscaler, share_of
+from tenon.serving.autoscale import LOOP, Autoscaler
+from tenon.serving.engines import cache_tokens, share_in_use
 from tenon.serving.fleet import LocalFleet, Machine
 from tenon.serving.gateway import Gateway
 from tenon.serving.scale import Scaling, Starts
@@ -309,6 +310,10 @@ def test_a_day_of_traffic_loses_nothing_leaves_nothing_hanging_and_costs_less_th
 
 
 def test_memory_in_use_is_read_as_engines_write_it() -> None:
-    assert share_of(b'vllm:kv_cache_usage_perc{model_name="m"} 0.25\n# HELP x y\n') == 0.25
-    assert share_of(b'tenon_lm_pages{model="a"} 100.0\ntenon_lm_pages_available{model="a"} 40.0\n') == 0.6
-    assert share_of(b"tenon_session_memory_ratio 0.5\nnonsense\n\xff\xff 3\nsglang:token_usage x\n") == 0.5
+    assert share_in_use(b'vllm:kv_cache_usage_perc{model_name="m"} 0.25\n# HELP x y\n') == 0.25
+    assert share_in_use(b'tenon_lm_pages{model="a"} 100.0\ntenon_lm_pages_available{model="a"} 40.0\n') == 0.6
+    assert share_in_use(b"tenon_session_memory_ratio 0.5\nnonsense\n\xff\xff 3\nsglang:token_usage x\n") == 0.5
+    assert cache_tokens(b'vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="2048"} 1.0\n') == 32_768
+    assert cache_tokens(b'tenon_lm_pages{model="a"} 10.0\ntenon_lm_pages{model="b"} 5.0\n') == 480
+    assert cache_tokens(b"sglang:max_total_num_tokens 9000\n") == 9_000
+    assert cache_tokens(b"nothing of it\n") == 0

@@ -22,8 +22,8 @@ from tenon.config import ServeConfig
 from tenon.limits import Limits, RouteLimits
 from tenon.serving import running
 from tenon.serving.admission import Gate, Quota
-from tenon.serving.gateway import Gateway, connect
-from tenon.serving.replica import Within
+from tenon.serving.gateway import Gateway
+from tenon.serving.replica import Within, connect
 
 REPLICA = """
 import asyncio, json, sys, os

@@ -17,7 +17,7 @@ from tenon.errors import InputError, UsageError
 from tenon.limits import RouteLimits
 from tenon.serving.route import POLICIES, Routing
 from tenon.serving.shape import SHAPES, shaped
-from tenon.serving.simulation import Fleet, Request, read_trace, simulate
+from tenon.serving.simulation import Fleet, Request, block_tokens, read_trace, simulate
 
 ONE = Fleet(replicas=1, blocks=100, prefill_per_s=1_000.0, decode_per_s=10.0)
 
@@ -138,6 +138,29 @@ def test_a_trace_beyond_its_bounds_is_refused(tmp_path: Path) -> None:
         read_trace(path)
     with pytest.raises(InputError, match="No such file"):
         read_trace(tmp_path / "nothing")
+
+
+def test_blocks_of_another_size_are_seen_in_the_lengths_and_counted_as_what_they_are() -> None:
+    fine = [Request(n * 1e4, 100, 1, list(range(7))) for n in range(4)]  # 16 tokens a block
+    assert block_tokens(fine) == 16
+    assert simulate(fine, Fleet(replicas=1, block_tokens=16)).hit == pytest.approx(3 * 100 / 400)
+    assert block_tokens(list(shaped("chats", seconds=60, per_s=10))) == 512
+    assert block_tokens([Request(0, 700, 1, []), Request(0, 0, 0, [1]), Request(0, 5, 1, [1, 2, 3])]) == 512
+
+
+def test_a_trace_out_of_order_without_blocks_or_output_is_a_trace(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    lines = [
+        {"timestamp": 9_000.5, "input_length": 600, "output_length": 0, "hash_ids": [1, 2], "type": "agent"},
+        {"timestamp": 0, "input_length": 700, "output_length": 3, "hash_ids": []},
+        {"timestamp": 100, "input_length": 0, "output_length": 0, "hash_ids": []},
+        {"timestamp": 50, "input_length": 600, "output_length": 1, "hash_ids": [1, 2]},
+    ]
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    for policy in POLICIES:
+        done = simulate(read_trace(path), Fleet(replicas=1), Routing(policy=policy))
+        assert (done.requests, done.refused) == (4, 0)
+        assert done.hit == pytest.approx(600 / 1_900)
 
 
 REQUESTS = st.builds(

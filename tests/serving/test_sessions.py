@@ -25,7 +25,8 @@ from tenon.model.steps import OnnxSteps
 from tenon.serving import Stateful, build_app, running
 from tenon.serving.autoscale import Autoscaler
 from tenon.serving.fleet import LocalFleet
-from tenon.serving.gateway import Gateway, connect
+from tenon.serving.gateway import Gateway
+from tenon.serving.replica import connect
 from tenon.serving.scale import Scaling
 
 TOKEN = "the fleet's own"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,20 @@ def route() -> None:
     "--prefill", type=float, default=20_000.0, show_default=True, help="Input tokens a replica does a second."
 )
 @click.option("--decode", type=float, default=60.0, show_default=True, help="Output tokens a second of each request.")
+@click.option(
+    "--block-tokens", type=int, help="Tokens of a block of the trace (default: as its lengths say, else 512)."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of ties.")
 @json_flag
 def simulate(
     trace: Path, replicas: int, blocks: int, policy: tuple[str, ...], thrift: float, target: float, prefill: float,
-    decode: float, seed: int, as_json: bool,
+    decode: float, seed: int, as_json: bool, block_tokens: int | None,
 ) -> None:  # fmt: skip
     """Replay TRACE (JSON lines of timestamp, input_length, output_length, hash_ids) through the router.
 
     With one policy, --json prints one object; with several, a list of them.
     """
+    from tenon.serving import simulation
     from tenon.serving.route import Routing
     from tenon.serving.simulation import Fleet, read_trace, simulate
 
@@ -49,6 +54,7 @@ def simulate(
     routings = [Routing(policy=name, thrift=thrift, target_s=target) for name in policy or NAMES]
     fleet = Fleet(replicas=replicas, blocks=blocks, prefill_per_s=prefill, decode_per_s=decode)
     requests = read_trace(trace)
+    fleet = replace(fleet, block_tokens=simulation.block_tokens(requests) if block_tokens is None else block_tokens)
     found = []
     for number, routing in enumerate(routings):
         output.progress(number, len(routings), routing.policy)
@@ -58,7 +64,8 @@ def simulate(
         [d.policy, d.hit, d.ttft_p50_s, d.ttft_p99_s, d.imbalance, d.refused, f"{d.goodput:.1%}"] for d in found
     ]  # fmt: skip
     plain = [done.to_dict() for done in found]
-    said = f"{found[0].requests:,} requests to {replicas} replicas of {blocks:,} blocks\n\n"
+    of = f" of {fleet.block_tokens} tokens" if fleet.block_tokens != simulation.BLOCK_TOKENS else ""
+    said = f"{found[0].requests:,} requests to {replicas} replicas of {blocks:,} blocks{of}\n\n"
     output.emit(plain[0] if len(policy) == 1 else plain, said + table(header, rows))
 
 

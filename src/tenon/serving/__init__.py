@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from tenon.serving.autoscale import Autoscaler
     from tenon.serving.client import Client
     from tenon.serving.fleet import LocalFleet, Machine
-    from tenon.serving.gateway import Gateway, connect
+    from tenon.serving.gateway import Gateway
     from tenon.serving.keeping import restore, to_ipc
     from tenon.serving.play import Pace, Replayed, Tick, replay
-    from tenon.serving.replica import Remote, Within
+    from tenon.serving.replica import Remote, Within, connect
     from tenon.serving.route import Need, Router, Routing, Ticket
     from tenon.serving.scale import Decision, Sample, Scaling, Starts, decide
     from tenon.serving.server import listen, run, running
@@ -69,7 +69,7 @@ _HOMES = {
     "Trial": "trial",
     "Within": "replica",
     "build_app": "app",
-    "connect": "gateway",
+    "connect": "replica",
     "decide": "scale",
     "judge": "trial",
     "listen": "server",

@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from tenon.errors import TenonError
+from tenon.serving.engines import metrics, share_in_use
 from tenon.serving.fleet import Machine, Machines
-from tenon.serving.replica import Forward, Remote, Replica, Unanswered
+from tenon.serving.replica import Remote, Replica
 from tenon.serving.scale import Sample, Scaling, Starts, decide
 
 if TYPE_CHECKING:
@@ -45,11 +46,6 @@ BACK_S, BACK_MOST_S = 1.0, 300.0  # until a start is tried again
 LOOP = 5  # failures in a row that are told as a crash loop
 YOUNG_S = 60.0  # one that dies before was never well
 HUNG_S = 30.0  # one that lives and is down for so long is replaced
-MEMORY_ANSWER_S = 2.0
-FULL = {  # gauges of memory in use as a share of 1, as engines write them
-    b"vllm:kv_cache_usage_perc": 1.0, b"vllm:gpu_cache_usage_perc": 1.0, b"sglang:token_usage": 1.0,
-    b"llamacpp:kv_cache_usage_ratio": 1.0, b"tenon_session_memory_ratio": 1.0,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,13 +239,13 @@ class Autoscaler:
         staying = [member for member in self._members.values() if not member.leaving]
         self.replica_s += past_s * (len(self._members) + len(self._starting))
         asked_s, self._asked_s, self._looked_at = router.asked_s - self._asked_s, router.asked_s, now
-        shares = await asyncio.gather(*(memory_share(gateway.replica(member.number)) for member in staying))
+        texts = await asyncio.gather(*(metrics(gateway.replica(member.number)) for member in staying))
         self._samples.append(
             Sample(
                 at=now,
                 work=asked_s / past_s if past_s > 0 else 0.0,
                 waiting_s=sum(router.wait_s(member.number, now) for member in staying) + gateway.held_s,
-                memory=sum(shares),
+                memory=sum(map(share_in_use, texts)),
             )
         )
 
@@ -384,32 +380,3 @@ class Autoscaler:
         for what, count in self._counts.items():
             events.add_metric((what,), count)
         yield events
-
-
-async def memory_share(replica: Replica) -> float:
-    """Return the share of its memory for caches and sessions that a replica says it uses; 0 when it says nothing."""
-    try:
-        async with asyncio.timeout(MEMORY_ANSWER_S):
-            answer = await replica.ask(Forward(method="GET", target="/metrics", headers=()))
-            text = b"".join([part async for part in answer.chunks()])
-    except (TimeoutError, Unanswered):
-        return 0.0
-    return share_of(text) if answer.status == 200 else 0.0
-
-
-def share_of(text: bytes) -> float:
-    """Read the share of memory in use from a Prometheus exposition, as vLLM, SGLang, llama.cpp or tenon write it."""
-    found, pages, free = 0.0, 0.0, 0.0
-    for line in text.splitlines():
-        name, _, value = line.rpartition(b" ")
-        name = name.partition(b"{")[0]
-        try:
-            if name in FULL:
-                found = max(found, float(value))
-            elif name == b"tenon_lm_pages":
-                pages += float(value)
-            elif name == b"tenon_lm_pages_available":
-                free += float(value)
-        except ValueError:
-            continue
-    return max(found, (pages - free) / pages if pages else 0.0)

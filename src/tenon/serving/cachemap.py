@@ -20,9 +20,9 @@ from array import array
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-LEARN = 0.02  # how much one contradiction moves a capacity that is not declared
-FIRST_CAPACITY = 4_096  # blocks, until a replica's answers say otherwise
-LEAST_CAPACITY = 64
+LEARN = 0.05  # how much one contradiction moves a capacity that is not declared
+FIRST_CAPACITY = 32_768  # blocks, until a replica's answers say otherwise
+LEAST_CAPACITY = 16
 BATCHES = 1_024  # a full replica forgets so small a part of its blocks at once: finding the first keys costs a walk
 NEVER = float("inf")
 
@@ -60,9 +60,18 @@ class CacheMap:
         self._capacity[replica] = float(capacity or FIRST_CAPACITY)
         self._declared[replica] = capacity > 0
 
+    def guess(self, replica: int, capacity: int) -> None:
+        """Begin with this capacity, which answers may correct, unless one was declared."""
+        if not self._declared[replica]:
+            self._capacity[replica] = min(max(float(capacity), float(LEAST_CAPACITY)), float(self.limit))
+
     def capacity(self, replica: int) -> int:
         """Return the blocks the replica is believed to hold at most, declared or learnt, within its share of ours."""
         return max(1, min(int(self._capacity[replica]), self.limit // len(self._recent)))
+
+    def full(self, replica: int) -> bool:
+        """Say whether the replica has begun to drop what it held."""
+        return self.oldest[replica] < NEVER
 
     def count(self, replica: int) -> int:
         """Return how many blocks the replica is believed to hold now."""
@@ -113,7 +122,8 @@ class CacheMap:
 
         The blocks themselves are there now: whoever asked has just had them computed.
         """
-        if found != believed and not self._declared[replica] and max(found, believed) <= len(blocks):
+        # One block more or less says nothing: what is cached ends at a page, and tokens are not bytes.
+        if abs(found - believed) > 1 and not self._declared[replica] and max(found, believed) <= len(blocks):
             moved = self._capacity[replica] * (1 + LEARN if found > believed else 1 - LEARN)
             self._capacity[replica] = min(max(moved, float(LEAST_CAPACITY)), float(self.limit))
 

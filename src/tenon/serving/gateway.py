@@ -17,11 +17,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-import os
-import re
-import secrets
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -29,14 +27,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tenon.config import ServeConfig
-from tenon.errors import UsageError, sentence
 from tenon.limits import Limits
 from tenon.serving.admission import Gate
-from tenon.serving.client import Address
+from tenon.serving.engines import cache_tokens, metrics
 from tenon.serving.journal import Journal, LostError, Talk
-from tenon.serving.need import cached_units, need_of, repeatable
+from tenon.serving.need import cached_in_stream, cached_units, capacity_blocks, need_of, repeatable
 from tenon.serving.refusal import Refused
-from tenon.serving.replica import PROBE_ANSWER_S, Answer, Forward, Remote, Replica, Unanswered, ready_path
+from tenon.serving.relay import HOP, JSON, Receive, Scope, Send, replace_file, say, trace
+from tenon.serving.replica import PROBE_ANSWER_S, Answer, Forward, Replica, Unanswered, ready_path
 from tenon.serving.route import Need, Router, Routing, Ticket
 from tenon.serving.service import Settings
 from tenon.serving.tally import Tally
@@ -46,16 +44,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tenon.serving")
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-# Headers of one connection (RFC 9110, 7.6.1), and those that are written anew for the next or are ours alone.
-HOP = frozenset(
-    b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade host "
-    b"content-length expect proxy-connection traceparent x-session-step x-session-request x-fleet-token".split()
-)
-TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 ELSEWHERE = frozenset((502, 503))  # said by a replica that drains or is full: another may answer
 SAVE_S = 30.0
 MISSED = 2  # probes without an answer until a replica is down
@@ -228,7 +217,7 @@ class Gateway:
             page = 404, JSON, b'{"error":"nothing is here"}'  # states travel between gateway and replicas only
             scope = {**scope, "method": "GET"}
         if page is not None and scope["method"] in ("GET", "HEAD"):
-            await _say(scope, send, *page)
+            await say(scope, send, *page)
             return
         refusal = self._refuse(headers, arrived)
         if refusal is None:
@@ -243,7 +232,7 @@ class Gateway:
                 refusal = await self._in_turn(passing, self._key(headers), scope, receive, send)
         if refusal is not None:
             self.tally.refused(refusal.status)
-            await _say(scope, send, refusal.status, [(b"content-type", b"application/json"), *refusal.headers()],
+            await say(scope, send, refusal.status, [(b"content-type", b"application/json"), *refusal.headers()],
                        refusal.body())  # fmt: skip
 
     def _refuse(self, headers: Mapping[bytes, bytes], now: float) -> Refused | None:
@@ -265,18 +254,18 @@ class Gateway:
         path: str = scope["path"]
         query: bytes = scope.get("query_string", b"")
         target = (scope.get("raw_path") or path.encode()).decode("latin-1") + ("?" + query.decode() if query else "")
-        trace = _trace(headers.get(b"traceparent", b""))
+        spoken = trace(headers.get(b"traceparent", b""))
         dropped = {name.strip().lower() for name in headers.get(b"connection", b"").split(b",")} | HOP
         kept = [(name, value) for name, value in scope["headers"] if name not in dropped]
-        kept.append((b"traceparent", trace))
+        kept.append((b"traceparent", spoken))
         return _Passing(
             forward=Forward(method=scope["method"], target=target, headers=kept, body=body),
             need=need_of(path, headers, body, self.limits.prompt_blocks),
             again=repeatable(scope["method"], path, headers),
             deadline=arrived + self.limits.first_s,
-            trace=trace,
+            trace=spoken,
             arrived=arrived,
-            request=trace[36:52],
+            request=spoken[36:52],
         )
 
     async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes | Refused | None:
@@ -399,11 +388,11 @@ class Gateway:
             self._count(ticket, passing, answer.status, self.clock() - passing.arrived)
             if passing.forward.method == "HEAD":
                 headers += [(name, value) for name, value in answer.headers if name.lower() == b"content-length"]
-            await _say(scope, send, answer.status, headers, whole)
+            await say(scope, send, answer.status, headers, whole)
             return None
         whole_s = self.clock() - passing.arrived
         try:
-            await self._stream(answer, headers, receive, send)
+            await self._stream(answer, headers, receive, send, partial(self._heard, ticket, passing))
         except BrokenError:
             self.tally.broken += 1
             abort = scope.get("extensions", {}).get("tenon.abort")
@@ -442,7 +431,16 @@ class Gateway:
     def _others(self, tried: int) -> bool:
         return any(self.router.is_open(n) and not tried >> n & 1 for n in range(len(self._states)))
 
-    async def _stream(self, answer: Answer, headers: list[tuple[bytes, bytes]], receive: Receive, send: Send) -> None:
+    def _heard(self, ticket: Ticket, passing: _Passing, part: bytes) -> None:
+        """Look at a part of a stream for what the replica says it had cached."""
+        cached = cached_in_stream(passing.need, part) if passing.need.blocks else None
+        if cached is not None:
+            self.router.heard(ticket, cached)
+
+    async def _stream(
+        self, answer: Answer, headers: list[tuple[bytes, bytes]], receive: Receive, send: Send,
+        heard: Callable[[bytes], None],
+    ) -> None:  # fmt: skip
         """Pass an answer on as it comes; a caller who leaves ends it, and so does a silence or a break."""
         headers += [(name, value) for name, value in answer.headers if name.lower() == b"content-length"]
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
@@ -461,6 +459,7 @@ class Gateway:
                 part = coming.result()
                 if part is None:
                     break
+                heard(part)
                 await send({"type": "http.response.body", "body": part, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
         except Unanswered as error:
@@ -541,7 +540,7 @@ class Gateway:
         if self._path is None:
             return
         try:
-            await asyncio.to_thread(_replace, self._path, self.router.keep())
+            await asyncio.to_thread(replace_file, self._path, self.router.keep())
         except OSError as error:
             log.warning("what was learnt cannot be written: %s", error)
 
@@ -568,7 +567,7 @@ class Gateway:
             self._up(number)
 
     async def _learn(self, number: int) -> None:
-        """Ask a replica that is seen first which sessions it has: it may have served a gateway before this one."""
+        """Ask a replica that is seen first which sessions it has, and what fits in its cache."""
         state, name = self._states[number], self.router.names[number]
         try:
             async with asyncio.timeout(PROBE_ANSWER_S):
@@ -576,58 +575,12 @@ class Gateway:
         except TimeoutError:
             raise Unanswered("it does not say which sessions it has", begun=True) from None
         state.learned = True
+        tokens = cache_tokens(await metrics(state.replica))
+        if tokens:
+            self.router.map.guess(number, capacity_blocks(tokens))
         for session in sessions:
             self.router.settle(session, number)
 
 
 class BrokenError(Exception):
     """An answer that has begun cannot be finished: the server closes the connection without its end."""
-
-
-JSON = ((b"content-type", b"application/json"),)
-
-
-def connect(urls: Sequence[str], limits: Limits | None = None) -> dict[str, Replica]:
-    """Return replicas at these URLs, by their URLs; UsageError for one that is none or is given twice."""
-    found: dict[str, Replica] = {}
-    for url in urls:
-        address = Address.of(url)
-        name = f"{address.host}:{address.port}{address.path}"
-        if name in found:
-            raise UsageError(sentence("each replica once", f"'{name}' twice", at="--replica", hint="remove one"))
-        found[name] = Remote(url, (limits or Limits()).route)
-    return found
-
-
-async def _say(scope: Scope, send: Send, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
-    """Send a whole answer, in one write where the server offers it."""
-    every = list(headers)
-    if not any(name.lower() == b"content-length" for name, _ in every) and status not in (204, 304):
-        every.append((b"content-length", b"%d" % len(body)))
-    write = scope.get("extensions", {}).get("tenon.answer")
-    if write is not None:
-        write(status, every, body)
-        return
-    await send({"type": "http.response.start", "status": status, "headers": every})
-    await send({"type": "http.response.body", "body": body})
-
-
-def _trace(given: bytes) -> bytes:
-    """Return the trace context to pass on: the caller's trace with a span of ours, or a trace of our own."""
-    found = TRACEPARENT.fullmatch(given)
-    trace, flags = (found[1], found[3]) if found else (secrets.token_hex(16).encode(), b"00")
-    return b"00-" + trace + b"-" + secrets.token_hex(8).encode() + b"-" + flags
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

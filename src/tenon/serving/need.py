@@ -1,9 +1,9 @@
 """What a request needs done, read from its path, headers and body: the units, and the blocks a cache may hold.
 
-A prompt is cut into pieces of 2 KiB (about 512 tokens) and each piece is named by a hash of itself and all before it,
-so that two prompts have equal blocks exactly as far as they begin alike. Chat messages are joined with their roles, so
-that a conversation's next turn extends the one before. Units are bytes: a replica's speed is learnt per unit,
-so that it does not matter that a token is about four of them. `x-route-key` names anything else worth keeping
+A prompt is cut into pieces of 256 bytes (some 64 tokens) and each piece is named by a hash of itself and all before
+it, so that two prompts have equal blocks exactly as far as they begin alike. Chat messages are joined with their
+roles, so that a conversation's next turn extends the one before. Units are bytes: a replica's speed is learnt per
+unit, so that it does not matter that a token is about four of them. `x-route-key` names anything else worth keeping
 together (a feature key, loaded weights); the session is `x-session-id`, or the cookie `tenon-session`.
 
 A body that is not what it should be is no fault here: it has no blocks, and the replica refuses it in its own words.
@@ -18,7 +18,8 @@ import msgspec
 
 from tenon.serving.route import Need
 
-PIECE_BYTES = 2_048
+PIECE_BYTES = 256
+TOKEN_BYTES = 3  # of a prompt, about: answers correct what follows from it
 PROMPTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/completion", "/generate")
 SAFE = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
 REPEATABLE = ("/predict/", "/v2/", "/facts/", "/labels/", "/v1/", "/completion", "/generate", "/tokenize", "/embedding")
@@ -54,7 +55,7 @@ _ANSWERED = msgspec.json.Decoder(_Answered)
 
 
 def need_of(path: str, headers: Mapping[bytes, bytes], body: bytes, most_blocks: int) -> Need:
-    """Read what a request needs; costs about 3 µs, and 2 µs for each KiB of a prompt."""
+    """Read what a request needs; costs about 3 µs, and 4 µs for each KiB of a prompt."""
     session = session_of(headers)
     key = headers.get(b"x-route-key")
     if path.endswith(PROMPTS):
@@ -89,6 +90,19 @@ def session_of(headers: Mapping[bytes, bytes]) -> str:
 def repeatable(method: str, path: str, headers: Mapping[bytes, bytes]) -> bool:
     """Say whether a request may be sent again elsewhere when its replica dies: asking twice changes nothing."""
     return method in SAFE or path.startswith(REPEATABLE) or b"idempotency-key" in headers
+
+
+def capacity_blocks(tokens: int) -> int:
+    """Return about how many pieces of prompts are so many tokens."""
+    return tokens * TOKEN_BYTES // PIECE_BYTES
+
+
+def cached_in_stream(need: Need, part: bytes) -> float | None:
+    """Return the same from a part of a stream of events, where one of them reports usage."""
+    if b"cached_tokens" not in part:
+        return None
+    lines = (line for line in part.split(b"\n") if line.startswith(b"data: ") and b"cached_tokens" in line)
+    return next((found for line in lines if (found := cached_units(need, line[6:])) is not None), None)
 
 
 def cached_units(need: Need, answer: bytes) -> float | None:

@@ -25,7 +25,8 @@ from typing import Any, Protocol
 
 import httptools
 
-from tenon.limits import KIB, RouteLimits
+from tenon.errors import UsageError, sentence
+from tenon.limits import KIB, Limits, RouteLimits
 from tenon.serving.client import Address
 
 log = logging.getLogger("tenon.serving")
@@ -479,3 +480,15 @@ class Within:
             log.debug("the app in this process has no lifespan: %s", error)
         finally:
             self._begun.set()
+
+
+def connect(urls: Sequence[str], limits: Limits | None = None) -> dict[str, Replica]:
+    """Return replicas at these URLs, by their URLs; UsageError for one that is none or is given twice."""
+    found: dict[str, Replica] = {}
+    for url in urls:
+        address = Address.of(url)
+        name = f"{address.host}:{address.port}{address.path}"
+        if name in found:
+            raise UsageError(sentence("each replica once", f"'{name}' twice", at="--replica", hint="remove one"))
+        found[name] = Remote(url, (limits or Limits()).route)
+    return found

@@ -43,7 +43,7 @@ FORGET = 0.99  # how much of what was learnt of a speed remains at the next obse
 TIE = 0.01  # scores within this share of the best are equal
 LATE = 5.0  # past the target a second late counts as much as so many seconds of work
 TOLL_S = 1.0  # how long the price of what is driven out holds
-GRACE = 4.0  # requests' worth of work that a share may exceed the fair one besides: few requests are never even
+GRACE = 3.0  # requests' worth of work that a share may exceed the fair one besides: few requests are never even
 RESCALE = 1e100
 HASHED_BLOCK = 1  # `hash` looks at the second block: the first is often the same system prompt for all
 
@@ -306,8 +306,7 @@ class Router:
         self._begun[replica] = now
         saved = ticket.believed * need.block_units
         if cached is not None:
-            found = int(min(cached, need.units) // need.block_units)
-            self.map.correct(replica, need.blocks, ticket.believed, found)
+            self.heard(ticket, cached)
             saved = cached
         speed = self.speeds[replica]
         speed.observe(max(need.units - saved, 0.0), max(took_s, 0.0))
@@ -318,6 +317,12 @@ class Router:
                 if self._unknown >> other & 1:  # taken to be like those that have answered
                     self.speeds[other] = like = Speed(self.speeds)
                     self._base[other], self._per[other] = like.base, like.per
+
+    def heard(self, ticket: Ticket, cached: float) -> None:
+        """Learn what was cached, where that is said only at the end of an answer."""
+        need = ticket.need
+        found = int(min(cached, need.units) // need.block_units)
+        self.map.correct(ticket.replica, need.blocks, ticket.believed, found)
 
     def done(self, ticket: Ticket, now: float) -> None:
         """The request is over, answered or not; safe to call twice."""
@@ -417,7 +422,7 @@ class Router:
         return [n for n in range(len(self.names)) if not self._shut >> n & 1]
 
     def _home(self, need: Need, now: float) -> tuple[int, int] | None:
-        """Return where the request's session lives, unless that is closed, or would be late and another would not."""
+        """Return where the request's session lives, unless that is closed, late while another is not, or forgot it."""
         home = self._sessions.get(need.session) if need.session else None
         if home is None or self._shut >> home & 1:
             return None
@@ -425,7 +430,10 @@ class Router:
             waits = [self.wait_s(n, now) for n in self._free()]
             if min(waits) < self.routing.target_s:
                 return None
-        return home, self.map.depth(home, need.blocks)
+        depth = self.map.depth(home, need.blocks)
+        if need.blocks and not depth and self.map.full(home):
+            return None  # what it had cached has been driven out: it may as well begin anew where there is room
+        return home, depth
 
     def _cache(self, need: Need, now: float) -> tuple[int, int] | None:
         """The score of the module's docstring, for every replica; the best, or one of the best at random."""

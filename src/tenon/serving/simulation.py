@@ -34,6 +34,8 @@ from tenon.limits import RouteLimits
 from tenon.serving.route import Need, Router, Routing, Ticket
 
 BLOCK_TOKENS = 512
+SIZES = tuple(2**n for n in range(3, 14))  # of a block, that a trace may have instead
+SEEN = 10_000  # requests looked at to find out
 MOST = 10**9  # tokens of one request, and milliseconds times a thousand: beyond this a line is a fault
 
 
@@ -61,9 +63,10 @@ class Fleet:
     blocks: int = 6_000  # blocks of each cache
     prefill_per_s: float = 20_000.0  # tokens of input a second, one request at a time
     decode_per_s: float = 60.0  # tokens of output a second, for each running request
+    block_tokens: int = BLOCK_TOKENS  # tokens of one block of the trace
 
     def __post_init__(self) -> None:
-        for name in ("replicas", "blocks", "prefill_per_s", "decode_per_s"):
+        for name in ("replicas", "blocks", "prefill_per_s", "decode_per_s", "block_tokens"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise UsageError(sentence("a number above 0", str(value), at=name))
@@ -122,6 +125,18 @@ def read_trace(path: Path, limits: RouteLimits | None = None) -> list[Request]:
     return found
 
 
+def block_tokens(trace: Sequence[Request]) -> int:
+    """Return the tokens of a block that a trace's own lengths speak for: 512, unless nearly all say another size."""
+    told = [request for request in trace[:SEEN] if len(request.hash_ids) > 1]
+
+    def fits(size: int) -> float:
+        return sum(-(-request.input_length // size) == len(request.hash_ids) for request in told) / len(told)
+
+    if not told or fits(BLOCK_TOKENS) > 0.5:
+        return BLOCK_TOKENS
+    return max((size for size in SIZES if fits(size) > 0.9), default=BLOCK_TOKENS)
+
+
 def _request(decoder: msgspec.json.Decoder[_Line], line: bytes, place: str) -> Request:
     try:
         read = decoder.decode(line)
@@ -143,10 +158,11 @@ def _request(decoder: msgspec.json.Decoder[_Line], line: bytes, place: str) -> R
 class _Replica:
     """The reference replica: prefill one at a time, decode side by side, an LRU cache of blocks."""
 
-    __slots__ = ("blocks", "busy", "cache", "per_s", "queue", "work_s")
+    __slots__ = ("block_tokens", "blocks", "busy", "cache", "per_s", "queue", "work_s")
 
-    def __init__(self, blocks: int, per_s: float) -> None:
+    def __init__(self, blocks: int, per_s: float, block_tokens: int) -> None:
         self.blocks = blocks
+        self.block_tokens = block_tokens
         self.per_s = per_s
         self.cache: OrderedDict[int, None] = OrderedDict()
         self.queue: deque[tuple[Ticket, Request]] = deque()
@@ -160,7 +176,7 @@ class _Replica:
             if block not in self.cache:
                 break
             depth += 1
-        cached = min(depth * BLOCK_TOKENS, request.input_length)
+        cached = min(depth * self.block_tokens, request.input_length)
         for block in request.hash_ids:
             self.cache[block] = None
             self.cache.move_to_end(block)
@@ -184,7 +200,9 @@ def simulate(
     router = Router(routing, limits=limits, rng=random.Random(seed))
     for number in range(fleet.replicas):
         router.add(f"replica-{number}", capacity=fleet.blocks)
-    return _replay(trace, fleet, router, [_Replica(fleet.blocks, fleet.prefill_per_s) for _ in range(fleet.replicas)])
+    size = fleet.block_tokens
+    replicas = [_Replica(fleet.blocks, fleet.prefill_per_s, size) for _ in range(fleet.replicas)]
+    return _replay(trace, fleet, router, replicas)
 
 
 def _replay(trace: Iterable[Request], fleet: Fleet, router: Router, replicas: Sequence[_Replica]) -> Simulated:
@@ -222,7 +240,7 @@ def _replay(trace: Iterable[Request], fleet: Fleet, router: Router, replicas: Se
         now = request.timestamp / 1e3
         happen(now)
         offered += 1
-        need = Need(units=float(request.input_length), blocks=request.hash_ids, block_units=float(BLOCK_TOKENS))
+        need = Need(units=float(request.input_length), blocks=request.hash_ids, block_units=float(fleet.block_tokens))
         ticket = router.route(need, now)
         if ticket is None:
             refused += 1
