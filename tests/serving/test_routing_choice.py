@@ -275,6 +275,30 @@ def test_a_router_that_comes_back_knows_caches_speeds_and_sessions(tmp_path: Pat
     assert back.speeds[0].per == pytest.approx(router.speeds[2].per)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_after_a_restart_nothing_is_moved_only_to_even_out_what_little_was_done(seed: int) -> None:
+    router = routed(2, seed=seed)
+    needs = [
+        Need(units=20_040, blocks=range(talk * 100, talk * 100 + 78), block_units=256, session="") for talk in range(8)
+    ]
+    homes = [served(router, need, 1.0 + n, per_unit=7.5e-6).replica for n, need in enumerate(needs)]
+    back = routed(2, seed=seed + 1)
+    back.restore(router.keep(), 50.0)
+    assert [served(back, need, 60.0 + n, per_unit=7.5e-6).replica for n, need in enumerate(needs)] == homes
+
+
+def test_where_time_does_not_seem_to_depend_on_work_what_is_cached_is_still_chosen() -> None:
+    router = routed(4)
+    router._base, router._per = [0.3] * 4, [0.0] * 4  # what a busy machine's noise may come to
+    need = Need(units=500, blocks=[1, 2, 3], block_units=160)
+    first = sent(router, need, 1_000.0)
+    router.done(first, 1_001.0)
+    for number in range(20):
+        ticket = sent(router, need, 2_000.0 + number)
+        router.done(ticket, 2_000.5 + number)
+        assert ticket.replica == first.replica
+
+
 @pytest.mark.parametrize("bad", [b"", b"\x00", b"\x80", b"\x81\xa8replicas\x01", b"\x81\xa8replicas\x81\xa2r0\x80"])
 def test_a_state_that_cannot_be_read_is_no_state(bad: bytes) -> None:
     router = routed(2)

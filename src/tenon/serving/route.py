@@ -44,6 +44,7 @@ TIE = 0.01  # scores within this share of the best are equal
 LATE = 5.0  # past the target a second late counts as much as so many seconds of work
 TOLL_S = 1.0  # how long the price of what is driven out holds
 GRACE = 3.0  # requests' worth of work that a share may exceed the fair one besides: few requests are never even
+STEEPEST = 4.0  # seconds a replica is put back for a second above its share: little work is never worth moving
 RESCALE = 1e100
 HASHED_BLOCK = 1  # `hash` looks at the second block: the first is often the same system prompt for all
 
@@ -449,7 +450,7 @@ class Router:
             sharing -= self._closed.bit_count()
             total -= sum(work[n] for n in range(len(work)) if self._closed >> n & 1)
         fair = total * (1.0 + routing.skew) / sharing + GRACE * self._typical * self._scale if sharing else 0.0
-        steep = skew_s * sharing / total if total else 0.0
+        steep = min(skew_s * sharing / total, STEEPEST / self._scale) if total else 0.0
         costs: list[tuple[float, int, int]] = []
         for (depth, replicas), repeated in zip(groups, self._again(need, groups), strict=True):
             missing = max(units - depth * block_units, 0.0)
