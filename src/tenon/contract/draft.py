@@ -24,6 +24,7 @@ MANY_ROWS = 100  # fewer say too little about sets, patterns and uniqueness
 FEW_VALUES = 20
 SHARE_OF_ROWS = 0.05
 LONGEST_PATTERN = 24
+LOOK = 10_000  # values that are looked at first
 _CLASSES = ("[0-9]", "[A-Z]", "[a-z]", "[0-9A-Z]", "[0-9a-z]", "[A-Za-z]", "[0-9A-Za-z]")
 
 
@@ -46,7 +47,7 @@ def _column(series: pl.Series, kind: ColumnType) -> tuple[Column, bool]:
     """Return the column as it looks, and whether its values are all there and all different."""
     there = series.drop_nulls()
     nullable = len(there) < len(series)
-    distinct = there.n_unique() if kind in ("int", "text") else 0
+    distinct = _distinct(there) if kind in ("int", "text") else 0
     whole = not nullable and len(there) >= MANY_ROWS and distinct == len(there)
     body: dict[str, Any] = {"nullable": nullable or not len(series), "unique": whole}
     if kind in ("int", "float"):
@@ -57,6 +58,13 @@ def _column(series: pl.Series, kind: ColumnType) -> tuple[Column, bool]:
         else:
             body["pattern"] = _pattern(there)
     return Column(series.name, kind, **body), whole
+
+
+def _distinct(values: pl.Series) -> int:
+    """Count the different values; only those at the beginning where they show that not all differ and many do."""
+    begin = values.head(LOOK)
+    found = begin.n_unique()
+    return found if FEW_VALUES < found < len(begin) else values.n_unique()
 
 
 def _range(values: pl.Series, kind: str) -> tuple[float, float] | None:
@@ -84,7 +92,7 @@ def _pattern(values: pl.Series) -> str:
         return ""
     many = f"{{{shortest}}}" if shortest == longest else f"{{{shortest},{longest}}}"
     for each in _CLASSES:
-        if longest - shortest <= 1 and values.str.contains(f"^{each}{many}$").all():
+        if longest - shortest <= 1 and _all(values, f"^{each}{many}$"):
             return each + many
     shape = re.sub(r"[0-9]", "9", re.sub(r"[A-Z]", "A", re.sub(r"[a-z]", "a", values[0])))
     runs = re.findall(r"9+|A+|a+|[^9Aa]", shape)
@@ -92,4 +100,10 @@ def _pattern(values: pl.Series) -> str:
     pattern = "".join(
         told[run[0]] + (f"{{{len(run)}}}" if len(run) > 1 else "") if run[0] in told else re.escape(run) for run in runs
     )
-    return pattern if len(runs) > 1 and values.str.contains(f"^(?:{pattern})$").all() else ""
+    return pattern if len(runs) > 1 and _all(values, f"^(?:{pattern})$") else ""
+
+
+def _all(values: pl.Series, pattern: str) -> bool:
+    """Whether all values have a form; looks at a few first."""
+    few = values.head(LOOK).str.contains(pattern).all()
+    return bool(few and values.str.contains(pattern).all())

@@ -21,11 +21,10 @@ from tenon import contract, ingest
 from tenon.contract.column import Source
 from tenon.errors import InputError, UsageError, nearest, quoted, sentence
 from tenon.finding import Finding
-from tenon.flow.work import Progress, quiet
 from tenon.ingest import quarantine as waiting
 from tenon.ingest.clean import clean
 from tenon.ingest.glance import Glance, glance
-from tenon.ingest.job import uncounted
+from tenon.ingest.job import Progress, silent, uncounted
 from tenon.ingest.stream import STDIN, files_of, spelt
 
 BATCH_ROWS = 8_192
@@ -62,7 +61,7 @@ class Done:
         return {**self.ingested.to_dict(), "glance": self.glance.to_dict(), "written": written}
 
 
-def read(asked: Read, progress: Progress = quiet, counted: Callable[[int], None] = uncounted) -> Done:
+def read(asked: Read, progress: Progress = silent, counted: Callable[[int], None] = uncounted) -> Done:
     """Read messy files into typed Parquet, quarantine and a contract to review; or, with `csv`, into clean CSV.
 
     `counted` is told how many rows were read, each time before `progress` is told how many bytes.
@@ -238,7 +237,7 @@ def quarantine_summary(file: Path) -> list[dict[str, Any]]:
     return waiting.summary(_quarantine(file))
 
 
-def quarantine_replay(file: Path, policy: ingest.Policy, progress: Progress = quiet) -> waiting.Replayed:
+def quarantine_replay(file: Path, policy: ingest.Policy, progress: Progress = silent) -> waiting.Replayed:
     """Read the rows of a quarantine file again by another policy; what can be read now is written beside the data."""
     name = _quarantine(file).name.removesuffix(".quarantine.parquet")
     job = ingest.Job(paths=(file,), out=file.parent, name=name, policy=policy)

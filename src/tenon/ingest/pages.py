@@ -14,6 +14,7 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,11 @@ def known() -> bool:
     return _pages is not None
 
 
-def write(frame: pl.DataFrame, path: Path) -> bool:
-    """Write a frame as a Parquet file; False, with nothing written, where it cannot be done here."""
+def write(frame: pl.DataFrame, path: Path, *, size: int = 0) -> bool:
+    """Write a frame as a Parquet file; False, with nothing written, where it cannot be done here.
+
+    `size` is about how many bytes of text are in it; 0 has them counted.
+    """
     if _pages is None or not frame.width or any(type_ not in TYPES for type_ in frame.dtypes):
         return False
     names = tuple(name.encode() for name in frame.columns)
@@ -60,7 +64,7 @@ def write(frame: pl.DataFrame, path: Path) -> bool:
     place = len(MAGIC)
     with path.open("wb") as out:
         out.write(MAGIC)
-        for part in _parts(frame):
+        for part in _parts(frame, size or int(frame.estimated_size())):
             # A name with a zero byte in it cannot be told in C, and Polars ends the process then.
             columns = tuple(column.alias("").__arrow_c_stream__(None) for column in part.get_columns())
             body, group = _pages.encode(names, columns, _compressor(), ZSTD, place)
@@ -74,19 +78,10 @@ def write(frame: pl.DataFrame, path: Path) -> bool:
 
 def footer(schema: Any, rows: int, groups: list[bytes]) -> Struct:
     """Return the footer of a file of these columns as a tree; row groups are as they are written."""
-    elements: list[Struct] = [{4: (BINARY, b"schema"), 5: (I32, len(schema))}]
-    for name, type_ in schema.items():
-        physical, converted, logical = TYPES[type_]
-        element: Struct = {1: (I32, physical), 3: (I32, 1), 4: (BINARY, name.encode())}
-        if converted is not None:
-            element[6] = (I32, converted)
-        if logical is not None:
-            element[10] = (STRUCT, {logical[0]: (STRUCT, logical[1])})
-        elements.append(element)
-    ordered: Struct = {1: (STRUCT, {})}
+    ordered = packed({1: (STRUCT, {})})
     return {
         1: (I32, 2),
-        2: (LIST, (STRUCT, elements)),
+        2: (LIST, (STRUCT, _elements(tuple(schema.items())))),
         3: (I64, rows),
         4: (LIST, (STRUCT, groups)),
         6: (BINARY, WRITER),
@@ -94,9 +89,24 @@ def footer(schema: Any, rows: int, groups: list[bytes]) -> Struct:
     }
 
 
-def _parts(frame: pl.DataFrame) -> list[pl.DataFrame]:
+@lru_cache(maxsize=4)
+def _elements(schema: tuple[tuple[str, Any], ...]) -> list[bytes]:
+    """Return the elements of a schema as they are written."""
+    out = [packed({4: (BINARY, b"schema"), 5: (I32, len(schema))})]
+    for name, type_ in schema:
+        physical, converted, logical = TYPES[type_]
+        element: Struct = {1: (I32, physical), 3: (I32, 1), 4: (BINARY, name.encode())}
+        if converted is not None:
+            element[6] = (I32, converted)
+        if logical is not None:
+            element[10] = (STRUCT, {logical[0]: (STRUCT, logical[1])})
+        out.append(packed(element))
+    return out
+
+
+def _parts(frame: pl.DataFrame, size: int) -> list[pl.DataFrame]:
     """Cut a frame into row groups of a bounded number of rows and bytes."""
-    step = max(1, min(GROUP_ROWS, frame.height * GROUP_BYTES // max(int(frame.estimated_size()), 1)))
+    step = max(1, min(GROUP_ROWS, frame.height * GROUP_BYTES // max(size, 1)))
     if frame.height <= step:
         return [frame.rechunk()] if frame.height else []
     return [frame.slice(begin, step).rechunk() for begin in range(0, frame.height, step)]

@@ -18,6 +18,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -147,15 +148,21 @@ class Plan:
     @staticmethod
     def load(path: Path) -> Plan:
         """Read a plan from the file it was saved to."""
-        body = json.loads(path.read_text("utf-8"))
-        return Plan(
-            outputs=tuple(Output(**one) for one in body["outputs"]),
-            files=tuple(FilePlan.from_dict(one) for one in body["files"]),
-            policy=body["policy"],
-            text=body["text"],
-            row_bytes=body["row_bytes"],
-            patient=body["patient"],
-        )
+        return _loaded(path.read_text("utf-8"))
+
+
+@lru_cache(maxsize=4)
+def _loaded(text: str) -> Plan:
+    """Return a plan from its text; every range asks for the same one."""
+    body = json.loads(text)
+    return Plan(
+        outputs=tuple(Output(**one) for one in body["outputs"]),
+        files=tuple(FilePlan.from_dict(one) for one in body["files"]),
+        policy=body["policy"],
+        text=body["text"],
+        row_bytes=body["row_bytes"],
+        patient=body["patient"],
+    )
 
 
 # ── learning from a sample ───────────────────────────────────────────────────────────────────────────────────────────

@@ -51,6 +51,7 @@ class Quick:
     """Rows read at once: columns by output, the line of each row, the words for missing that were seen, by output.
 
     `table` has all lines of the chunk, of which those not `done` are still to be read as text; None when none is left.
+    `ends` counts the line endings.
     """
 
     columns: dict[int, pl.Series]
@@ -59,6 +60,7 @@ class Quick:
     table: Lines | None
     done: Mask
     specs: tuple[Spec, ...]
+    ends: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,9 @@ def quick(data: bytes, layout: Layout, plan: Plan, file: FilePlan) -> Quick | No
     columns, words = _taken(raw, lines, done, specs, plan, file)
     if table is None and not done.all():
         table = _table(data, raw[0], states, layout, done)
-    return Quick(columns=columns, lines=np.flatnonzero(done), words=words, table=table, done=done, specs=specs)
+    lines = lines if len(lines) == len(done) and table is None else np.flatnonzero(done)
+    ends = len(states) - (len(data) > 0 and not data.endswith(dialect.newline))
+    return Quick(columns=columns, lines=lines, words=words, table=table, done=done, specs=specs, ends=ends)
 
 
 def once_more(text: bytes, begins: Places, first: Quick, layout: Layout, plan: Plan, file: FilePlan) -> Quick:
@@ -112,7 +116,15 @@ def once_more(text: bytes, begins: Places, first: Quick, layout: Layout, plan: P
     raw = _kernel.read(text, dialect.delimiter[0], quote, dialect.newline[0], layout.reach, first.specs, begins)
     done = np.frombuffer(raw[1], dtype=np.uint8) == 0
     columns, words = _taken(raw, np.flatnonzero(done), done, first.specs, plan, file)
-    return Quick(columns=columns, lines=np.flatnonzero(done), words=words, table=None, done=done, specs=first.specs)
+    return Quick(
+        columns=columns,
+        lines=np.flatnonzero(done),
+        words=words,
+        table=None,
+        done=done,
+        specs=first.specs,
+        ends=len(done),
+    )
 
 
 def _taken(
@@ -132,7 +144,7 @@ def _taken(
     columns, words = _cast(columns, lines, done, specs, plan, file)
     hits = np.frombuffer(raw[3], dtype=np.int32).reshape(-1, 3)
     hits = hits[done[lines[hits[:, 0]]]]
-    for number in np.unique(hits[:, 1]).tolist():
+    for number in np.flatnonzero(np.bincount(hits[:, 1])).tolist():
         seen = np.bincount(hits[hits[:, 1] == number, 2])
         told = {specs[number][3][word].decode(): int(count) for word, count in enumerate(seen) if count}
         words.setdefault(file.targets[number], Counter()).update(told)
@@ -180,14 +192,14 @@ def _cast(
     for read in foreign.values():
         if read.misfit is not None:
             done[lines[read.misfit.to_numpy()]] = False
-    kept = pl.Series(done[lines])
+    kept = pl.Series(done[lines]) if foreign else None
     for number, column in columns.items():
         reading = file.readings[number]
         if number not in foreign:
             out[number] = column.cast(pl.Boolean) if specs[number][0] == "b" and not plan.text else column
         elif plan.text:
             out[number] = column.set(column == "", None)
-        else:
+        elif kept is not None:
             out[number] = foreign[number].values
             seen = values.cast(column.filter(kept), reading).words if foreign[number].words else {}
             counts = Counter(dict(seen))

@@ -273,7 +273,8 @@ def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, acc
         text, done, repairs = _joined(places, text, done, fast, looked, plan, account)
     if looked is not None:
         account.soften(looked, file)
-    _add(_Piece(offset, data, text, done, places, repairs), plan, file, account)
+    counted = -1 if fast is None else fast.ends
+    _add(_Piece(offset, data, text, done, places, counted, repairs), plan, file, account)
 
 
 def _aside(fast: Quick | None, looked: Looked | None) -> Aside | None:
@@ -304,7 +305,7 @@ def _whole(offset: int, data: bytes, fast: Quick, plan: Plan, file: FilePlan, ac
     text = Text(pl.DataFrame())
     account.take(fast)
     done = Typed(framed(fast.columns, plan, len(fast.lines)), None, [], [])
-    _add(_Piece(offset, data, text, done, _Places(data, text, file)), plan, file, account)
+    _add(_Piece(offset, data, text, done, _Places(data, text, file), fast.ends), plan, file, account)
 
 
 def layout_of(file: FilePlan, plan: Plan) -> Layout:
@@ -467,13 +468,17 @@ def _blank(frame: pl.DataFrame) -> NDArray[np.bool_] | None:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A piece that has been read: where it lies, its bytes, its rows as text and as values, and their places in it."""
+    """A piece that has been read: where it lies, its bytes, its rows as text and as values, and their places in it.
+
+    `ends` is how many line endings it has; below zero when they were not counted.
+    """
 
     offset: int
     data: bytes
     text: Text
     done: Typed
     places: _Places
+    ends: int
     repairs: Repairs | None = None
 
 
@@ -504,7 +509,7 @@ def _add(piece: _Piece, plan: Plan, file: FilePlan, account: _Account) -> None:
         account.row_bytes += len(data)
         account.last_row_end = offset + len(data)
     account.rows += done.frame.height
-    account.lines += _line_count(data, file)
+    account.lines += piece.ends if piece.ends >= 0 else _line_count(data, file)
     for number, fact in enumerate(account.facts):
         column = done.frame.to_series(number)
         fact.rows += len(column)
@@ -605,7 +610,7 @@ def _write(out: str, account: _Account, plan: Plan, done: Path, told: Mapping[st
     if account.frames:
         frame = account.frames[0] if len(account.frames) == 1 else pl.concat(account.frames)
         if frame.height:
-            put(frame, Path(out + ".parquet"), compiled=account.compiled)
+            put(frame, Path(out + ".parquet"), compiled_bytes=account.row_bytes if account.compiled else 0)
     if account.quarantine or account.spilled:
         target = Path(out + ".quarantine.parquet")
         if account.spilled:
@@ -630,9 +635,9 @@ def _records(rows: Sequence[tuple[Any, ...]], schema: Mapping[str, Any]) -> pl.D
     return pl.DataFrame([pl.Series(name, one, dtype=schema[name]) for name, one in zip(schema, columns, strict=True)])
 
 
-def put(frame: pl.DataFrame, path: Path, *, compiled: bool = False) -> None:
-    """Write a frame as Parquet under its name at once; by compiled code where asked and possible, else by Polars."""
+def put(frame: pl.DataFrame, path: Path, *, compiled_bytes: int = 0) -> None:
+    """Write a frame as Parquet under its name at once; compiled code does it where it is told how large about it is."""
     temporary = path.with_name(path.name + ".new")
-    if not (compiled and pages.write(frame, temporary)):
+    if not (compiled_bytes and pages.write(frame, temporary, size=compiled_bytes)):
         frame.write_parquet(temporary, compression="zstd", compression_level=1)
     temporary.replace(path)
