@@ -76,7 +76,8 @@ def _head(body: Facts, width: int) -> Iterator[str]:
         click.style(f"{body['repaired']:,} repaired", fg="cyan" if body["repaired"] else None),
         click.style(f"{body['quarantined']:,} in quarantine", fg="yellow" if body["quarantined"] else None),
     ]
-    yield f"{' · '.join(counts)} · {seconds(body['seconds'])}{rate}"
+    told = f"{' · '.join(counts)} · {seconds(body['seconds'])}"
+    yield told + rate if len(click.unstyle(told + rate)) <= width else told
 
 
 def _dialect(dialect: Facts) -> str:

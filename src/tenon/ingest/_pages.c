@@ -261,10 +261,10 @@ static bool put_levels(Column *column) {
 
 /* ── dictionaries ───────────────────────────────────────────────────────────────────────────────────────────────── */
 
-/* Values seen so far: for each its hash and where it was first. */
+/* Values seen so far: for each where it was first, and its key: a number is its own, of a text it is the hash. */
 typedef struct {
     uint32_t *slots, *firsts;
-    uint64_t *hashes;
+    uint64_t *keys;
     size_t mask, room;
     uint32_t count;
 } Table;
@@ -303,8 +303,10 @@ static bool same_text(const Column *column, const View *one, const View *two) {
     return !memcmp(text(column, one), text(column, two), (size_t)one->size);
 }
 
+static uint64_t spread(uint64_t key) { return mixed(key ^ 0xA0761D6478BD642Fu, 0xE7037ED1A0B428DBu); }
+
 /* Make the table twice as large. */
-static bool grow(Table *table) {
+static bool grow(Table *table, bool words) {
     size_t size = table->mask ? 2 * (table->mask + 1) : 1024;
     uint32_t *slots = calloc(size, sizeof *slots);
     if (!slots) return false;
@@ -314,49 +316,51 @@ static bool grow(Table *table) {
     uint32_t *firsts = realloc(table->firsts, size / 2 * sizeof *firsts);
     if (!firsts) return false;
     table->firsts = firsts;
-    uint64_t *hashes = realloc(table->hashes, size / 2 * sizeof *hashes);
-    if (!hashes) return false;
-    table->hashes = hashes;
+    uint64_t *keys = realloc(table->keys, size / 2 * sizeof *keys);
+    if (!keys) return false;
+    table->keys = keys;
     table->room = size / 2;
     for (uint32_t n = 0; n < table->count; n++) {
-        size_t slot = hashes[n] & table->mask;
+        size_t slot = (words ? keys[n] : spread(keys[n])) & table->mask;
         while (slots[slot]) slot = (slot + 1) & table->mask;
         slots[slot] = n + 1;
     }
     return true;
 }
 
-/* Number the values in the order in which they are first seen; 0 when a dictionary does not help, -1 without memory. */
-static int look_up(Column *column, Table *table) {
+/* Number the values in the order in which they are first seen; 0 when a dictionary does not help, -1 without memory.
+ * `words` is known where this is called, so that there are two of it, each without the other's questions. */
+static inline int look_up_one(Column *column, Table *table, bool words) {
     size_t steps = 0, heavy = 0, bound = PROBES * column->count + FIRST_LOOK;
-    column->places = malloc((column->count + 1) * sizeof *column->places);
-    if (!column->places || !grow(table)) return -1;
+    uint32_t *places = column->places = malloc((column->count + 1) * sizeof *places);
+    if (!places || !grow(table, words)) return -1;
     for (size_t n = 0; n < column->count; n++) {
         const View *view = column->views + n;
-        bool words = column->kind == 's';
-        uint64_t hash = words ? hash_text(column, view)
-                              : mixed((uint64_t)column->numbers[n] ^ 0xA0761D6478BD642Fu, 0xE7037ED1A0B428DBu);
-        size_t slot = hash & table->mask;
+        uint64_t key = words ? hash_text(column, view) : (uint64_t)column->numbers[n];
+        size_t slot = (words ? key : spread(key)) & table->mask;
         uint32_t entry;
         for (; (entry = table->slots[slot]); slot = (slot + 1) & table->mask) {
-            uint32_t first = table->firsts[entry - 1];
-            if (table->hashes[entry - 1] == hash &&
-                (words ? same_text(column, view, column->views + first) : column->numbers[first] == column->numbers[n]))
+            if (table->keys[entry - 1] == key &&
+                (!words || same_text(column, view, column->views + table->firsts[entry - 1])))
                 break;
             if (++steps > bound) return 0;
         }
         if (!entry) {
             heavy += words ? (size_t)view->size + 4 : 8;
             if (heavy > DICTIONARY_BYTES) return 0;
-            table->hashes[table->count] = hash;
+            table->keys[table->count] = key;
             table->firsts[table->count] = (uint32_t)n;
             entry = table->slots[slot] = ++table->count;
-            if (table->count == table->room && !grow(table)) return -1;
+            if (table->count == table->room && !grow(table, words)) return -1;
         }
-        column->places[n] = entry - 1;
+        places[n] = entry - 1;
         if (n == FIRST_LOOK && table->count > TOO_MANY) return 0;
     }
     return 1;
+}
+
+static int look_up(Column *column, Table *table) {
+    return column->kind == 's' ? look_up_one(column, table, true) : look_up_one(column, table, false);
 }
 
 /* Write the values of a dictionary, and the numbers of the column's values in it. */
@@ -578,7 +582,7 @@ static bool encode_values(Column *column) {
     }
     if (fine && found > 0 && packed < plain - plain / 16) fine = put_dictionary(column, &table);
     else if (fine && !whole) fine = encode_plainly(column, size);
-    free(table.slots), free(table.firsts), free(table.hashes);
+    free(table.slots), free(table.firsts), free(table.keys);
     return fine;
 }
 
@@ -720,11 +724,12 @@ static PyObject *packed(PyObject *compress, const uint8_t *data, size_t size) {
     return out;
 }
 
-/* Compress bytes where that makes them an eighth smaller; `*out` stays NULL where it does not. False when it fails. */
-static bool pack_page(PyObject *compress, const Bytes *raw, PyObject **out) {
+/* Compress bytes where that makes them smaller; `*out` stays NULL where it does not. False when it fails. Where all
+ * parts of a page are alike a sample tells; of decimals that are split only the last bytes repeat. */
+static bool pack_page(PyObject *compress, const Bytes *raw, bool alike, PyObject **out) {
     *out = NULL;
     if (raw->size < 64) return true;
-    if (raw->size > SAMPLED) {
+    if (alike && raw->size > SAMPLED) {
         PyObject *sample = packed(compress, raw->data + raw->size / 2, SAMPLE);
         if (!sample) return false;
         Py_ssize_t size = PyBytes_Size(sample);
@@ -746,8 +751,8 @@ static bool finish_column(PyObject *compress, int codec, const Column *column, P
         PyErr_SetString(PyExc_OverflowError, "a page has at most 2 GiB");
         return false;
     }
-    if (!pack_page(compress, &column->values, &pages->packed)) return false;
-    if (dictionary && !pack_page(compress, &column->dictionary, &pages->packed_dictionary)) return false;
+    if (!pack_page(compress, &column->values, column->encoding != BYTE_SPLIT, &pages->packed)) return false;
+    if (dictionary && !pack_page(compress, &column->dictionary, true, &pages->packed_dictionary)) return false;
     pages->codec = pages->packed || pages->packed_dictionary ? codec : 0;
     /* A dictionary cannot say by itself that it is not compressed. */
     if (dictionary && pages->codec && !pages->packed_dictionary) {

@@ -24,14 +24,12 @@ from tenon.ingest.detect import TYPED, kind
 from tenon.ingest.dialect import chomp, split
 from tenon.ingest.gauge import gauge
 from tenon.ingest.job import Balance, ColumnFacts, Ingested, Job
+from tenon.ingest.joined import Joined
 from tenon.ingest.plan import FilePlan, Plan
 from tenon.ingest.typed import Facts
 from tenon.ingest.unit import put
 from tenon.ingest.values import POLARS, Reading
 
-FILE_BYTES = 4 << 30  # a result larger than this becomes several files
-FILE_PARTS = 4_000
-FILE_ENTRIES = 200_000
 EXAMPLE_ROWS = 50
 HELD = 1 << 25  # bytes of quarantine held at once while it is joined
 FOOT_ROWS = 40  # more refused rows at the end than this are no footnote
@@ -67,9 +65,10 @@ def finish(
     ranges: Sequence[Range],
     facts: Sequence[Facts],
     about: Sequence[dict[str, Any]],
-    work: Path,
+    joined: Joined,
 ) -> Ingested:
-    """Join the parts into the result and close the account; raises when it does not close."""
+    """Put the joined parts in place as the result and close the account; raises when it does not close."""
+    work = joined.work
     feet = [
         _foot(file, [one for one in ranges if one.file == n], broken=bool(about[n]["cut"]))
         for n, file in enumerate(plan.files)
@@ -90,7 +89,7 @@ def finish(
     quarantined = sum(one.told["quarantined"] for one in ranges) - sum(len(foot.notes) for foot in feet)
     columns = _columns(plan, ranges, facts)
     done = Ingested(
-        files=_files(job, name, plan, ranges, work),
+        files=_files(job, name, plan, joined),
         quarantine=quarantine,
         repairs=repairs,
         summary=job.out / f"{name}.summary.json",
@@ -250,29 +249,18 @@ def _replace(parts: Sequence[Path], target: Path, work: Path) -> None:
     temporary.replace(target)
 
 
-def _files(job: Job, name: str, plan: Plan, ranges: Sequence[Range], work: Path) -> tuple[Path, ...]:
-    """Join the parts into the result's files; an input without rows still gives a file with its columns."""
+def _files(job: Job, name: str, plan: Plan, joined: Joined) -> tuple[Path, ...]:
+    """Put the result's files in place; an input without rows still gives a file with its columns."""
     if not plan.outputs:
         return ()
-    parts = [path for one in ranges if one.told["rows"] and (path := one.companion(".parquet")).exists()]
-    if not parts:
+    made = joined.close()
+    if not made:
         types: dict[str, Any] = {one.name: pl.String if plan.text else POLARS[one.type] for one in plan.outputs}
-        parts = [work / "none.parquet"]
-        put(pl.DataFrame(schema=types), parts[0])
-    # A reader holds the footer of a file whole, which has an entry for each column of each part.
-    most = max(1, min(FILE_PARTS, FILE_ENTRIES // len(plan.outputs)))
-    groups: list[list[Path]] = [[]]
-    size = 0
-    for part in parts:
-        more = part.stat().st_size
-        if groups[-1] and (size + more > FILE_BYTES or len(groups[-1]) >= most):
-            groups.append([])
-            size = 0
-        groups[-1].append(part)
-        size += more
-    names = [f"{name}.parquet"] if len(groups) == 1 else [f"{name}-{n + 1:05d}.parquet" for n in range(len(groups))]
-    for group, target in zip(groups, names, strict=True):
-        _replace(group, job.out / target, work)
+        made = [joined.work / "none.parquet"]
+        put(pl.DataFrame(schema=types), made[0])
+    names = [f"{name}.parquet"] if len(made) == 1 else [f"{name}-{n + 1:05d}.parquet" for n in range(len(made))]
+    for path, target in zip(made, names, strict=True):
+        path.replace(job.out / target)
     for old in job.out.glob(f"{name}*.parquet"):
         stem = old.name[len(name) : -len(".parquet")]
         if old.name not in names and (stem == "" or (stem.startswith("-") and stem[1:].isdigit() and len(stem) == 6)):

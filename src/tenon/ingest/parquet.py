@@ -164,45 +164,61 @@ def footer(path: Path) -> tuple[Struct, int]:
         return _Reader(stream.read(length)).struct(), size - 8 - length
 
 
+class Joining:
+    """Parts of one schema becoming one Parquet file, each behind those before it; no file is held open in between."""
+
+    __slots__ = ("_groups", "_place", "_rows", "_tree", "target")
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self._tree: Struct = {}
+        self._groups: list[bytes] = []  # as they are written: trees of thousands of columns take twenty times as much
+        self._rows = 0
+        self._place = target.write_bytes(MAGIC)
+
+    def add(self, part: Path) -> None:
+        """Copy the row groups of a part."""
+        tree, end = footer(part)
+        shift = self._place - len(MAGIC)
+        if not self._tree:
+            self._tree = tree
+        elif tree[SCHEMA] != self._tree[SCHEMA]:
+            raise CorruptError(sentence("parts of one schema", "another", at=str(part), hint="remove the parts"))
+        with part.open("rb") as stream, self.target.open("r+b") as out:
+            out.seek(self._place)
+            stream.seek(len(MAGIC))
+            left = end - len(MAGIC)
+            while left and (block := stream.read(min(BLOCK, left))):
+                out.write(block)
+                left -= len(block)
+        self._place += end - len(MAGIC)
+        self._rows += tree[NUM_ROWS][1]
+        for group in tree.pop(ROW_GROUPS)[1][1]:
+            if group[3][1]:
+                if GROUP_ORDINAL in group:
+                    group[GROUP_ORDINAL] = (I16, len(self._groups) & 0x7FFF)
+                self._groups.append(packed(_moved(group, shift)))
+
+    def close(self) -> int:
+        """Write the footer, durable when this returns; returns the rows of all parts."""
+        self._tree[NUM_ROWS] = (I64, self._rows)
+        self._tree[ROW_GROUPS] = (LIST, (STRUCT, self._groups))
+        tail = packed(self._tree)
+        with self.target.open("r+b") as out:
+            out.seek(self._place)
+            out.write(tail + struct.pack("<I", len(tail)) + MAGIC)
+            out.truncate()
+            out.flush()
+            os.fsync(out.fileno())
+        return self._rows
+
+
 def join(parts: Sequence[Path], target: Path) -> int:
     """Write parts of one schema, in order, as one Parquet file, durable when this returns; returns its rows."""
-    whole: Struct = {}
-    groups: list[bytes] = []  # as they are written: trees of thousands of columns take twenty times as much
-    rows = 0
-    with target.open("wb") as out:
-        out.write(MAGIC)
-        for part in parts:
-            tree, end = footer(part)
-            shift = out.tell() - len(MAGIC)
-            if not whole:
-                whole = tree
-            elif tree[SCHEMA] != whole[SCHEMA]:
-                raise CorruptError(sentence("parts of one schema", "another", at=str(part), hint="remove the parts"))
-            with part.open("rb") as stream:
-                stream.seek(len(MAGIC))
-                left = end - len(MAGIC)
-                while left:
-                    block = stream.read(min(BLOCK, left))
-                    out.write(block)
-                    left -= len(block)
-            rows += tree[NUM_ROWS][1]
-            for group in tree.pop(ROW_GROUPS)[1][1]:
-                if group[3][1]:
-                    if GROUP_ORDINAL in group:
-                        group[GROUP_ORDINAL] = (I16, len(groups) & 0x7FFF)
-                    packed = bytearray()
-                    _write(packed, STRUCT, _moved(group, shift))
-                    groups.append(bytes(packed))
-        whole[NUM_ROWS] = (I64, rows)
-        whole[ROW_GROUPS] = (LIST, (STRUCT, groups))
-        tail = bytearray()
-        _write(tail, STRUCT, whole)
-        out.write(tail)
-        out.write(struct.pack("<I", len(tail)))
-        out.write(MAGIC)
-        out.flush()
-        os.fsync(out.fileno())
-    return rows
+    joining = Joining(target)
+    for part in parts:
+        joining.add(part)
+    return joining.close()
 
 
 def _moved(group: Struct, shift: int) -> Struct:

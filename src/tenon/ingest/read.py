@@ -36,6 +36,7 @@ from tenon.ingest import plan as planning
 from tenon.ingest.charset import Charset, detect
 from tenon.ingest.finish import Range
 from tenon.ingest.job import Ingested, Job, Progress, silent
+from tenon.ingest.joined import Joined
 from tenon.ingest.plan import FilePlan, Plan
 from tenon.ingest.stream import STDIN, Input, View, blocks, files_of, inputs_of, refuse, segment, transcoded
 from tenon.ingest.typed import Facts
@@ -85,14 +86,15 @@ def ingest(job: Job, progress: Progress = silent) -> Ingested:
             key = _key(sources, plan, job)
             _keep(work, key)
             for _ in range(PASSES):
-                ranges, facts = _pass(plan, sources, work, job, progress)
+                joined = Joined(work, len(plan.outputs))
+                ranges, facts = _pass(plan, sources, joined, job, progress)
                 voted = planning.vote(plan, [one.told for one in ranges], facts)
                 if voted == plan and not any(one.told["bailed"] for one in ranges):
                     break
                 plan = voted
             _unchanged(inputs)
             about = [_about(one, work / f"spool-{number}.cut") for number, one in enumerate(sources)]
-            done = finish.finish(job, name, plan, ranges, facts, about, work)
+            done = finish.finish(job, name, plan, ranges, facts, about, joined)
         shutil.rmtree(work, ignore_errors=True)
     return replace(done, seconds=time.perf_counter() - begun)
 
@@ -234,12 +236,13 @@ def _disk(out: Path) -> Iterator[None]:
 
 
 def _pass(
-    plan: Plan, sources: Sequence[_Source], work: Path, job: Job, progress: Progress
+    plan: Plan, sources: Sequence[_Source], joined: Joined, job: Job, progress: Progress
 ) -> tuple[list[Range], list[Facts]]:
-    """Read every range of every input under one plan; ranges already read are taken as they are.
+    """Read every range of every input under one plan, and join their parts; ranges already read are taken as they are.
 
     What they found out about each output is added up at once: a table of many columns has many ranges.
     """
+    work, bailed = joined.work, False
     digest = hashlib.sha256(json.dumps(plan.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
     folder = work / f"parts-{digest}"
     folder.mkdir(exist_ok=True)
@@ -264,7 +267,11 @@ def _pass(
                 fact.add(more)
             known = {name: value for name, value in told.items() if name != "columns"}
             known |= {"file": number, "first_line": first_line}
-            out.append(Range(file=number, out=Path(job_["out"]), told=known, size=job_["size"]))
+            one = Range(file=number, out=Path(job_["out"]), told=known, size=job_["size"])
+            out.append(one)
+            bailed = bailed or told["bailed"]
+            if told["rows"] and not bailed:  # else there will be another pass
+                joined.add(one.companion(".parquet"))
             share = min(1.0, told["end"] / max(1, source.input.size if source.plain else told["end"]))
             rows += told["rows"]
             job.counted(rows)
