@@ -6,6 +6,7 @@ cells that came from somebody's file pass through `output.harmless` on the way.
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import click
@@ -13,6 +14,9 @@ import click
 from tenon.cli.output import Output, table, terminal_width
 from tenon.cli.shared import json_flag
 from tenon.cli.summary import TOLD, summary
+
+# New objects before garbage is looked for: this process does nothing else, and little of what ingest makes is circular.
+GARBAGE = 50_000
 
 
 @click.command()
@@ -34,6 +38,7 @@ def ingest(
     paths: tuple[Path, ...], out: Path | None, name: str, text: bool, csv: Path | None, policy: str, as_json: bool
 ) -> None:
     """Read messy PATHS (files, folders, globs) into typed Parquet; nothing is lost."""
+    gc.set_threshold(GARBAGE)
     from tenon.flow import single
     from tenon.ingest.quick import keep_memory
 
