@@ -231,7 +231,7 @@ def test_no_room_for_the_result_is_said_and_finished_parts_are_kept(large: Path,
         text=True,
         env=ENV,
         check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)),
     )
     assert done.returncode == 1 and done.stdout == "", done.stderr
     assert done.stderr.startswith("tenon: expected to write the result, got File too large"), done.stderr
@@ -239,7 +239,7 @@ def test_no_room_for_the_result_is_said_and_finished_parts_are_kept(large: Path,
 
 
 def test_a_full_disk_is_said_and_the_next_start_goes_on(large: Path, tmp_path: Path) -> None:
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tenon", tmp_path]).returncode:
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=500k", "tenon", tmp_path]).returncode:
         pytest.skip("mounting a small disk is not allowed here")
     try:
         done = tenon("ingest", large, "--out", tmp_path)

@@ -189,7 +189,7 @@ def polars(_root: Path, _config: Config) -> Probe:
 
 def kernel(_root: Path, _config: Config) -> Probe:
     """Read a line with the compiled kernel of ingest, in a process of its own; without it ingest is only slower."""
-    if find_spec("tenon.ingest._kernel") is None:
+    if find_spec("tenon.ingest._kernel") is None or find_spec("tenon.ingest._pages") is None:
         return absent("not compiled: ingest works, about half as quickly; install with a C compiler for it")
     code = (
         "from tenon.ingest import _kernel\n"
