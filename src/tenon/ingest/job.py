@@ -37,7 +37,7 @@ class Job:
     without one they are found. `policy` says what a cell that does not fit its column costs: its whole row goes to
     quarantine ("row"), or the cell becomes null and is flagged ("cell"). `text` keeps every column as text, spelt as
     in the source. `engine` is where ranges are read (None: on threads of this process), `ranges` into how many each
-    input is cut (0: by size), `compiled` whether compiled code reads and writes what it can; none of them changes a value.
+    input is cut (0: by size), `compiled` whether compiled code reads and writes what it can; none changes a value.
     `counted` is told the rows read so far, each time before progress is told the bytes.
     """
 
