@@ -210,6 +210,13 @@ def _lines(cells: list[str], rng: Random) -> bytes:
     return ",".join([*cells[:11], f'"{note[:cut]}\n{note[cut + 1 :]}"']).encode()
 
 
+def _break(cells: list[str], rng: Random) -> bytes:
+    # Beside a delimiter, so that neither half is a whole row but for its first or last value: nobody could know then.
+    place = rng.randrange(1, len(cells) - 1)
+    before, after = rng.choice((("\n", ","), (",", "\n"))) if place > 1 else (",", "\n")
+    return (",".join(cells[:place]) + before + after + ",".join(cells[place:])).encode()
+
+
 def _short(cells: list[str], rng: Random) -> bytes:
     return ",".join(cells[: rng.randrange(4, 10)]).encode()
 
@@ -241,6 +248,7 @@ FAULTS: dict[str, tuple[Callable[[list[str], Random], bytes], str]] = {
     "word-for-number": (_word, "lost"),
     "null-word": (_null, "null"),
     "newline": (_lines, "newline"),
+    "line-break": (_break, ""),
     "cut-short": (_short, "lost"),
     "extra-tail": (_tail, ""),
     "crlf": (_crlf, ""),

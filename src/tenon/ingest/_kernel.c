@@ -130,7 +130,7 @@ typedef struct {
     Column *columns;
     size_t width;
     locale_t plain;
-    const int64_t *begins; /* where rows begin, when they are given; each ends with one newline, and may hold others */
+    const int64_t *places; /* where rows begin and end, when that is given; they may hold line endings inside quotes */
     size_t row_count;
     int64_t *starts;
     uint8_t *states;
@@ -686,8 +686,7 @@ static bool note_line(Reader *reader, const uint8_t *begin, const uint8_t *end, 
 static bool read_rows(Reader *reader) {
     reader->guess = (reader->row_count + 64) & ~(size_t)7;
     for (size_t n = 0; n < reader->row_count; n++) {
-        const uint8_t *begin = reader->data + reader->begins[n];
-        const uint8_t *end = reader->data + (n + 1 < reader->row_count ? (size_t)reader->begins[n + 1] : reader->size) - 1;
+        const uint8_t *begin = reader->data + reader->places[2 * n], *end = reader->data + reader->places[2 * n + 1];
         if (!note_line(reader, begin, end, read_line(reader, begin, end))) return false;
     }
     return true;
@@ -864,11 +863,12 @@ static PyObject *kernel_read(PyObject *module, PyObject *args) {
         fine = false;
     }
     if (fine && rows.len) {
-        reader.begins = rows.buf;
-        reader.row_count = (size_t)rows.len / sizeof(int64_t);
+        reader.places = rows.buf;
+        reader.row_count = (size_t)rows.len / (2 * sizeof(int64_t));
         for (size_t n = 0; fine && n < reader.row_count; n++)
-            fine = reader.begins[n] >= 0 && (n ? reader.begins[n] > reader.begins[n - 1] : true) && reader.begins[n] < data.len;
-        if (!fine) PyErr_SetString(PyExc_ValueError, "expected rows that begin in the data, in order");
+            fine = reader.places[2 * n] >= (n ? reader.places[2 * n - 1] : 0) &&
+                   reader.places[2 * n] <= reader.places[2 * n + 1] && reader.places[2 * n + 1] <= data.len;
+        if (!fine) PyErr_SetString(PyExc_ValueError, "expected rows that lie in the data, in order");
     }
     for (size_t n = 0; fine && n < reader.width; n++)
         fine = take_column(PyTuple_GetItem(specs, (Py_ssize_t)n), &reader.columns[n]);

@@ -10,7 +10,7 @@ Where rows lie (offset and line) is computed only when somebody asks: most chunk
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ import polars as pl
 from tenon.ingest.charset import Charset, to_utf8, utf8
 from tenon.ingest.dialect import Dialect, Split, chomp, loose, split
 from tenon.ingest.profile import Profile
+from tenon.ingest.rejoin import TOO_FEW, Joined, rejoin
 from tenon.ingest.repair import Mended, mend
 from tenon.ingest.scan import Lines, Mask, Places, marks_of, pairs, scan
 
@@ -32,7 +33,8 @@ PACKED = frozenset((b"x\x01", b"x\x5e", b"x\x9c", b"x\xda", b"\x1f\x8b", b"\x28\
 class Layout:
     """How to read the chunks of one file: dialect, characters, what columns look like, and the header to know again.
 
-    With `text`, every column stays text.
+    With `text`, every column stays text. `joins` says that lines may be halves of a row; `opens` that the chunk begins
+    where the table does, `closes` that it ends where the table does or a line follows that is plainly a row.
     """
 
     dialect: Dialect
@@ -42,6 +44,9 @@ class Layout:
     header_raw: bytes = b""
     reach: int = 1 << 22
     text: bool = False
+    joins: bool = False
+    opens: bool = False
+    closes: bool = False
 
     @property
     def width(self) -> int:
@@ -192,6 +197,7 @@ def careful(data: bytes, layout: Layout, table: Lines | None = None, done: Mask 
     if table is None:
         table = scan(data, layout.dialect, layout.width, reach=layout.reach)
     decided = decide(data, table, layout)
+    put_together(decided, rejoin(data, table, layout, decided.refused, mended_short(decided)))
     good = table.good if done is None else table.good & ~done
     if layout.header_raw and layout.header_raw in data:
         again = repeated(data, table, layout.header_raw)
@@ -268,6 +274,26 @@ def _mend(
         else:
             begin, end = int(table.starts[first]), int(table.ends[last])
             out.refused.append(Refused(begin, end, first, mended.column, "fields", said(mended)))
+
+
+def mended_short(decided: Decided) -> set[int]:
+    """Return the rows of one line that had too few fields and were mended."""
+    told = decided.repaired
+    return {first for first, last, _ in decided.rows if first == last and told.get(first, (0, "", ""))[1] in TOO_FEW}
+
+
+def put_together(decided: Decided, joined: Mapping[int, Joined]) -> None:
+    """Put the halves of rows that were put together in place of what became of each."""
+    if not joined:
+        return
+    gone = {line for one in joined.values() for line in (one.first, one.last)}
+    decided.rows[:] = [row for row in decided.rows if row[0] not in gone]
+    decided.refused[:] = [one for one in decided.refused if one.line not in gone]
+    for line in gone:
+        decided.repaired.pop(line, None)
+    for first, one in joined.items():
+        decided.rows.append((first, one.last, one.values))
+        decided.repaired[first] = (one.column, "line-break", one.was)
 
 
 def _apart(data: bytes, table: Lines, layout: Layout) -> Iterator[tuple[int, int, int, int]]:

@@ -38,6 +38,7 @@ ROW = {
     "delimiter": "a row with another delimiter",
     "extra-delimiter": "a delimiter too many",
     "missing-delimiter": "a delimiter too few",
+    "line-break": "a line break without quotes",
     "missing-end": "cells missing at the end",
     "unquoted-delimiter": "a delimiter in text without quotes",
 }

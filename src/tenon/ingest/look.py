@@ -13,15 +13,30 @@ from dataclasses import dataclass, replace
 import numpy as np
 import polars as pl
 
-from tenon.ingest.batch import ASK, BLANK, KINDER, LOOK, MENDED, READ, REFUSED, Batch, code_of, mend_rows
+from tenon.ingest.batch import ASK, BLANK, CODES, KINDER, LOOK, MENDED, READ, REFUSED, Batch, code_of, mend_rows
 from tenon.ingest.charset import to_utf8
-from tenon.ingest.chunk import Decided, Layout, Refused, Repaired, Text, by_hand, decide, frame_of, repeated, shown
+from tenon.ingest.chunk import (
+    Decided,
+    Layout,
+    Refused,
+    Repaired,
+    Text,
+    by_hand,
+    decide,
+    frame_of,
+    mended_short,
+    put_together,
+    repeated,
+    shown,
+)
 from tenon.ingest.dialect import split
 from tenon.ingest.plan import FilePlan, Plan
 from tenon.ingest.quick import Quick, once_more
+from tenon.ingest.rejoin import TOO_FEW, rejoin
 from tenon.ingest.scan import Lines, Places
 
 WORD = len(KINDER) - 1
+SHORT = [CODES.index(code) for code in TOO_FEW]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +83,10 @@ def look(data: bytes, layout: Layout, first: Quick, table: object, plan: Plan, f
     blank = told[state == BLANK]
     for name, size in (*asked.skipped.items(), ("blank", int((blank["end"] - blank["begin"]).sum()))):
         skipped[name] = skipped.get(name, 0) + size
-    clean = np.flatnonzero((state == READ) | (state == MENDED))
-    quick = once_more(batch.text, np.ascontiguousarray(told["text"][clean]), first, layout, plan, file)
+    clean, batch = _rejoined(data, layout, lines, batch, asked)
+    begins = told["text"][clean]
+    places = np.stack([begins, begins + told["size"][clean] - 1], axis=1)
+    quick = once_more(batch.text, places, first, layout, plan, file)
     frame, numbers, lasts = _left(batch, clean[~quick.done], asked, layout)
     repairs = _repaired(data, batch, clean)
     mine, left = (_placed(repairs, firsts) for firsts in (told["first"][clean[quick.done]], numbers))
@@ -84,7 +101,7 @@ def look(data: bytes, layout: Layout, first: Quick, table: object, plan: Plan, f
             *(Repaired(*one) for one in zip(left.rows.tolist(), left.columns, left.codes, left.was, strict=True)),
             *(Repaired(row, *told) for row, told in others.items()),
         ],
-        [*asked.refused, *_refused(batch, np.flatnonzero(state == REFUSED))],
+        asked.refused,
         {name: size for name, size in skipped.items() if size},
         asked.encodings,
     )
@@ -97,6 +114,26 @@ def look(data: bytes, layout: Layout, first: Quick, table: object, plan: Plan, f
         words=_words(batch),
         text=text,
     )
+
+
+def _rejoined(data: bytes, layout: Layout, lines: Lines, batch: Batch, asked: Decided) -> tuple[Places, Batch]:
+    """Add the rows that were refused to those that Python refused, and put halves of rows together.
+
+    Returns the clean rows that are left, and the batch without the cells of others.
+    """
+    told, state = batch.told, batch.told["state"]
+    asked.refused.extend(_refused(batch, np.flatnonzero(state == REFUSED)))
+    clean = np.flatnonzero((state == READ) | (state == MENDED))
+    rows = told[clean]
+    alone = (rows["note"] == 0) & (rows["codes"][:, 0] == 0) & np.isin(rows["codes"][:, 1], SHORT)
+    short = rows["first"][alone & (rows["first"] == rows["last"])].tolist()
+    joined = rejoin(data, lines, layout, asked.refused, {*short, *mended_short(asked)})
+    if not joined:
+        return clean, batch
+    put_together(asked, joined)
+    gone = [line for one in joined.values() for line in (one.first, one.last)]
+    kept = batch.kinder[~np.isin(batch.kinder["first"], gone)]
+    return clean[~np.isin(rows["first"], gone)], replace(batch, kinder=kept)
 
 
 def _plain(first: Quick, plan: Plan, file: FilePlan) -> bool:

@@ -109,11 +109,12 @@ def quick(data: bytes, layout: Layout, plan: Plan, file: FilePlan) -> Quick | No
     return Quick(columns=columns, lines=lines, words=words, table=table, done=done, specs=specs, ends=ends)
 
 
-def once_more(text: bytes, begins: Places, first: Quick, layout: Layout, plan: Plan, file: FilePlan) -> Quick:
-    """Read rows that were mended, each where it begins in clean text; `lines` and `done` count them, not lines."""
+def once_more(text: bytes, places: Places, first: Quick, layout: Layout, plan: Plan, file: FilePlan) -> Quick:
+    """Read rows that were mended, by their places in clean text; `lines` and `done` count them, not lines."""
     dialect = layout.dialect
     quote = dialect.quote[0] if dialect.quote else -1
-    raw = _kernel.read(text, dialect.delimiter[0], quote, dialect.newline[0], layout.reach, first.specs, begins)
+    text = text if len(places) else b""
+    raw = _kernel.read(text, dialect.delimiter[0], quote, dialect.newline[0], layout.reach, first.specs, places)
     done = np.frombuffer(raw[1], dtype=np.uint8) == 0
     columns, words = _taken(raw, np.flatnonzero(done), done, first.specs, plan, file)
     return Quick(

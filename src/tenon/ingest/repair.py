@@ -84,7 +84,7 @@ class Mended:
 
 
 @dataclass(frozen=True, slots=True)
-class _Columns:
+class Columns:
     """The columns of a table, ready to judge.
 
     `texts` are the columns without a type, `open` says which hold free text, `tails` what empty cells at the end cost,
@@ -100,6 +100,7 @@ class _Columns:
 
     @property
     def width(self) -> int:
+        """Return the number of columns."""
         return len(self.gauges)
 
 
@@ -117,15 +118,16 @@ def mend(
     """
     if not rows:
         return []
-    columns = _columns(dialect, tuple(profiles))
+    columns = columns_of(dialect, tuple(profiles))
     reads = reads or [split(row, dialect) for row in rows]
     return [_mended(row, _weighed(row, read, dialect), columns) for row, read in zip(rows, reads, strict=True)]
 
 
 @lru_cache(maxsize=4)
-def _columns(dialect: Dialect, profiles: tuple[Profile, ...]) -> _Columns:
+def columns_of(dialect: Dialect, profiles: tuple[Profile, ...]) -> Columns:
+    """Return the columns of a table, ready to judge."""
     width = len(profiles)
-    return _Columns(
+    return Columns(
         dialect=dialect,
         gauges=tuple(gauge(one) for one in profiles),
         texts=tuple(place for place, one in enumerate(profiles) if not one.typed),
@@ -139,7 +141,7 @@ def _columns(dialect: Dialect, profiles: tuple[Profile, ...]) -> _Columns:
     )
 
 
-def _mended(row: bytes, plain: Attempt, columns: _Columns) -> Mended:
+def _mended(row: bytes, plain: Attempt, columns: Columns) -> Mended:
     """Repair one row: by its plain reading, or, unless that leaves no doubt, by all others as well."""
     found = list(_readings(plain, columns, NOWHERE))
     best = min(map(_cost, found), default=NOWHERE)
@@ -151,7 +153,7 @@ def _mended(row: bytes, plain: Attempt, columns: _Columns) -> Mended:
     return _best(plain, found, columns)
 
 
-def _best(plain: Attempt, found: list[_Found], columns: _Columns) -> Mended:
+def _best(plain: Attempt, found: list[_Found], columns: Columns) -> Mended:
     """Choose the cheapest reading, if all that give other values are dearer by the margin."""
     if not found:
         why = f"{len(plain.fields)} fields for {columns.width} columns"
@@ -185,7 +187,7 @@ def _code(found: _Found) -> str:
 def attempts(row: bytes, dialect: Dialect, width: int) -> list[Attempt]:
     """List the ways to cut a row into fields: as it stands first, then with one quote or delimiter mended."""
     plain = _weighed(row, split(row, dialect), dialect)
-    return [plain, *_others(row, plain, _columns(dialect, (Profile(),) * width))]
+    return [plain, *_others(row, plain, columns_of(dialect, (Profile(),) * width))]
 
 
 def _weighed(row: bytes, read: Split, dialect: Dialect) -> Attempt:
@@ -198,7 +200,7 @@ def _weighed(row: bytes, read: Split, dialect: Dialect) -> Attempt:
     return Attempt(read.values, read.quoted, cost, "quote" if read.faults else "")
 
 
-def _others(row: bytes, plain: Attempt, columns: _Columns) -> Iterator[Attempt]:
+def _others(row: bytes, plain: Attempt, columns: Columns) -> Iterator[Attempt]:
     """Yield every other way to cut a row."""
     seen = [plain.fields]
     quote = columns.dialect.quote
@@ -270,7 +272,7 @@ def _whole(read: Split, dialect: Dialect) -> bool:
 # ── fields against columns ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _readings(attempt: Attempt, columns: _Columns, bound: float) -> Iterable[_Found]:
+def _readings(attempt: Attempt, columns: Columns, bound: float) -> Iterable[_Found]:
     """Return the readings of an attempt with at most one more fault, but for those that cost the bound or more."""
     fields, width, quote = attempt.fields, columns.width, columns.dialect.quote
     shift = len(fields) - width
@@ -297,7 +299,7 @@ def _readings(attempt: Attempt, columns: _Columns, bound: float) -> Iterable[_Fo
     return ((attempt.cost + total, attempt, worst if peak >= 1 else -1, "", -1),)
 
 
-def _prefix(cells: Sequence[bytes], columns: _Columns, most: float, stop: int) -> list[float]:
+def _prefix(cells: Sequence[bytes], columns: Columns, most: float, stop: int) -> list[float]:
     """Add up what the cells of the first 0, 1, … `stop` columns cost there, as long as it is not above `most`."""
     out, total = [0.0], 0.0
     for judge, cell in zip(columns.gauges[:stop], cells[:stop], strict=True):
@@ -308,7 +310,7 @@ def _prefix(cells: Sequence[bytes], columns: _Columns, most: float, stop: int) -
     return out
 
 
-def _suffix(cells: Sequence[bytes], columns: _Columns, most: float, count: int) -> list[float]:
+def _suffix(cells: Sequence[bytes], columns: Columns, most: float, count: int) -> list[float]:
     """Add up what the last 0, 1, … `count` cells cost in the last columns, as long as it is not above `most`."""
     out, total = [0.0], 0.0
     for back in range(1, count + 1):
@@ -319,7 +321,7 @@ def _suffix(cells: Sequence[bytes], columns: _Columns, most: float, count: int) 
     return out
 
 
-def _too_many(attempt: Attempt, cells: Sequence[bytes], columns: _Columns, room: float) -> Iterator[_Found]:
+def _too_many(attempt: Attempt, cells: Sequence[bytes], columns: Columns, room: float) -> Iterator[_Found]:
     """Readings of rows with too many fields: empty fields dropped at one place, or text that was cut joined."""
     fields, width = attempt.fields, columns.width
     shift = len(fields) - width
@@ -353,7 +355,7 @@ def _too_many(attempt: Attempt, cells: Sequence[bytes], columns: _Columns, room:
                 yield attempt.cost + _joined(attempt, place, columns, cost), attempt, place, "unquoted-delimiter", -1
 
 
-def _joined(attempt: Attempt, place: int, columns: _Columns, cost: float) -> float:
+def _joined(attempt: Attempt, place: int, columns: Columns, cost: float) -> float:
     """Add to a cost what speaks against the fields from a place on being one text."""
     end = place + len(attempt.fields) - columns.width + 1
     parts, glue = attempt.fields[place:end], _glue(attempt, columns.dialect)
@@ -372,7 +374,7 @@ def _glue(attempt: Attempt, dialect: Dialect) -> bytes:
     return dialect.delimiter + (b" " if dialect.spaced else b"")
 
 
-def _too_few(attempt: Attempt, cells: Sequence[bytes], columns: _Columns, room: float) -> Iterator[_Found]:
+def _too_few(attempt: Attempt, cells: Sequence[bytes], columns: Columns, room: float) -> Iterator[_Found]:
     """Readings of rows with fewer fields than columns: cells left out at the end, or two fields run together."""
     fields, width = attempt.fields, columns.width
     lacking = width - len(fields)
@@ -399,7 +401,7 @@ def _too_few(attempt: Attempt, cells: Sequence[bytes], columns: _Columns, room: 
             yield attempt.cost + (base + cost), attempt, place, "missing-delimiter", cut
 
 
-def _cuts(field: bytes, place: int, columns: _Columns, room: float) -> list[tuple[float, int]]:
+def _cuts(field: bytes, place: int, columns: Columns, room: float) -> list[tuple[float, int]]:
     """Return the two best places to cut a field for two columns; two that are as good make neither sure.
 
     A quote in the middle is where the delimiter went missing: quote attempts cut there, and other places cost more.
@@ -424,7 +426,7 @@ def _cuts(field: bytes, place: int, columns: _Columns, room: float) -> list[tupl
     return best
 
 
-def _build(found: _Found, columns: _Columns) -> list[bytes]:
+def _build(found: _Found, columns: Columns) -> list[bytes]:
     """Return the values of a reading, one for each column."""
     _, attempt, place, kind, cut = found
     fields = attempt.fields

@@ -28,6 +28,7 @@ from tenon.ingest.dialect import chomp
 from tenon.ingest.look import Looked, Repairs, look
 from tenon.ingest.plan import FilePlan, Plan
 from tenon.ingest.quick import Quick, quick
+from tenon.ingest.rejoin import ROW, STRETCH
 from tenon.ingest.repair import Mended
 from tenon.ingest.rows import Heard, first_fresh, line_end, plainly, row_end
 from tenon.ingest.scan import Lines, Places, line_table
@@ -137,16 +138,37 @@ def read(job: dict[str, Any]) -> dict[str, Any]:
 
 def borders(view: View, file: FilePlan, begin: int, end: int, reach: int) -> tuple[int, int]:
     """Return where the rows of a range begin and end: at fresh lines, the same for whoever asks."""
-    last = view.size if file.stop < 0 else min(file.stop, view.size)
+    last = _last(view, file)
     return (
-        begin if begin <= file.begin else _border(view, file, begin, last, reach),
-        last if end >= last else _border(view, file, max(end, file.begin), last, reach),
+        begin if begin <= file.begin else apart(view, file, _border(view, file, begin, last, reach), last),
+        last if end >= last else apart(view, file, _border(view, file, max(end, file.begin), last, reach), last),
     )
+
+
+def _last(view: View, file: FilePlan) -> int:
+    return view.size if file.stop < 0 else min(file.stop, view.size)
+
+
+def apart(view: View, file: FilePlan, place: int, last: int) -> int:
+    """Return the first line that is plainly a row, from a border on, so that halves of rows stay together.
+
+    It is the border itself when there is none within reach, and the end when that is.
+    """
+    data = view.read(place, min(place + 2 * STRETCH, last)) if file.dialect.row and place < last else b""
+    start = 0
+    while start < len(data):
+        end = line_end(data, start, file.dialect)
+        if end - start <= ROW and plainly(data, start, file.dialect):
+            return place + start
+        start = end
+    return last if data and place + len(data) >= last else place
 
 
 def border(view: View, file: FilePlan, place: int, reach: int) -> int:
     """Return where a range ends that is to end at a place or soon after: there begins a fresh line."""
-    return view.size if place >= view.size else _border(view, file, max(place, file.begin), view.size, reach)
+    if place >= view.size:
+        return view.size
+    return apart(view, file, _border(view, file, max(place, file.begin), view.size, reach), view.size)
 
 
 def _border(view: View, file: FilePlan, place: int, last: int, reach: int) -> int:
@@ -187,7 +209,8 @@ def _pieces(
         if cut >= len(data):
             cut = _last_border(data, step, file, reach)
         if cut:
-            yield begin, data[:cut], None
+            cut = apart(view, file, begin + cut, end) - begin
+            yield begin, data[:cut] if cut <= len(data) else view.read(begin, begin + cut), None
             begin += cut
             continue
         stop = begin + row_end(data, 0, file.dialect, reach)[0]
@@ -235,7 +258,7 @@ def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, acc
     if file.format == "jsonl":
         text = jsonl.text(data, file.header, file.charset, account.unknown, reach=plan.row_bytes)
     else:
-        layout = layout_of(file, plan)
+        layout = _seen(layout_of(file, plan), offset, data, view, file)
         fast = quick(data, layout, plan, file) if account.compiled else None
         if fast is not None and fast.table is None:
             _whole(offset, data, fast, plan, file, account)
@@ -306,6 +329,14 @@ def _whole(offset: int, data: bytes, fast: Quick, plan: Plan, file: FilePlan, ac
     account.take(fast)
     done = Typed(framed(fast.columns, plan, len(fast.lines)), None, [], [])
     _add(_Piece(offset, data, text, done, _Places(data, text, file), fast.ends), plan, file, account)
+
+
+def _seen(layout: Layout, offset: int, data: bytes, view: View, file: FilePlan) -> Layout:
+    """Say whether a piece begins where the table does, and whether it ends there or before a line that is a row."""
+    end, last = offset + len(data), _last(view, file)
+    row = view.read(end, min(end + ROW, last)) if end < last else b""
+    closes = end >= last or plainly(row, 0, file.dialect)
+    return replace(layout, joins=True, opens=offset <= file.begin, closes=closes)
 
 
 def layout_of(file: FilePlan, plan: Plan) -> Layout:
