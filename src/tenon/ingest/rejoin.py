@@ -55,17 +55,18 @@ class _Around:
 
     def __init__(self, data: bytes, lines: Lines, layout: Layout) -> None:
         self._data, self._lines, self._layout = data, lines, layout
-        self._passed = 0  # lines before this one have been looked at,
-        self._before = -1  # the last of them that is plainly a row,
-        self._ahead = 0  # and the lines from there up to this one are none
+        self._before = -1  # the last line that is plainly a row
+        self._passed = 0  # before this one,
+        self._ahead = 0  # and from there up to this one there is none
 
     def seen(self, line: int) -> bool:
         """Whether the stretch around a line and the next that are not plainly rows is short, and seen whole."""
         starts, ends = self._lines.starts, self._lines.ends
         least = int(np.searchsorted(starts, ends[line + 1] - STRETCH))
-        for number in range(max(self._passed, least - 1, 0), line):
+        for number in range(line - 1, max(self._passed, least - 1, 0) - 1, -1):
             if self._plainly(number):
                 self._before = number
+                break
         self._passed = max(self._passed, line)
         first = self._before + 1 if self._before >= least - 1 and self._before >= 0 else 0
         if first == 0 and (least > 0 or not self._layout.opens):
