@@ -184,8 +184,7 @@ def prepared(dialect: Dialect, profiles: tuple[Profile, ...], reach: int) -> obj
     cells = _cells(dialect)
     if cells is None or (cells and len(cells) != len(profiles)):
         return None
-    width = len(profiles)
-    tails = [sum(one.empty_cost for one in profiles[width - lacking :]) + repair.TAIL for lacking in range(width + 1)]
+    tails = repair.columns_of(dialect, profiles).tails
     gauges = tuple(_gauge(one) for one in profiles)
     return _repair.prepare(
         (
@@ -196,7 +195,7 @@ def prepared(dialect: Dialect, profiles: tuple[Profile, ...], reach: int) -> obj
             COSTS,
             gauges,
             bytes(one.open for one in profiles),
-            struct.pack(f"={width + 1}d", *tails),
+            struct.pack(f"={len(tails)}d", *tails),
             b"".join(other for other in repair.OTHERS if other not in signs),
             cells,
             MISSING,

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import accumulate
 from operator import itemgetter
 
 from tenon.ingest.dialect import Dialect, Split, loose, split, tidy
@@ -126,13 +127,12 @@ def mend(
 @lru_cache(maxsize=4)
 def columns_of(dialect: Dialect, profiles: tuple[Profile, ...]) -> Columns:
     """Return the columns of a table, ready to judge."""
-    width = len(profiles)
     return Columns(
         dialect=dialect,
         gauges=tuple(gauge(one) for one in profiles),
         texts=tuple(place for place, one in enumerate(profiles) if not one.typed),
         open=tuple(one.open for one in profiles),
-        tails=tuple(sum(one.empty_cost for one in profiles[width - lacking :]) + TAIL for lacking in range(width + 1)),
+        tails=tuple(total + TAIL for total in accumulate((p.empty_cost for p in reversed(profiles)), initial=0.0)),
         foreign=tuple(
             (other, replace(dialect, delimiter=other, spaced=False))
             for other in OTHERS
