@@ -282,7 +282,8 @@ def mutated(dice: Dice, value: Any) -> Any:
         return changed
     if isinstance(value, list) and value and dice.random() < 0.8:
         at = dice.randrange(len(value))
-        return [*value[:at], mutated(dice, value[at]), *value[at + 1 :]] * dice.choice([1, 1, 1, 2, 50])
+        times = dice.choice([1, 1, 1, 2, 50]) if len(value) < 20 else 1  # or the storm itself would run out of memory
+        return [*value[:at], mutated(dice, value[at]), *value[at + 1 :]] * times
     return dice.choice(VALUES)
 
 
@@ -552,6 +553,7 @@ class Seen:
 
 async def fire(shot: Shot, address: tuple[str, int], seen: Seen) -> None:
     """Send one shot on a connection of its own and note the answer."""
+    began = time.monotonic()
     reader, writer = await asyncio.open_connection(*address)
     answer = b""
     try:
@@ -561,7 +563,8 @@ async def fire(shot: Shot, address: tuple[str, int], seen: Seen) -> None:
             if shot.pause_s:
                 await asyncio.sleep(shot.pause_s)
         if shot.leave in ("read", "soon"):
-            answer = await read(reader, REQUEST_S + 4 if shot.leave == "read" else 0.03)
+            patience_s = 0.03 if shot.leave == "soon" else 30.0 if shot.right else REQUEST_S + 4
+            answer = await read(reader, patience_s)
     except (ConnectionError, OSError):
         pass  # the server may refuse to listen any further
     finally:
@@ -575,7 +578,8 @@ async def fire(shot: Shot, address: tuple[str, int], seen: Seen) -> None:
     if any(code >= 500 for code in codes):
         seen.faults.append(f"{shot.name}: {answer[:300]!r} to {b''.join(shot.parts)[:600]!r}")
     if shot.right and codes != [200]:
-        seen.faults.append(f"a right request got {answer[:300]!r}")
+        took = time.monotonic() - began
+        seen.faults.append(f"a right request got {answer[:300]!r} after {took:.1f} s: {shot.parts[0][:60]!r}")
 
 
 async def read(reader: asyncio.StreamReader, patience_s: float) -> bytes:

@@ -42,6 +42,7 @@ def test_a_changed_feature_redoes_only_what_follows_from_it(shop: Path) -> None:
         "dataset/invoices": False,
         "features/slow": True,
         "run/slow": True,
+        "variant/slow": True,
         "version/slow": True,
     }
 
@@ -58,7 +59,7 @@ def test_a_changed_rule_reads_no_raw_file_again(shop: Path) -> None:
 
 def test_a_changed_gate_redoes_only_the_verdict(shop: Path) -> None:
     edit(shop, "p99_ms=10", "p99_ms=20")
-    assert [name for name, was in done(again(shop)).items() if was] == ["version/slow"]
+    assert [name for name, was in done(again(shop)).items() if was] == ["variant/slow", "version/slow"]
 
 
 def test_a_changed_raw_file_is_noticed(shop: Path) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from tenon.limits import ServingLimits
+from tenon.limits import ServingLimits, WatchLimits
 from tenon.serving import Seams, Settings
+from tenon.store import Store
+from tenon.watch import Collector
 
 Batch = Mapping[str, Sequence[Any]]
 
@@ -182,6 +184,8 @@ def test_metrics_count_requests_rows_errors_cost_and_time(start: Any, flights: A
     assert metric(ask, "tenon_rows_total", model="late") == 12
     assert metric(ask, "tenon_errors_total", model="late", kind="invalid") == 1
     assert round(metric(ask, "tenon_usd_total", model="late"), 9) == 12e-6
+    assert round(metric(ask, "tenon_usd_per_1000", model="late"), 9) == 1e-3
+    assert round(metric(ask, "tenon_usd_per_request", model="late"), 9) == 4e-6
     assert metric(ask, "tenon_model_info", model="late", version="v1") == 1
     assert metric(ask, "tenon_ready") == 1
     for stage in ("queue", "features", "infer", "total"):
@@ -201,3 +205,24 @@ def test_refusals_of_a_full_queue_are_counted_apart(start: Any, flights: Any) ->
     ask = start(settings=Settings(limits=ServingLimits(rows_per_request=2)))
     ask.predict({"rows": [flights.ASK] * 3})
     assert metric(ask, "tenon_errors_total", model="late", kind="invalid") == 1
+
+
+def test_a_store_that_hangs_slows_no_answer_and_what_finds_no_room_is_counted(
+    start: Any, flights: Any, store: Store
+) -> None:
+    """Order of effects, not time: while the store hangs all answers come, and then what waited is kept."""
+    limits = WatchLimits(buffer_rows=60, flush_s=0.01)
+    with Collector(store, "late", limits) as collector:
+        ask = start(seams=Seams(tap=collector.offer), settings=Settings(tap_s=0.01, tap_batch_rows=10))
+        with Store.open(store.root) as other, other.atomic():
+            other.put("note", "held", {"id": "held"})
+            for number in range(1, 101):
+                assert ask.predict({**flights.ASK, "flight": number}).status == 200
+            assert collector.counts().written == 0
+            while collector.counts().offered < 100:
+                time.sleep(0.01)
+            assert collector.counts().waiting <= 60
+        assert collector.flush(20)
+        counts = collector.counts()
+        assert counts.balances and (counts.written, counts.dropped) == (100 - counts.dropped, counts.dropped)
+        assert counts.dropped >= 40 and metric(ask, "tenon_tap_dropped_rows_total", model="late") == counts.dropped

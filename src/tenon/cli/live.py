@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from tenon.cli.output import Output, seconds, table
+from tenon.cli.output import Output, seconds, table, usd
 from tenon.cli.shared import json_flag, model_option, opened, project_argument
 
 
@@ -30,13 +30,14 @@ def predict(rows: Path, out: Path, project: Path, model: str, version: str, as_j
     from tenon.flow import live
 
     output = Output(as_json)
-    with opened(project, output, read_only=True) as work:
+    with opened(project, output) as work:
         done = live.predict(work, live.Prediction(rows=rows, out=out, model=model, version=version))
     output.findings([finding.to_dict() for finding in done.findings])
     output.emit(
         done.to_dict(),
-        f"scored {done.rows:,} rows with {done.model}/{done.version} in {seconds(done.seconds)}, "
-        f"{done.refused:,} refused; wrote {out}",
+        f"scored {done.rows:,} rows with {done.model}/{done.version} in {seconds(done.seconds)} "
+        f"({done.rows / max(done.seconds, 1e-9):,.0f} rows/s, {usd(done.usd)}), {done.refused:,} refused; wrote {out}"
+        + (f"\n{done.quarantined:,} rows could not be read and wait in {done.quarantine}" if done.quarantine else ""),
     )
 
 

@@ -207,6 +207,8 @@ def serve(work: Work, asked: Serving, say: Callable[[str], None]) -> None:
 
     def started(url: str) -> None:
         say(f"serving {name}, version {live.record['number']} ({live.record['id']}, {live.form.name}), at {url}")
+        if doors.grpc_port:
+            say(f"over gRPC at port {doors.grpc_port}")
         if live.form.said:
             say(live.form.said)
         example = msgspec.json.encode(example_row(work, live)).decode()
@@ -264,13 +266,20 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predicted:
-    """What scoring a file came to; `refused` rows are in the output with their fault instead of a score."""
+    """What scoring a file came to.
+
+    `refused` rows are in the output with their fault instead of a score; `quarantined` ones could not be read as the
+    request's columns at all, and wait, raw, in the file `quarantine` beside the output.
+    """
 
     model: str
     version: str
     rows: int
     refused: int
     seconds: float
+    usd: float = 0.0
+    quarantined: int = 0
+    quarantine: str = ""
     findings: Sequence[Any] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -281,15 +290,23 @@ class Predicted:
             "rows": self.rows,
             "refused": self.refused,
             "seconds": self.seconds,
+            "rows_per_s": self.rows / self.seconds if self.seconds else 0.0,
+            "usd": self.usd,
+            "quarantined": self.quarantined,
+            "quarantine": self.quarantine,
             "findings": [finding.to_dict() for finding in self.findings],
         }
 
 
 def predict(work: Work, asked: Prediction) -> Predicted:
-    """Score a file with the same body as the service and write rows, scores and decisions; streams in batches."""
+    """Score a file with the same body as the service and write rows, scores and decisions; streams in batches.
+
+    The output is put in place when all of it is written. What it cost is charged to the model, as requests are.
+    """
     from tenon.flow import single
 
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), ledger.cpu_seconds()
+    beside = asked.out.with_name(f"{asked.out.stem}.quarantine.parquet")
     live = awaken(work, asked.model, asked.version)
     # What happened in the rows that are scored is not known yet, so only the columns of a request are read.
     columns = live.columns
@@ -303,12 +320,21 @@ def predict(work: Work, asked: Prediction) -> Predicted:
             work.progress(rows, given.rows, "scoring")
         if not rows:
             write(score(live, pl.DataFrame(schema={column.name: pl.String for column in columns}), columns))
+        if given.quarantine is not None:
+            single.place(given.quarantine, beside)
+    name, prices = live.record["model"], work.config.prices
+    note = f"file {asked.rows.name}"
+    entry = ledger.requests(name, rows, ledger.cpu_seconds() - cpu, prices, at=work.clock(), note=note)
+    work.store.charge(entry)
     return Predicted(
-        model=live.record["model"],
+        model=name,
         version=live.record["id"],
         rows=rows,
         refused=refused,
         seconds=time.perf_counter() - started,
+        usd=entry.usd,
+        quarantined=given.quarantined,
+        quarantine=str(beside) if given.quarantine is not None else "",
         findings=given.findings,
     )
 

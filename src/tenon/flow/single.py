@@ -149,11 +149,13 @@ def place(source: Path, target: Path) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batches:
-    """A file's rows in batches, how many there are, and what reading it found."""
+    """A file's rows in batches, how many there are, what reading it found, and where what could not be read waits."""
 
     frames: Iterator[pl.DataFrame]
     rows: int
     findings: Sequence[Finding]
+    quarantined: int = 0
+    quarantine: Path | None = None
 
 
 @contextmanager
@@ -169,7 +171,13 @@ def batches(path: Path, source: Source | None, progress: Progress) -> Iterator[B
                 for start in range(0, rows, BATCH_ROWS):
                     yield pl.scan_parquet(file).slice(start, BATCH_ROWS).collect()
 
-        yield Batches(frames=frames(), rows=done.rows, findings=done.findings)
+        yield Batches(
+            frames=frames(),
+            rows=done.rows,
+            findings=done.findings,
+            quarantined=done.quarantined,
+            quarantine=done.quarantine if done.quarantined else None,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -139,13 +139,20 @@ class Meter:
             "tenon_tap_dropped_rows", "Observations that monitoring had no room for.", labels=("model",)
         )
         errors = CounterMetricFamily("tenon_errors", "Rows not scored, by why.", labels=("model", "kind"))
+        each = GaugeMetricFamily(
+            "tenon_usd_per_1000", "What 1,000 scored rows have cost on average.", labels=("model",)
+        )
+        asked = GaugeMetricFamily("tenon_usd_per_request", "What an answered request has cost.", labels=("model",))
         for name, meter in self.models.items():
+            each.add_metric((name,), 1000 * meter.usd / meter.rows if meter.rows else 0.0)
+            answered = meter.offered - sum(meter.refused.values())
+            asked.add_metric((name,), meter.usd / answered if answered > 0 else 0.0)
             rows.add_metric((name,), meter.rows)
             usd.add_metric((name,), meter.usd)
             dropped.add_metric((name,), meter.tap_dropped)
             for kind, count in meter.errors.items():
                 errors.add_metric((name, kind), count)
-        yield from (rows, usd, dropped, errors)
+        yield from (rows, usd, each, asked, dropped, errors)
 
     def _promises(self) -> Iterable[Metric]:
         """Yield goodput (answered within the target, over offered), refusals, and what the budget did."""

@@ -2,8 +2,8 @@
 
 A call becomes what an HTTP request of the protocol is (`oip`): the same tensors, checked by the same reader,
 admitted by the same keys and queue, batched, observed and charged alike. What is of gRPC alone is here: messages
-(`wire`), status codes, deadlines (a call whose caller has stopped waiting leaves the queue), limits of message, metadata
-and calls, and the drain: `stop` takes no new call and lets those that run finish within `drain_s`.
+(`wire`), status codes, deadlines (a call whose caller has stopped waiting leaves the queue), limits of message,
+metadata and calls, and the drain: `stop` takes no new call and lets those that run finish within `drain_s`.
 
 Codes: what is wrong with the request INVALID_ARGUMENT, with the path of the fault; no key UNAUTHENTICATED, another's
 business PERMISSION_DENIED; no such model NOT_FOUND; come back later RESOURCE_EXHAUSTED (a rate, a full queue, a spent
