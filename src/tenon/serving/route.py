@@ -387,14 +387,17 @@ class Router:
 
     def keep(self) -> bytes:
         """Return what was learnt of each replica and where sessions live; a few bytes for each cached block."""
-        replicas = {}
-        for number, name in enumerate(self.names):
-            if not name:
-                continue
-            capacity, blocks = self.map.keep(number)
-            speed = self.speeds[number]
-            line = (speed.n, speed.u, speed.s, speed.uu, speed.us, speed.base, speed.per)
-            replicas[name] = _Kept(capacity, blocks, line)
+        return self.packed({name: self.kept(number) for number, name in enumerate(self.names) if name})
+
+    def kept(self, number: int) -> _Kept:
+        """Return what was learnt of one replica; a part of `keep`, for those who must not stop for the whole."""
+        capacity, blocks = self.map.keep(number)
+        speed = self.speeds[number]
+        line = (speed.n, speed.u, speed.s, speed.uu, speed.us, speed.base, speed.per)
+        return _Kept(capacity, blocks, line)
+
+    def packed(self, replicas: dict[str, _Kept]) -> bytes:
+        """Return what `keep` does, of parts that were taken one by one."""
         sessions = {session: self.names[home] for session, home in self._sessions.items() if self.names[home]}
         return msgspec.msgpack.encode(_State(replicas, sessions))
 
