@@ -19,7 +19,7 @@ from typing import Any
 
 import measure
 
-STEPS = 80
+STEPS = 60
 ROUNDS = 4
 ROWS = 64
 WIDTH = 320

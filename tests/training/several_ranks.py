@@ -192,7 +192,7 @@ def refused(ranks: Ranks, folder: Path) -> dict[str, Any]:
 # ── a guard's step ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def one_run(ranks: Ranks, mode: str, fault: str, store: Store | None) -> dict[str, Any]:
+def one_run(ranks: Ranks, mode: str, fault: str, root: Path, store: Store | None) -> dict[str, Any]:
     """Train 40 steps with a fault on the last rank, and return what the guard made of it."""
     x = torch.randn(200, 8, generator=torch.Generator().manual_seed(1))
     model, kept = parts(ranks, mode)
@@ -207,6 +207,9 @@ def one_run(ranks: Ranks, mode: str, fault: str, store: Store | None) -> dict[st
         clock=(lambda: next(ticks) * 10.0) if fault == "budget" else time.monotonic,
     ).watch(model, kept["optimizer"])
     told: dict[str, Any] = {"steps": 0, "error": ""}
+    resume = None
+    if fault == "timed":  # due at once by the first rank's clock, never by the other's
+        resume = Resume(root / "timed", seconds=0.0 if ranks.first else 1e9, guard=guard, **kept)
     batches = kept["data"].forever()
     try:
         for step in range(40):
@@ -225,10 +228,14 @@ def one_run(ranks: Ranks, mode: str, fault: str, store: Store | None) -> dict[st
                 break
             kept["optimizer"].step()
             told["steps"] += 1
+            if resume is not None:
+                resume.done(step, loss=loss)
             if step == 9 and fault == "evaluated":
                 told["go on"] = guard.evaluated(step, float("nan") if last else 1.0)
     except TenonError as error:
         told["error"] = f"{type(error).__name__}: {error}"
+    if resume is not None:
+        told["saved"] = resume.checkpoints.steps()
     told["weights"] = weights(model)
     told["findings"] = [[one.code, one.said] for one in guard.findings]
     told["core_s"] = [guard._usage(guard._clock()).cpu_s, guard.own_usage(guard._clock()).cpu_s]
@@ -244,7 +251,7 @@ def guard_note(code: str, step: int) -> Any:
     return Finding(code=code, severity="warning", place=f"run/{step}", said="Slow rows.")
 
 
-FAULTS = ("none", "input", "loss", "news", "budget", "evaluated", "lost")
+FAULTS = ("none", "input", "loss", "news", "budget", "evaluated", "lost", "timed")
 
 
 def guarded(ranks: Ranks, folder: str) -> None:
@@ -253,7 +260,7 @@ def guarded(ranks: Ranks, folder: str) -> None:
     store = Store.open(Path(folder)) if ranks.first else None
     for mode, faults in (("ddp", FAULTS), ("fsdp", ("input", "loss"))):
         for fault in faults:
-            told[f"{mode} {fault}"] = one_run(ranks, mode, fault, store)
+            told[f"{mode} {fault}"] = one_run(ranks, mode, fault, Path(folder), store)
     Path(folder, f"guarded-{ranks.rank}.json").write_text(json.dumps(told))
     if store is not None:
         store.close()

@@ -222,6 +222,12 @@ def test_a_budget_counts_all_ranks_and_stops_them_at_the_same_step(guarded: list
     assert both > own * 1.2
 
 
+def test_a_checkpoint_due_by_time_is_due_by_the_first_ranks_clock(guarded: list[dict[str, Any]]) -> None:
+    for one in guarded:
+        assert one["ddp timed"]["error"] == ""
+        assert set(one["ddp timed"]["saved"]) >= {38, 39}
+
+
 def test_a_held_out_loss_and_ranks_that_lost_step_are_refused_on_all(guarded: list[dict[str, Any]]) -> None:
     for one in guarded:
         assert "expected a finite held-out loss, got one that is not on rank 1" in one["ddp evaluated"]["error"]
@@ -266,7 +272,9 @@ def test_restarts_are_bounded_and_a_refused_run_is_not_begun_again(tmp_path: Pat
     assert wall_s > 0 and cpu_s >= 0  # what the first attempt used is told to the second
     ended = launch([*command, "refuse"], nproc=2, folder=tmp_path / "other", restarts=3)
     assert ended.attempts == 1
-    assert "its guard refused it" in ended.findings[-1].said
+    assert "not begun again: its guard refused it, and would refuse the same step again (NaN)." in (
+        ended.findings[-1].said
+    )
 
 
 def test_a_script_that_says_nothing_of_its_steps_is_not_taken_for_one_that_hangs(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from tenon.errors import MissingError, TrainingError, UsageError, missing_extra,
 from tenon.finding import Finding
 from tenon.training import watchdog
 from tenon.training.launch import given_up
-from tenon.training.ranks import REFUSED, was_refused
+from tenon.training.ranks import REFUSED, refusal
 from tenon.training.target import Target
 from tenon.training.together import REFUSAL
 from tenon.training.watchdog import ATTEMPT, Ended
@@ -158,9 +158,9 @@ def _ended(folder: Path, nproc: int, restarts: int, failed: str, tell: Callable[
         findings.append(_died(attempt, nproc, ranks))
         if attempt < restarts and (attempt + 1 < len(failures) or not failed):
             findings.append(watchdog.again(attempt + 1, restarts, 1))
-    refused = was_refused(folder)
+    refused = refusal(folder)
     if refused:
-        findings.append(given_up(len(failures) + 1, 1, "its guard refused it, and would refuse the same step again"))
+        findings.append(given_up(len(failures) + 1, 1, refused))
     elif failed:
         findings.append(given_up(max(len(failures), 1), 1, failed))
     for one in findings:

@@ -35,7 +35,7 @@ from tenon import engine, ledger
 from tenon.errors import UsageError, sentence
 from tenon.finding import Finding
 from tenon.training import watchdog
-from tenon.training.ranks import SPENT, STORE, was_refused
+from tenon.training.ranks import SPENT, STORE, refusal
 from tenon.training.watchdog import ATTEMPT, FOLDER, POLL_S, Ended
 
 LAST_LINES = 200  # of what a rank wrote on stderr, kept for its last words
@@ -151,8 +151,8 @@ class _Attempt:
 
     def hopeless(self, code: int) -> str:
         """Say why the same would only happen again, "" when it might not."""
-        if was_refused(self._folder):
-            return "its guard refused it, and would refuse the same step again"
+        if refused := refusal(self._folder):
+            return refused
         beats = watchdog.read(self._folder)
         begun = any(one.step >= 0 for one in beats) or (not beats and self.lived_s > EARLY_S)
         return "" if begun or self._hung or code < 0 else "it failed before its first step"

@@ -272,6 +272,10 @@ def _lost(where: Sequence[float]) -> str:
     return sentence("all ranks at the same step", ", ".join(stands), hint=hint)
 
 
-def was_refused(folder: Path) -> bool:
-    """Tell whether an attempt's folder holds word of a run that would only be refused again."""
-    return (folder / REFUSED).is_file()
+def refusal(folder: Path) -> str:
+    """Say what an attempt's folder holds of a run that would only be refused again; "" for nothing."""
+    try:
+        said = json.loads((folder / REFUSED).read_text("utf-8"))["said"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    return f"its guard refused it, and would refuse the same step again ({said})"
