@@ -294,15 +294,17 @@ def test_nothing_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from tenon.training.launch import launch;"
         "launch(sys.argv[2:], nproc=2, folder=Path(sys.argv[1]) / 'watch')"
     )
+
+    def written() -> list[int]:
+        return [int(word) for one in tmp_path.glob("*.pid") for word in one.read_text().split()]
+
     launcher = subprocess.Popen([sys.executable, "-c", outer, str(tmp_path), *command])
     try:
-        wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
+        wait_for(lambda: len(written()) == 4)  # two ranks, and a child of each in a session of its own
     finally:
         launcher.kill()
         launcher.wait()
-    pids = [int(word) for one in tmp_path.glob("*.pid") for word in one.read_text().split()]
-    assert len(pids) == 4  # two ranks, and a child of each in a session of its own
-    wait_for(lambda: not any(living(pid) for pid in pids))
+    wait_for(lambda: not any(living(pid) for pid in written()))
 
 
 def test_two_launches_at_once_meet_in_different_places_and_leave_nothing(tmp_path: Path) -> None:
