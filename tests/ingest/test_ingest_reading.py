@@ -112,6 +112,17 @@ def test_notes_below_the_table_are_a_skip_with_a_name(tmp_path: Path, after: str
     assert _spelt(tmp_path, NAMES + "\n" + ROWS + after, ranges=ranges) == WANTED
 
 
+def test_a_page_of_text_above_a_small_table_is_no_table(tmp_path: Path) -> None:
+    text = "Figures of the office; in full\nMade each spring\nAsk for more; or write\nThey may change\nThanks; all\n"
+    assert _spelt(tmp_path, text + "\n" + NAMES + "\n" + ROWS) == WANTED
+
+
+def test_of_two_tables_of_text_the_first_is_read(tmp_path: Path) -> None:
+    rows = "Ada,Moore,Leeds\nKim,Berg,York\nEve,Silva,Bath\nIvo,Kaya,Hull\n"
+    other = "a,b,c,d\n" + "".join(f"p{n},q{n},r{n},s{n}\n" for n in range(9))
+    assert _spelt(tmp_path, f"first,last,town\n{rows}\n{other}")[:2] == ["first,last,town", "Ada,Moore,Leeds"]
+
+
 def test_a_row_with_one_value_is_a_row_where_others_are(tmp_path: Path) -> None:
     rows = "North;;\nLeeds;12;3,5\nYork;7;0,25\nSouth;;\nBath;4;1,75\nDover;;\n"
     assert len(_spelt(tmp_path, NAMES + "\n" + rows)) == 7

@@ -31,7 +31,7 @@ from tenon.ingest.foot import TAIL, foot
 from tenon.ingest.job import Job
 from tenon.ingest.jsonl import records
 from tenon.ingest.missing import STRONG, known
-from tenon.ingest.preface import Preface, preface
+from tenon.ingest.preface import Preface, page, preface
 from tenon.ingest.profile import Profile
 from tenon.ingest.rows import first_fresh
 from tenon.ingest.stream import View
@@ -177,6 +177,8 @@ def learn(label: str, head: bytes, whole: bool, view: View | None, charset: Char
     if _records(bare):
         return _jsonl(label, head, whole, charset, mark)
     before, clear = preface(head), preface(bare).end
+    if not before.end and (end := page(head, whole=whole)):
+        before, clear = Preface(end=end, last=end), page(bare, whole=whole)
     guess = detect.detect(bare[clear:], whole=whole, told=before.delimiter)
     rows = _rows(head, before, guess.dialect, limits.row_bytes)
     if not whole and len(rows) > 1 and rows[-1].end == len(head):

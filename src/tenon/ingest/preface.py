@@ -9,12 +9,16 @@ header (``#station,year``), which only the table can tell, so its place is told 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 
-from tenon.ingest.dialect import SPACES
+from tenon.ingest.detect import TYPED, detect, kind
+from tenon.ingest.dialect import SPACES, split
 
 SEP = re.compile(rb"[ \t]*\"?sep=(\\t|[^\"\r\n]{1,3}?)\"?[,;\t ]*(?:\r\n|\n|\r)", re.IGNORECASE)
 MARKS = (b"#", b"//", b"%", b"--", b"*", b"!")
+PAGE = 60  # lines in which a page of text above the table is looked for
+LEAST = 4  # fewer lines than this are titles
 MOST = 1_000  # more lines than this with one mark are no comments
 
 
@@ -51,6 +55,33 @@ def preface(head: bytes) -> Preface:
     if not after or sum(line.lstrip(SPACES).startswith(mark) for line in after) > 0.2 * len(after):
         return Preface()
     return Preface(end=end, last=last)
+
+
+def page(head: bytes, *, whole: bool) -> int:
+    """Return where the table begins below a page of text that ends in a blank line; 0 where there is no such page.
+
+    Lines of text have delimiters here and there, never as many as a row of the table, and hold few numbers.
+    """
+    newline = b"\n" if b"\n" in head else b"\r"
+    lines = head[: 1 << 16].split(newline)[: 2 * PAGE]
+    while lines and not lines[-1].strip():
+        lines.pop()
+    blank = max((n for n, line in enumerate(lines[:PAGE]) if not line.strip()), default=0)
+    if blank < LEAST:
+        return 0
+    text = [line for line in lines[:blank] if line.strip()]
+    end = sum(len(line) + len(newline) for line in lines[: blank + 1])
+    below = [line.rstrip(b"\r") for line in lines[blank + 1 :] if line.strip()]
+    if len(text) < LEAST or len(below) < 2:
+        return 0
+    dialect = detect(head[end:], whole=whole).dialect
+    sizes = Counter(len(split(line, dialect).values) for line in below)
+    width, count = sizes.most_common(1)[0]
+    rows = [split(line.rstrip(b"\r"), dialect).values for line in text]
+    cells = [cell for row in rows for cell in row]
+    apart = width > 1 and count >= 0.8 * len(below) and all(len(row) < width for row in rows)
+    mixed = len({len(row) for row in rows}) > 1 or len(rows[0]) == 1  # rows of one size are another table
+    return end if apart and mixed and sum(kind(cell) in TYPED for cell in cells) <= 0.2 * len(cells) else 0
 
 
 def _lines(head: bytes, newline: bytes) -> list[bytes]:
