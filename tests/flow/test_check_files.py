@@ -77,6 +77,15 @@ def test_what_ingest_drafts_the_same_file_keeps(tmp_path: Path) -> None:
     assert check(Ask(data=[tmp_path / "a.csv"], contract=draft)).passed
 
 
+def test_a_draft_looks_at_few_rows_where_they_are_large(tmp_path: Path) -> None:
+    cell = "word " * 40_000
+    (tmp_path / "a.csv").write_text("id,said\n" + "".join(f"{n},{cell}{n}\n" for n in range(900)), "utf-8")
+    done = single.read(single.Read(paths=(tmp_path / "a.csv",), out=tmp_path))
+    text = next(path for path in done.written if path.suffix == ".yaml").read_text("utf-8")
+    rows = int(text.removeprefix("# A draft from the first ").split()[0])
+    assert done.ingested.rows == 900 and 600 < rows < 700  # 128 MiB of them
+
+
 def test_doubts_stand_as_comments_beside_their_column(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("id,day\n1,01/02/2024\n2,03/04/2024\n3,05/06/2024\n", "utf-8")
     single.read(single.Read(paths=(tmp_path / "d.csv",), out=tmp_path))

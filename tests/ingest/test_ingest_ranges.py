@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import cast
 
 import polars as pl
 import pytest
@@ -17,7 +19,10 @@ from tenon.config import EngineConfig
 from tenon.errors import TenonError
 from tenon.ingest import Job, ingest
 from tenon.ingest.dialect import Dialect
+from tenon.ingest.plan import Plan
 from tenon.ingest.rows import first_fresh, row_end
+from tenon.ingest.stream import View
+from tenon.ingest.unit import border
 from tenon.limits import IngestLimits
 
 from .conftest import Done, read_back
@@ -197,3 +202,31 @@ def test_the_bytes_of_utf_16_are_counted_as_the_utf_8_they_become(tmp_path: Path
     done = ingest(Job(paths=(tmp_path / "x.csv",), out=tmp_path / "out"))
     assert done.balance.bytes == len(text.encode()) and done.balance.closes
     assert pl.read_parquet(done.files[0]).rows() == [(1, "Ann"), (2, "Zoë")]
+
+
+def test_a_border_is_found_in_what_a_row_may_reach_though_no_quote_ever_comes(tmp_path: Path) -> None:
+    # Two columns of text have no look of a plain row, and no quote decides; whole files were read for each border.
+    path = tmp_path / "x.csv"
+    path.write_bytes(b"id,text\n" + b"".join(b"%d,%s\n" % (n, b"ab cd " * 20) for n in range(60_000)))
+    limits = IngestLimits(row_bytes=1 << 16)
+    job = Job(paths=(path,), out=tmp_path / "out", limits=limits)
+    read: list[int] = []
+
+    @dataclass(frozen=True)
+    class Counted:
+        view: View
+
+        @property
+        def size(self) -> int:
+            return self.view.size
+
+        def read(self, begin: int, end: int) -> bytes:
+            read.append(end - begin)
+            return self.view.read(begin, end)
+
+    assert ingest(job).rows == 60_000
+    plan = Plan.load(tmp_path / "out" / "x.plan.json")
+    view = View(path=path, size=path.stat().st_size)
+    place = border(cast(View, Counted(view)), plan.files[0], 100_000, limits.row_bytes)
+    assert not plan.files[0].dialect.row and view.read(place - 1, place) == b"\n" and place - 100_000 < 200
+    assert sum(read) < view.size // 4

@@ -28,7 +28,8 @@ from tenon.ingest.job import Progress, silent, uncounted
 from tenon.ingest.stream import STDIN, files_of, spelt
 
 BATCH_ROWS = 8_192
-DRAFT_ROWS = 1_000_000  # a contract is drafted from so many rows
+DRAFT_ROWS, DRAFT_BYTES = 1_000_000, 128 << 20  # a contract is drafted from at most so many rows, and bytes of them
+LOOK_ROWS = 64  # rows that tell how large one is
 FORMATS = (".parquet", ".csv", ".jsonl")
 
 
@@ -80,20 +81,32 @@ def read(asked: Read, progress: Progress = silent, counted: Callable[[int], None
     done = ingest.ingest(job, progress=progress)
     written = [*done.files, *(path for path in (done.quarantine, done.repairs, done.summary) if path is not None)]
     if done.files:
-        inferred = contract.infer(pl.scan_parquet(list(done.files)).head(DRAFT_ROWS).collect(), name)
+        first = _first_rows(done.files)
+        inferred = contract.infer(first, name)
         units = {column.name: column.unit for column in done.columns}
         columns = (replace(column, unit=units.get(column.name, "")) for column in inferred.columns)
         null = {word for column in done.columns for word in column.null_words if word}
         inferred = replace(inferred, columns=tuple(columns), null=tuple(sorted(null)))
         file = asked.out / f"{name}.contract.yaml"
-        replace_text(file, inferred.to_odcs(_notes(done, [spelt(Path(path.name)) for path in asked.paths])))
+        replace_text(
+            file, inferred.to_odcs(_notes(done, first.height, [spelt(Path(path.name)) for path in asked.paths]))
+        )
         written.append(file)
     return Done(ingested=done, glance=glance(done), written=written)
 
 
-def _notes(done: ingest.Ingested, names: Sequence[str]) -> dict[str, list[str]]:
+def _first_rows(files: Sequence[Path]) -> pl.DataFrame:
+    """Return the rows that a contract is drafted from: few where they are large, so that memory stays flat."""
+    rows = pl.scan_parquet(list(files))
+    look = rows.head(LOOK_ROWS).collect()
+    # Reading takes memory for each piece of a column beside its values, which counts where columns are many.
+    fit = int(DRAFT_BYTES * look.height / max(1.0, look.estimated_size()) / (1 + look.width / 1_000))
+    return rows.head(max(LOOK_ROWS, min(DRAFT_ROWS, fit))).collect()
+
+
+def _notes(done: ingest.Ingested, drafted: int, names: Sequence[str]) -> dict[str, list[str]]:
     """Say beside the draft of a contract what a person should look at: words read as missing, formats, doubts."""
-    rows = f"{done.rows:,} rows" if done.rows <= DRAFT_ROWS else f"the first {DRAFT_ROWS:,} of {done.rows:,} rows"
+    rows = f"{done.rows:,} rows" if drafted == done.rows else f"the first {drafted:,} of {done.rows:,} rows"
     about = f"A draft from {rows} of {', '.join(names)}; what was seen once is no law."
     notes = {"": [about, "Mend what is wrong, then write `status: active` and take `inferred` away."]}
     told = {finding.place: finding for finding in done.findings}

@@ -178,9 +178,11 @@ def _border(view: View, file: FilePlan, place: int, last: int, reach: int) -> in
         stop = min(place + near, last)
         data = view.read(place - 1, min(stop + reach, view.size) if near > NEAR else stop)
         found = place - 1 + first_fresh(data, 1, file.dialect, reach)
-        # Near the end of what was read, the quote that decides may not have been seen.
+        # Near the end of what was read, the quote that decides may not have been seen. With all that a row may reach
+        # after `stop` at hand, none is left that could decide: a file without quotes is not looked through to its end.
         at = found - place + 1
-        sure = not file.dialect.quote or plainly(data, at, file.dialect) or data.find(file.dialect.quote, at) >= 0
+        quote = file.dialect.quote
+        sure = near > NEAR or not quote or plainly(data, at, file.dialect) or data.find(quote, at) >= 0
         if (found < stop and (sure or stop >= last)) or stop >= last:
             return min(found, last)
         if near > NEAR and found >= stop:
