@@ -17,7 +17,6 @@ second gateway away. If none comes back, a warden (`warden`) ends them after a w
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import os
 import re
@@ -36,7 +35,7 @@ import psutil
 
 from tenon.errors import StoreError, UsageError, sentence
 from tenon.serving.replica import Remote, is_ready
-from tenon.serving.warden import MARK, end_all, marked
+from tenon.serving.warden import MARK, end_all, marked, takes
 
 POLL_S = 0.1
 LOCK_S = 2.0
@@ -183,7 +182,8 @@ class LocalFleet:
         lock = str(self.state) if self.state is not None else ""
         if self.state is not None and self._lock is None:
             self._lock = _locked(self.state)
-        words = [sys.executable, "-m", "tenon.serving.warden", self._name, str(self.orphan_s), str(self.drain_s), lock]
+        words = [self._name, str(self.orphan_s), str(self.drain_s), lock, str(os.getpid())]
+        words = [sys.executable, "-m", "tenon.serving.warden", *words]
         self._warden = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
 
     def _admit(self) -> None:
@@ -233,24 +233,22 @@ class LocalFleet:
 
 
 def _locked(path: Path) -> IO[bytes]:
-    """Take the fleet's lock; a warden holds it for moments, a gateway for its life."""
+    """Take the fleet's lock and write who has it; a warden holds it for moments, a gateway for its life."""
     until = monotonic() + LOCK_S
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
+        file = path.open("ab", buffering=0)
+        while not takes(file):
+            if monotonic() > until:
+                file.close()
+                got, hint = "it held by another gateway", "stop that one, or give another --state"
+                raise UsageError(sentence("a fleet of its own", got, at=str(path), hint=hint))
+            sleep(POLL_S)
+        file.truncate(0)
+        file.write(str(os.getpid()).encode())
     except OSError as error:
         raise StoreError(sentence("a file for the fleet", str(error), at=str(path))) from error
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if monotonic() < until:
-                sleep(POLL_S)
-                continue
-            file.close()
-            got, hint = "it held by another gateway", "stop that one, or give another --state"
-            raise UsageError(sentence("a fleet of its own", got, at=str(path), hint=hint)) from None
-        return file
+    return file
 
 
 async def _end(process: psutil.Process, drain_s: float) -> None:

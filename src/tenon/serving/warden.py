@@ -1,11 +1,12 @@
 """The warden ends a fleet's replicas when their gateway was killed and none came back for them.
 
-    python -m tenon.serving.warden NAME ORPHAN_S DRAIN_S [LOCK]
+    python -m tenon.serving.warden NAME ORPHAN_S DRAIN_S LOCK GATEWAY
 
 It is a process of its own that does nothing but wait for the end of its standard input: a gateway that stops says so
 first, one that is killed says nothing. Then it waits `orphan_s` for another gateway to take the fleet's lock, which
 means that the replicas have been taken over; otherwise it takes the lock itself and ends every process that carries the
-fleet's mark in its environment. It imports little, because it is there all the time.
+fleet's mark in its environment. Who holds the lock has its process id in it: a gateway that dies lets go of its pipe a
+moment before its lock, and would be taken for another one. It imports little, because it is there all the time.
 """
 
 from __future__ import annotations
@@ -58,22 +59,25 @@ def end_all(processes: Sequence[psutil.Process], drain_s: float) -> None:
     psutil.wait_procs(left, timeout=5.0)
 
 
-def watch(name: str, orphan_s: float, drain_s: float, lock: Path | None) -> None:
-    """Wait for the gateway's end, then for another gateway, then end the fleet."""
+def watch(name: str, orphan_s: float, drain_s: float, lock: Path | None, gateway: str) -> None:
+    """Wait for the end of a gateway (its process id), then for another gateway, then end the fleet."""
     if sys.stdin.buffer.readline() == b"done\n":
         return
     until = time.monotonic() + orphan_s
     with lock.open("ab") if lock is not None else Path(os.devnull).open("rb") as held:
-        while lock is not None and time.monotonic() < until:
-            if not _takes(held):
-                return  # a gateway has it: the replicas are that one's
-            fcntl.flock(held, fcntl.LOCK_UN)
+        while lock is not None:
+            if takes(held):
+                if time.monotonic() >= until:
+                    break
+                fcntl.flock(held, fcntl.LOCK_UN)
+            elif lock.read_text("utf-8") != gateway:
+                return  # another gateway has it: the replicas are that one's
             time.sleep(POLL_S)
-        if lock is None or _takes(held):
-            end_all(list(marked(name).values()), drain_s)
+        end_all(list(marked(name).values()), drain_s)
 
 
-def _takes(held: IO[bytes]) -> bool:
+def takes(held: IO[bytes]) -> bool:
+    """Take the lock of an open file, and say whether it could be had."""
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -84,4 +88,5 @@ def _takes(held: IO[bytes]) -> bool:
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    watch(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]), Path(sys.argv[4]) if sys.argv[4] else None)
+    watched, orphan, drain, lock_path, watching = sys.argv[1:]
+    watch(watched, float(orphan), float(drain), Path(lock_path) if lock_path else None, watching)
