@@ -147,6 +147,11 @@ class _State(msgspec.Struct):
     sessions: dict[str, str]
 
 
+def members(bits: int) -> list[int]:
+    """Return the numbers of the bits that are set, lowest first; as text, for sums of large numbers are slower."""
+    return [n for n, bit in enumerate(bin(bits)[:1:-1]) if bit == "1"]
+
+
 class Router:
     """Chooses a replica for each request and learns from what comes back. Not thread-safe: one event loop owns it."""
 
@@ -179,7 +184,6 @@ class Router:
         self._closed = 0  # as bits: gets no more requests
         self._shut = 0  # closed, or has as many waiting as it may hold
         self._unknown = 0  # has not answered yet
-        self._busy = 0  # has requests that have not begun
         self._choose: Callable[[Need, float], tuple[int, int] | None] = getattr(self, POLICIES[self.routing.policy])
 
     # ── replicas ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -283,7 +287,6 @@ class Router:
         else:
             self._due[replica] = now + ticket.work_s
         queue[id(ticket)] = ticket
-        self._busy |= 1 << replica
         if len(queue) >= self.limits.waiting:
             self._full(replica)
         self.running[replica] += 1
@@ -358,8 +361,6 @@ class Router:
             self._rest[replica] -= head.work_s
         if len(queue) < 2:
             self._rest[replica] = 0.0  # no dust of additions and subtractions
-        if not queue:
-            self._busy &= ~(1 << replica)
         if self._shut >> replica & 1:
             self._full(replica)
         return True
@@ -445,7 +446,7 @@ class Router:
         thrift, target_s, skew_s, due, rest = routing.thrift, routing.target_s, routing.skew_s, self._due, self._rest
         if abs(now - self._tolled_at) > TOLL_S:
             self._price(now)
-        tolls, shut, busy = self._toll, self._shut, self._busy
+        tolls, shut, queues = self._toll, self._shut, self._queues
         groups = self.map.match(need.blocks)
         units, block_units = need.units, need.block_units
         total, sharing = sum(work), len(work)
@@ -454,16 +455,13 @@ class Router:
             total -= sum(work[n] for n in range(len(work)) if self._closed >> n & 1)
         fair = total * (1.0 + routing.skew) / sharing + GRACE * self._typical * self._scale if sharing else 0.0
         steep = min(skew_s * sharing / total, STEEPEST / self._scale) if total else 0.0
-        costs: list[tuple[float, int, int]] = []
+        near: list[tuple[float, int, int]] = []  # those that may be the best or alike, as far as has been looked
+        best = bound = math.inf
         for (depth, replicas), repeated in zip(groups, self._again(need, groups), strict=True):
             missing = max(units - depth * block_units, 0.0)
-            replicas &= ~shut
-            while replicas:
-                bit = replicas & -replicas
-                replicas ^= bit
-                n = bit.bit_length() - 1
+            for n in members(replicas & ~shut):
                 cost = work_s = bases[n] + pers[n] * missing
-                if busy & bit:
+                if queues[n]:
                     cost += abs(due[n] - now) + rest[n]
                 if cost > target_s:
                     cost += LATE * thrift * (cost - target_s)
@@ -472,11 +470,13 @@ class Router:
                     cost += thrift * pers[n] * repeated
                 if work[n] > fair:
                     cost += steep * (work[n] - fair)
-                costs.append((cost, n, depth))
-        if not costs:
+                if cost <= bound:
+                    near.append((cost, n, depth))
+                    if cost < best:
+                        best, bound = cost, cost * (1 + TIE)
+        if not near:
             return None
-        best = min(costs)[0] * (1 + TIE)
-        ties = [(n, depth) for cost, n, depth in costs if cost <= best]
+        ties = [(n, depth) for cost, n, depth in near if cost <= bound]
         if len(ties) > 1 and not pers[ties[0][0]]:  # nothing seems to depend on work: what is cached may yet count
             deepest = max(depth for _, depth in ties)
             ties = [tie for tie in ties if tie[1] == deepest]
