@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ TREES = {path: ast.parse(path.read_text("utf-8")) for path in SOURCES}
 
 # The floors of the house, lowest first; a room imports from lower floors only.
 FLOORS = [
-    {"errors", "finding", "config", "limits"},
+    {"errors", "finding", "config", "limits", "lazy"},
     {"store", "ledger", "energy", "engine"},
     {"ingest", "contract", "feature", "sketch", "metric", "encoding"},
     {"training", "model"},
@@ -85,6 +86,29 @@ def test_every_public_name_resolves_to_what_the_house_says() -> None:
     for name in tenon.__all__:
         assert getattr(tenon, name) is not None
     assert dir(tenon) == sorted(tenon.__all__)
+
+
+LAZY = [path for path in SOURCES if path.name == "__init__.py" and "= lazy(__name__" in path.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("path", LAZY, ids=lambda path: path.parent.name)
+def test_lazy_names_are_told_to_type_checkers_as_they_are_resolved(path: Path) -> None:
+    package = ".".join(["tenon", *path.parent.relative_to(PACKAGE).parts])
+    room = importlib.import_module(package)
+    told = {
+        alias.name: node.module
+        for block in TREES[path].body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert told == {name: f"{package}.{module}" for module, names in room._HOMES.items() for name in names}
+    assert set(told) <= set(room.__all__)
+    assert all(getattr(room, name) is not None for name in room.__all__)
+    assert dir(room) == sorted(room.__all__)
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nonsense'"):
+        room.nonsense  # noqa: B018
 
 
 def pulled_in(module: str) -> set[str]:

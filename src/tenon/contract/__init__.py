@@ -8,10 +8,10 @@ Names are resolved on first use: declaring a Source imports no Polars.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tenon.contract.column import Column, Source
+from tenon.lazy import lazy
 
 if TYPE_CHECKING:
     from tenon.contract.agreement import Contract, Rule
@@ -24,25 +24,14 @@ if TYPE_CHECKING:
     from tenon.contract.verdict import Count, Verdict, check, require
 
 _HOMES = {
-    "Checked": "request",
-    "Contract": "agreement",
-    "Count": "verdict",
-    "Derivation": "derived",
-    "FileVerdict": "file",
-    "Reader": "rules",
-    "Rule": "agreement",
-    "Verdict": "verdict",
-    "check": "verdict",
-    "check_file": "file",
-    "check_rows": "request",
-    "derivation": "derived",
-    "derive": "derived",
-    "derive_rows": "derived",
-    "infer": "draft",
-    "normal": "frame",
-    "require": "verdict",
-    "row_checker": "request",
-    "types_of": "frame",
+    "agreement": ("Contract", "Rule"),
+    "derived": ("Derivation", "derivation", "derive", "derive_rows"),
+    "draft": ("infer",),
+    "file": ("FileVerdict", "check_file"),
+    "frame": ("normal", "types_of"),
+    "request": ("Checked", "check_rows", "row_checker"),
+    "rules": ("Reader",),
+    "verdict": ("Count", "Verdict", "check", "require"),
 }
 __all__ = [
     "Checked",
@@ -68,8 +57,4 @@ __all__ = [
     "types_of",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'tenon.contract' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"tenon.contract.{_HOMES[name]}"), name)
+__getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -7,20 +7,16 @@ what both share. Names are resolved on first use: declaring a Feature imports no
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tenon.feature.words import Feature, Label
+from tenon.lazy import lazy
 
 if TYPE_CHECKING:
     from tenon.feature.featureset import FeatureSet
     from tenon.feature.online import Online
 
-_HOMES = {"FeatureSet": "featureset", "Online": "online"}
+_HOMES = {"featureset": ("FeatureSet",), "online": ("Online",)}
 __all__ = ["Feature", "FeatureSet", "Label", "Online"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'tenon.feature' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"tenon.feature.{_HOMES[name]}"), name)
+__getattr__, __dir__ = lazy(__name__, _HOMES)

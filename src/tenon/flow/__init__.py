@@ -19,19 +19,16 @@ begin.py    a new project
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tenon.lazy import lazy
 
 if TYPE_CHECKING:
     from tenon.flow.path import Outcome, run
     from tenon.flow.work import Stage, Work
 
-_HOME = {"Outcome": "path", "Stage": "work", "Work": "work", "run": "path"}
+_HOMES = {"path": ("Outcome", "run"), "work": ("Stage", "Work")}
 
 __all__ = ["Outcome", "Stage", "Work", "run"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f"tenon.flow.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'tenon.flow' has no attribute '{name}'")
+__getattr__, __dir__ = lazy(__name__, _HOMES)

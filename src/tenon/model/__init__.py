@@ -9,8 +9,9 @@ neither room imports the other.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tenon.lazy import lazy
 
 if TYPE_CHECKING:
     from tenon.model.build import Compiled, compile
@@ -20,23 +21,14 @@ if TYPE_CHECKING:
     from tenon.model.variant import Built, Variant, build_variants
     from tenon.model.version import Version
 
-# public name -> the module that defines it
-_HOME = {
-    "Built": "tenon.model.variant",
-    "Check": "tenon.model.gate",
-    "Compiled": "tenon.model.build",
-    "Decision": "tenon.model.gate",
-    "Gate": "tenon.model.gate",
-    "Latency": "tenon.model.proof",
-    "Parity": "tenon.model.proof",
-    "Predictor": "tenon.model.predict",
-    "Variant": "tenon.model.variant",
-    "Version": "tenon.model.version",
-    "build_variants": "tenon.model.variant",
-    "compile": "tenon.model.build",
-    "decide": "tenon.model.gate",
-    "latency": "tenon.model.proof",
-    "parity": "tenon.model.proof",
+# module -> the public names it defines
+_HOMES = {
+    "build": ("Compiled", "compile"),
+    "gate": ("Check", "Decision", "Gate", "decide"),
+    "predict": ("Predictor",),
+    "proof": ("Latency", "Parity", "latency", "parity"),
+    "variant": ("Built", "Variant", "build_variants"),
+    "version": ("Version",),
 }
 
 __all__ = [
@@ -57,12 +49,4 @@ __all__ = [
     "parity",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
-    raise AttributeError(f"module 'tenon.model' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy(__name__, _HOMES)

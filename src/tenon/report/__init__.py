@@ -10,7 +10,9 @@ pure: no clock, no file but the templates, so the same facts give the same bytes
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tenon.lazy import lazy
 
 if TYPE_CHECKING:
     from tenon.report.drawing import AUDIENCES, FORMATS, draw
@@ -18,13 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AUDIENCES", "FORMATS", "draw", "facts"]
 
-_HOME = {"AUDIENCES": "drawing", "FORMATS": "drawing", "draw": "drawing", "facts": "fact"}
+_HOMES = {"drawing": ("AUDIENCES", "FORMATS", "draw"), "fact": ("facts",)}
 
-
-def __getattr__(name: str) -> Any:
-    # jinja2 takes 60 ms to import; a command that draws nothing should not pay for it.
-    if name in _HOME:
-        from importlib import import_module
-
-        return getattr(import_module(f"tenon.report.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'tenon.report' has no attribute '{name}'")
+__getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -14,8 +14,9 @@ sessions of `stateful` models over the death of a replica. Starting it imports n
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tenon.lazy import lazy
 
 if TYPE_CHECKING:
     from tenon.serving.admission import Gate, Quota
@@ -37,50 +38,23 @@ if TYPE_CHECKING:
     from tenon.serving.trial import Bounds, Evidence, Trial, judge
 
 _HOMES = {
-    "App": "app",
-    "Autoscaler": "autoscale",
-    "Bounds": "trial",
-    "Client": "client",
-    "Decision": "scale",
-    "Evidence": "trial",
-    "Fleet": "simulation",
-    "Gate": "admission",
-    "Gateway": "gateway",
-    "LocalFleet": "fleet",
-    "Machine": "fleet",
-    "Need": "route",
-    "Pace": "play",
-    "Quota": "admission",
-    "Remote": "replica",
-    "Replayed": "play",
-    "Router": "route",
-    "Routing": "route",
-    "Sample": "scale",
-    "Scaling": "scale",
-    "Seams": "service",
-    "Service": "service",
-    "Settings": "service",
-    "Simulated": "simulation",
-    "Starts": "scale",
-    "Stateful": "stateful",
-    "Steps": "stateful",
-    "Tick": "play",
-    "Ticket": "route",
-    "Trial": "trial",
-    "Within": "replica",
-    "build_app": "app",
-    "connect": "replica",
-    "decide": "scale",
-    "judge": "trial",
-    "listen": "server",
-    "read_trace": "simulation",
-    "replay": "play",
-    "restore": "keeping",
-    "run": "server",
-    "running": "server",
-    "shaped": "shape",
-    "simulate": "simulation",
-    "to_ipc": "keeping",
+    "admission": ("Gate", "Quota"),
+    "app": ("App", "build_app"),
+    "autoscale": ("Autoscaler",),
+    "client": ("Client",),
+    "fleet": ("LocalFleet", "Machine"),
+    "gateway": ("Gateway",),
+    "keeping": ("restore", "to_ipc"),
+    "play": ("Pace", "Replayed", "Tick", "replay"),
+    "replica": ("Remote", "Within", "connect"),
+    "route": ("Need", "Router", "Routing", "Ticket"),
+    "scale": ("Decision", "Sample", "Scaling", "Starts", "decide"),
+    "server": ("listen", "run", "running"),
+    "service": ("Seams", "Service", "Settings"),
+    "shape": ("shaped",),
+    "simulation": ("Fleet", "Simulated", "read_trace", "simulate"),
+    "stateful": ("Stateful", "Steps"),
+    "trial": ("Bounds", "Evidence", "Trial", "judge"),
 }
 __all__ = [
     "App",
@@ -129,9 +103,4 @@ __all__ = [
     "to_ipc",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module when it is first asked for."""
-    if name in _HOMES:
-        return getattr(import_module(f"tenon.serving.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'tenon.serving' has no attribute '{name}'")
+__getattr__, __dir__ = lazy(__name__, _HOMES)

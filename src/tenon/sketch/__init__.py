@@ -12,26 +12,18 @@ here. Names are resolved when first used.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tenon.lazy import lazy
 
 if TYPE_CHECKING:
     from tenon.sketch.difference import Comparison, Difference, compare, diff
     from tenon.sketch.summary import ColumnProfile, Profile, profile
 
 _HOMES = {
-    "ColumnProfile": "summary",
-    "Comparison": "difference",
-    "Difference": "difference",
-    "Profile": "summary",
-    "compare": "difference",
-    "diff": "difference",
-    "profile": "summary",
+    "difference": ("Comparison", "Difference", "compare", "diff"),
+    "summary": ("ColumnProfile", "Profile", "profile"),
 }
 __all__ = ["ColumnProfile", "Comparison", "Difference", "Profile", "compare", "diff", "profile"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"tenon.sketch.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'tenon.sketch' has no attribute '{name}'")
+__getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -8,8 +8,9 @@ making anybody wait; `Guard` stops what burns money. LightGBM and scikit-learn a
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tenon.lazy import lazy
 
 if TYPE_CHECKING:
     from tenon.training.admit import Fit, fit
@@ -25,28 +26,20 @@ if TYPE_CHECKING:
     from tenon.training.track import Run
     from tenon.training.trend import Plan, Rules
 
-# public name -> the module that defines it
-_HOME = {
-    "Checkpoints": "tenon.training.checkpoint",
-    "Data": "tenon.training.data",
-    "Fit": "tenon.training.admit",
-    "Fitted": "tenon.training.fitted",
-    "Guard": "tenon.training.guard",
-    "Keep": "tenon.training.checkpoint",
-    "Linear": "tenon.training.fitted",
-    "Matrices": "tenon.training.data",
-    "Options": "tenon.training.option",
-    "Order": "tenon.training.order",
-    "Outcome": "tenon.training.study",
-    "Part": "tenon.training.data",
-    "Plan": "tenon.training.trend",
-    "Ranks": "tenon.training.ranks",
-    "Resume": "tenon.training.resume",
-    "Rules": "tenon.training.trend",
-    "Run": "tenon.training.track",
-    "TRAINERS": "tenon.training.study",
-    "experiment": "tenon.training.study",
-    "fit": "tenon.training.admit",
+# module -> the public names it defines
+_HOMES = {
+    "admit": ("Fit", "fit"),
+    "checkpoint": ("Checkpoints", "Keep"),
+    "data": ("Data", "Matrices", "Part"),
+    "fitted": ("Fitted", "Linear"),
+    "guard": ("Guard",),
+    "option": ("Options",),
+    "order": ("Order",),
+    "ranks": ("Ranks",),
+    "resume": ("Resume",),
+    "study": ("Outcome", "TRAINERS", "experiment"),
+    "track": ("Run",),
+    "trend": ("Plan", "Rules"),
 }
 
 __all__ = [
@@ -72,12 +65,4 @@ __all__ = [
     "fit",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
-    raise AttributeError(f"module 'tenon.training' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -10,21 +10,14 @@ Read-only, no script, nothing loaded from elsewhere.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tenon.lazy import lazy
 
 if TYPE_CHECKING:
     from tenon.ui.app import build_app, run
 
-_HOME = {"build_app": "app", "run": "app"}
+_HOMES = {"app": ("build_app", "run")}
 __all__ = ["build_app", "run"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f"tenon.ui.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'tenon.ui' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -15,8 +15,9 @@ Names are resolved when first used, so that a service that only collects never l
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tenon.lazy import lazy
 
 if TYPE_CHECKING:
     from tenon.watch.collect import Collector, Counts
@@ -27,22 +28,14 @@ if TYPE_CHECKING:
     from tenon.watch.stream import compact
     from tenon.watch.window import Window
 
-_HOME = {
-    "Alerts": "examination",
-    "Collector": "collect",
-    "Context": "examination",
-    "Counts": "collect",
-    "Expected": "expect",
-    "LabelSource": "label",
-    "Pruned": "retain",
-    "Usual": "expect",
-    "Watched": "examination",
-    "Window": "window",
-    "alerts": "examination",
-    "compact": "stream",
-    "examine": "examination",
-    "prune": "retain",
-    "usual": "expect",
+_HOMES = {
+    "collect": ("Collector", "Counts"),
+    "examination": ("Alerts", "Context", "Watched", "alerts", "examine"),
+    "expect": ("Expected", "Usual", "usual"),
+    "label": ("LabelSource",),
+    "retain": ("Pruned", "prune"),
+    "stream": ("compact",),
+    "window": ("Window",),
 }
 
 __all__ = [
@@ -63,12 +56,4 @@ __all__ = [
     "usual",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f"tenon.watch.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'tenon.watch' has no attribute '{name}'")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -11,20 +11,16 @@ doors, `answer` what they write, `gauge` what they count. torch is imported when
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tenon.lazy import lazy
 
 if TYPE_CHECKING:
     from tenon.serving.lm.bundle import Bundle
     from tenon.serving.lm.language import Language, open_language
     from tenon.serving.lm.tokenizer import Tokenizer
 
-_HOMES = {"Bundle": "bundle", "Language": "language", "Tokenizer": "tokenizer", "open_language": "language"}
+_HOMES = {"bundle": ("Bundle",), "language": ("Language", "open_language"), "tokenizer": ("Tokenizer",)}
 __all__ = ["Bundle", "Language", "Tokenizer", "open_language"]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module when it is first asked for."""
-    if name in _HOMES:
-        return getattr(import_module(f"tenon.serving.lm.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'tenon.serving.lm' has no attribute '{name}'")
+__getattr__, __dir__ = lazy(__name__, _HOMES)
