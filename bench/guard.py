@@ -6,50 +6,36 @@ Beside the bare loop stand: the guard with losses only; with the model watched (
 then); and all of it: with a plan, a budget, the clock of where time goes, a run that logs two metrics, and checkpoints
 asked for at every step.
 
-A bare and a guarded loop of the same model run in one process and take turns, BLOCK steps each; *added* is the median
-over the pairs of neighbouring blocks, with its quartiles, in processor time of the process, threads of the run's
-journal included. *Inside* adds up the calls and hooks of the guard in the same guarded loop, and is the steadier one:
-two copies of the same bare loop differ by as much as the row "bare against bare" shows. Processor time is all that
-works here, so that other processes of the machine are not measured with it.
+Bare and guarded steps of the same weights take turns one by one, in an order that is drawn anew for each pair, so that
+what drifts is on both sides. *In the loop* is what the guarded steps took more, in processor time of the thread that
+trains: the median over BLOCKS blocks of pairs, with its quartiles. *Beside* is the processor time of other threads (the
+run's journal, the meter of its memory) while BESIDE guarded steps more are taken. Processor time is all that works
+here, so that other processes of the machine are not measured with it. A loop that logs its loss reads it in both kinds
+of step.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import random
 import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import measure
 
 STEP_S = 0.010
-BLOCK = 20
-PAIRS = 25
+PAIRS = 50  # of a bare and a guarded step, in a block
+BLOCKS = 20
+BESIDE = 500  # guarded steps, while which the other threads are measured
 KINDS = {"bare against bare": "bare", "losses only": "losses", "model watched": "watched", "all of it": "all"}
-
-
-class Timed:
-    """Calls a function and adds up what that took."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __call__(self, body: Callable[..., Any]) -> Callable[..., Any]:
-        clock = time.thread_time
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            start = clock()
-            try:
-                return body(*args, **kwargs)
-            finally:
-                self.seconds += clock() - start
-
-        return timed
 
 
 # ── models ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -100,23 +86,23 @@ MODELS = {
 
 
 class Loop:
-    """One training loop that can be run block by block, guarded or bare."""
+    """A training loop of one model whose steps can be bare or guarded."""
 
     def __init__(self, torch: Any, name: str, kind: str, *, rows: int) -> None:
         torch.manual_seed(0)
-        self.torch, self.kind, self.timed = torch, kind, Timed()
+        self.torch, self.kind = torch, kind
         self.model, make, adam = MODELS[name](torch)
+        self.bare = copy.copy(self.model)  # the same weights, without hooks
+        for hooks in ("_forward_hooks", "_forward_pre_hooks"):
+            setattr(self.bare, hooks, OrderedDict())
         self.optimizer = (torch.optim.AdamW if adam else torch.optim.SGD)(self.model.parameters(), lr=1e-5)
         self.batch = make(rows), torch.randint(0, 10, (rows,))
         self.folder = Path(tempfile.mkdtemp(prefix="tenon-bench-"))
-        self.at, self.store, self.run = 0, None, None
-        self.ask: Any = None
-        self.log: Any = None
-        self.done: Any = None
-        self.batches: Iterator[Any] = iter(lambda: self.batch, None)
+        self.at, self.store, self.run, self.guard, self.resume = 0, None, None, None, None
+        self.plain: Iterator[Any] = iter(lambda: self.batch, None)
+        self.batches = self.plain
         if kind != "bare":
             self._guard(kind)
-        self.take = self.timed(next) if kind == "all" else next
 
     def _guard(self, kind: str) -> None:
         from tenon.ledger import Budget
@@ -128,41 +114,42 @@ class Loop:
             self.store = Store.open(self.folder)
             self.run = Run.start(self.store, "r", "m")
             time.sleep(0.5)  # packages and git state are gathered meanwhile
-        plan = Plan(steps=BLOCK * PAIRS, constant=2.3) if kind == "all" else None
-        guard = Guard(budget=Budget(hours=10), run=self.run, plan=plan)
+        plan = Plan(steps=PAIRS * BLOCKS, constant=2.3) if kind == "all" else None
+        self.guard = Guard(budget=Budget(hours=10), run=self.run, plan=plan)
         if kind in ("watched", "all"):
-            guard.watch(self.model, self.optimizer)
-            watch = guard._watch
-            for handle in watch._handles:
-                handle.remove()
-            watch._handles = [
-                self.model.register_forward_pre_hook(self.timed(watch._before), with_kwargs=True),
-                self.model.register_forward_hook(self.timed(watch._after)),
-            ]
+            self.guard.watch(self.model, self.optimizer)
         if kind == "all":
-            resume = Resume(self.folder / "kept", seconds=1e9, guard=guard, model=self.model, optimizer=self.optimizer)
-            self.batches = guard.batches(self.batches)
-            self.log, self.done = self.timed(self.run.log), self.timed(resume.done)
-        self.ask = self.timed(guard.step)
+            folder, model, optimizer = self.folder / "kept", self.model, self.optimizer
+            self.resume = Resume(folder, seconds=1e9, guard=self.guard, model=model, optimizer=optimizer)
+            self.batches = self.guard.batches(self.plain)
 
-    def block(self, steps: int = BLOCK) -> float:
-        """Train for some steps; return the processor seconds of the process."""
-        torch, model, optimizer = self.torch, self.model, self.optimizer
-        ask, log, done, take, batches = self.ask, self.log, self.done, self.take, self.batches
-        start = time.process_time()
-        for step in range(self.at, self.at + steps):
-            inputs, labels = take(batches)
-            optimizer.zero_grad()
-            loss = torch.nn.functional.cross_entropy(model(inputs), labels)
-            loss.backward()
-            if ask is not None:
-                ask(step, loss=loss)
-            optimizer.step()
-            if log is not None:
-                log(step, loss=loss.item(), rate=0.01)
-                done(step, loss=loss)
-        self.at += steps
-        return time.process_time() - start
+    def step(self) -> float:
+        """Train for a bare step; return the seconds of processor time that it took."""
+        start = time.thread_time()
+        inputs, labels = next(self.plain)
+        self.optimizer.zero_grad()
+        loss = self.torch.nn.functional.cross_entropy(self.bare(inputs), labels)
+        loss.backward()
+        self.optimizer.step()
+        if self.kind == "all":
+            loss.item()
+        return time.thread_time() - start
+
+    def guarded(self) -> float:
+        """Train for a guarded step; return the seconds of processor time that it took."""
+        start = time.thread_time()
+        inputs, labels = next(self.batches)
+        self.optimizer.zero_grad()
+        loss = self.torch.nn.functional.cross_entropy(self.model(inputs), labels)
+        loss.backward()
+        if self.guard is not None:
+            self.guard.step(self.at, loss=loss)
+        self.optimizer.step()
+        if self.run is not None and self.resume is not None:
+            self.run.log(self.at, loss=loss.item(), rate=0.01)
+            self.resume.done(self.at, loss=loss)
+        self.at += 1
+        return time.thread_time() - start
 
     def close(self) -> None:
         if self.run is not None and self.store is not None:
@@ -176,8 +163,7 @@ def calibrated(torch: Any, name: str) -> int:
     rows = 8
     while rows < 4096:
         loop = Loop(torch, name, "bare", rows=rows)
-        loop.block(3)
-        took = statistics.median(loop.block(3) for _ in range(5)) / 3
+        took = statistics.median([loop.step() for _ in range(25)][5:])
         loop.close()
         if took >= 0.95 * STEP_S:
             break
@@ -186,28 +172,37 @@ def calibrated(torch: Any, name: str) -> int:
 
 
 def compared(torch: Any, name: str, kind: str, *, rows: int) -> list[str]:
-    """Run the two loops in turns; return a row of the table."""
-    bare, other = Loop(torch, name, "bare", rows=rows), Loop(torch, name, kind, rows=rows)
-    bare.block(5), other.block(5)
-    ratios, steps, inside = [], [], []
-    for turn in range(PAIRS):
-        before = other.timed.seconds
-        # Which goes first changes every time, so that what drifts is on both sides.
-        took = [loop.block() for loop in ((bare, other) if turn % 2 else (other, bare))]
-        base, guarded = took if turn % 2 else reversed(took)
-        ratios.append(guarded / base - 1)
-        steps.append(base / BLOCK)
-        inside.append((other.timed.seconds - before) / BLOCK)
-    bare.close(), other.close()
-    low, added, high = statistics.quantiles(ratios, n=4)
-    step, part = statistics.median(steps), statistics.mean(inside)
+    """Take bare and guarded steps in turns; return a row of the table."""
+    loop, order = Loop(torch, name, kind, rows=rows), random.Random(0)
+    for _ in range(20):
+        loop.step(), loop.guarded()
+    bare, added = [], []
+    for _ in range(BLOCKS):
+        plain = watched = 0.0
+        for _ in range(PAIRS):
+            if order.random() < 0.5:
+                plain += loop.step()
+                watched += loop.guarded()
+            else:
+                watched += loop.guarded()
+                plain += loop.step()
+        bare.append(plain / PAIRS)
+        added.append((watched - plain) / PAIRS)
+    before = time.process_time() - time.thread_time()
+    for _ in range(BESIDE):
+        loop.guarded()
+    beside = (time.process_time() - time.thread_time() - before) / BESIDE
+    loop.close()
+    step = statistics.median(bare)
+    low, middle, high = (one / step for one in statistics.quantiles(added, n=4))
     return [
         name,
         next(said for said, one in KINDS.items() if one == kind),
         f"{step * 1e3:.2f}",
-        f"{added:+.1%} ({low:+.1%} to {high:+.1%})",
-        f"{part * 1e6:.0f}",
-        f"{part / step:.2%}",
+        f"{middle * step * 1e6:.0f}",
+        f"{middle:+.2%} ({low:+.2%} to {high:+.2%})",
+        f"{beside * 1e6:.0f}",
+        f"{middle + beside / step:.2%}",
     ]
 
 
@@ -216,22 +211,21 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--only", default="", help="one of the kinds: bare, losses, watched, all")
-    only = parser.parse_args().only
+    parser.add_argument("--model", default="", help=f"one of {', '.join(MODELS)}")
+    parser.add_argument("--rows", type=int, default=0, help="of a batch, instead of those of a ten-millisecond step")
+    given = parser.parse_args()
     measure.needs("torch", "safetensors")
     import torch
 
     torch.set_num_threads(1)
-    warm = Loop(torch, "MLP", "all", rows=8)  # imports and first calls
-    warm.block(120)
-    warm.close()
     rows, sizes = [], []
-    for name in MODELS:
-        size = calibrated(torch, name)
+    for name in MODELS if not given.model else [given.model]:
+        size = given.rows or calibrated(torch, name)
         tensors = list(MODELS[name](torch)[0].parameters())
         sizes.append(f"{name}: {len(tensors)} tensors, {sum(one.numel() for one in tensors):,} weights, {size} rows")
-        rows += [compared(torch, name, kind, rows=size) for kind in KINDS.values() if only in ("", kind)]
-    header = ["model", "loop", "ms a bare step", "added (quartiles)", "inside, µs a step", "inside, of a step"]
-    title = f"A guarded step, one thread, {PAIRS} pairs of {BLOCK} steps"
+        rows += [compared(torch, name, kind, rows=size) for kind in KINDS.values() if given.only in ("", kind)]
+    header = ["model", "loop", "ms a bare step", "in the loop, µs", "of a step (quartiles)", "beside, µs", "in all"]
+    title = f"A guarded step, one thread, {BLOCKS} blocks of {PAIRS} pairs of steps"
     measure.show("## Guard", measure.machine("torch"), measure.rows(title, header, rows), "; ".join(sizes) + ".")
 
 

@@ -38,8 +38,10 @@ Kind = Literal["compute", "memory", "storage", "request", "gpu", "energy"]
 
 GB = 1e9  # prices of memory and storage are for decimal gigabytes
 HOUR = 3600.0
-SAMPLE_S = 0.02
-COUNTER_TURNS = 100  # samples between two looks at the counters of energy
+SAMPLE_S = 0.02  # between samples of memory, at first
+SAMPLE_SHARE = 0.05  # of the time so far, later: the system itself remembers this process's own highest
+SAMPLE_MOST_S = 2.0  # and the most, at which counters of energy are read before they begin anew
+CHILDREN_S = 0.2  # between two looks for children
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -401,15 +403,17 @@ class Meter:
 
     def _sample(self) -> None:
         """Take the memory of this process often, and of its children seldom, because finding them costs more."""
-        turn = 0
-        children = 0
+        children, looked = 0, -math.inf
+        read = began = time.perf_counter()
         self._counters.watch_gpus()
-        while not self._stop.wait(SAMPLE_S):
-            if turn % 10 == 0:
+        while not self._stop.wait(min(max(SAMPLE_S, SAMPLE_SHARE * (time.perf_counter() - began)), SAMPLE_MOST_S)):
+            now = time.perf_counter()
+            if now - looked >= CHILDREN_S:
+                looked = now
                 children = sum(resident_bytes(pid) for pid in descendants())
             self._highest = max(self._highest, resident_bytes() + children)
-            turn += 1
-            if turn % COUNTER_TURNS == 0:
+            if now - read >= SAMPLE_MOST_S:
+                read = now
                 self._counters.sample([os.getpid(), *descendants()])
 
 

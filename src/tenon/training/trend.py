@@ -36,8 +36,10 @@ NEAR = 5  # losses that must agree
 CHECK_STEPS = 10
 CHECK_AGAIN = 0.03  # of the steps so far, after which a curve is looked at again
 FRESH = 512  # losses put aside at most
+MARGIN = 0.01  # of the best loss, that a loss which runs away must lie above it whatever the noise
 NOTHING = 3.0  # standard errors of the first losses by which a run must have gained, to have gained anything
-FLAT_AGAIN = 0.02  # of the steps so far, after which it is asked again
+FLAT_AGAIN = 0.05  # of the steps so far, after which it is asked again
+FLAT_LEAST = 50  # steps, and the least
 FLAT_STEPS = 300  # before which a loss that has noise is not called flat
 FROM, UNTIL = 0.65, 2.0  # times `show_by`: evaluations before and after are not judged
 EVALUATIONS = 4  # that it takes
@@ -114,6 +116,7 @@ class Trend:
         "_flat_at",
         "_fresh",
         "_learnt",
+        "_medians",
         "_mixed",
         "_next",
         "_part",
@@ -129,6 +132,7 @@ class Trend:
         self.rules = rules
         self.plan = plan
         self.losses: list[float] = []
+        self._medians: list[float] = []  # of each NEAR neighbours among them
         self._part: list[float] = []  # losses waiting to become one point
         self._every = 1  # steps that one point stands for
         self._fresh: list[float] = []  # losses not looked at yet
@@ -165,6 +169,9 @@ class Trend:
             pairs = np.asarray(self.losses[:POINTS]).reshape(-1, 2).mean(axis=1)
             self.losses = [*pairs.tolist(), *self.losses[POINTS:]]
             self._every *= 2
+            self._medians = [sorted(self.losses[i : i + NEAR])[NEAR // 2] for i in range(len(self.losses) - NEAR + 1)]
+        elif len(self.losses) >= NEAR:
+            self._medians.append(sorted(self.losses[-NEAR:])[NEAR // 2])
         return True
 
     def recent(self) -> list[float]:
@@ -188,30 +195,27 @@ class Trend:
         if step < self._next or len(self.losses) < 4 * NEAR:
             return None
         self._next = step + max(CHECK_STEPS * self._every, int(CHECK_AGAIN * step))
-        latest = sorted(self.losses[-NEAR:])[NEAR // 2]
-        rises = self.rules.diverged and latest > sorted(self.losses[:NEAR])[NEAR // 2]  # else it does not run away
-        due = self.rules.flat and step >= max(self._flat_at, self._flat_from())
-        found = None
-        if rises or due:
-            losses = np.asarray(self.losses)
-            medians = np.median(np.lib.stride_tricks.sliding_window_view(losses, NEAR), axis=1)
-            found = self._diverging(losses, medians) if rises else None
-            if found is None and due:
-                self._flat_at = step * (1 + FLAT_AGAIN)
-                found = self._lies_flat(losses, medians)
-                if found is not None and not found.stop:
-                    self._flat_at = math.inf  # told once
+        found = self._diverging() if self.rules.diverged else None
+        if found is None and self.rules.flat and step >= self._flat_at and self._may_be_flat(step):
+            self._flat_at = step + max(FLAT_LEAST, FLAT_AGAIN * step)
+            found = self._lies_flat(np.asarray(self.losses), np.asarray(self._medians))
+            if found is not None and not found.stop:
+                self._flat_at = math.inf  # told once
         return found
 
     # ── running away, lying flat ─────────────────────────────────────────────────────────────────────────────────────
 
-    def _diverging(self, losses: Floats, medians: Floats) -> Evidence | None:
+    def _diverging(self) -> Evidence | None:
         """Look whether the latest losses lie beyond noise above the best stretch and above the start."""
-        best, first, latest = float(medians.min()), float(medians[0]), float(medians[-1])
-        around = max(0, int(medians.argmin()) - 2 * NEAR)
-        spread = noise(losses[around : around + 4 * NEAR])  # where it was best: a loss that explodes is all noise
-        margin = self.rules.sigmas * spread + 0.01 * abs(best)
-        if losses[-NEAR:].min() <= best + margin or latest <= first + margin:
+        medians = self._medians
+        first, latest, best = medians[0], medians[-1], min(medians)
+        least = best + MARGIN * abs(best)
+        if latest <= first or min(self.losses[-NEAR:]) <= least:
+            return None
+        around = max(0, medians.index(best) - 2 * NEAR)
+        spread = noise(np.asarray(self.losses[around : around + 4 * NEAR]))  # at its best: one that explodes is noise
+        margin = self.rules.sigmas * spread
+        if min(self.losses[-NEAR:]) <= least + margin or latest <= first + margin + MARGIN * abs(best):
             return None
         return Evidence(
             code="training/diverged",
@@ -224,12 +228,12 @@ class Trend:
             keep=False,
         )
 
-    def _flat_from(self) -> float:
-        """Return the step before which nothing is called flat: plateaus end, and a decaying learning rate ends them."""
+    def _may_be_flat(self, step: int) -> bool:
+        """Tell whether it is late enough to call a run flat: plateaus end, and a decaying learning rate ends them."""
         if self.plan is not None:
-            return max(FLAT_STEPS, (0.9 if self.plan.decays else 0.5) * self.plan.steps)
-        few = np.asarray(self.losses[-4 * NEAR :])  # enough to tell whether there is noise at all
-        return FLAT_STEPS if noise(few) > 1e-6 * abs(float(few[-1])) else 0
+            return step >= max(FLAT_STEPS, (0.9 if self.plan.decays else 0.5) * self.plan.steps)
+        few = self.losses[-4 * NEAR :]  # enough to tell whether there is noise at all
+        return step >= FLAT_STEPS or noise(np.asarray(few)) <= 1e-6 * abs(few[-1])
 
     def _lies_flat(self, losses: Floats, medians: Floats) -> Evidence | None:
         """Look whether the second half of the run promises too little for another stretch as long.
