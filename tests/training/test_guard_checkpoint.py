@@ -145,7 +145,7 @@ def test_a_write_that_fails_half_way_leaves_what_was_there(tmp_path: Path) -> No
 
 def test_a_folder_has_one_writer(tmp_path: Path) -> None:
     first, second = filled(tmp_path, 1), Checkpoints(tmp_path)
-    with pytest.raises(StoreError, match="expected one writer, got another process"):
+    with pytest.raises(StoreError, match="expected one writer, got another one"):
         second.save(2, tensors(2), {})
     first.close()
     second.save(2, tensors(2), {})
@@ -226,3 +226,15 @@ def test_killed_at_any_instant_what_is_there_is_whole(quick_disk: Path) -> None:
         assert loaded is not None and kept.findings == []
         assert bool((loaded.tensors["a"] == loaded.state["step"]).all())
         kept.close()
+
+
+def test_a_folder_that_somebody_deletes_or_adds_to_does_not_end_the_run(tmp_path: Path) -> None:
+    kept = filled(tmp_path / "kept", 1)
+    for name in ("step-²", "step-5 copy", "step-"):
+        (tmp_path / "kept" / name).mkdir()
+    assert kept.steps() == [1]
+    shutil.rmtree(tmp_path / "kept")
+    kept.save(2, tensors(2), {})
+    assert kept.steps() == [2]
+    with pytest.raises(StoreError, match=r"expected one writer, got another one .* or end or close\(\) what holds it"):
+        filled(tmp_path / "kept", 3)

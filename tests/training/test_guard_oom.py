@@ -130,3 +130,11 @@ def test_other_errors_pass_and_batch_normalisation_is_told() -> None:
     micro = Micro(8)
     micro.step(Bounded(model, x, y, 4), rows=8, model=model)
     assert "BatchNorm1d now sees 4 rows" in micro.findings[0].said
+
+
+def test_an_error_without_figures_is_told_in_its_own_words() -> None:
+    def fails(part: slice) -> Any:
+        raise RuntimeError("CUDNN_STATUS_ALLOC_FAILED: out of memory in the workspace")
+
+    with pytest.raises(TrainingError, match=r"memory was asked for \(CUDNN_STATUS_ALLOC_FAILED: out of memory in the"):
+        Micro(8).step(fails, rows=1)

@@ -346,3 +346,25 @@ def test_an_object_is_refused_with_its_path_and_an_unknown_word_too() -> None:
     for body in ({"$pickle": "x"}, {"$tensor": "gone"}):
         with pytest.raises(CorruptError):
             decode(body, {})
+
+
+def test_weights_that_a_step_spoiled_after_its_loss_was_taken_take_the_place_of_no_good_checkpoint(
+    tmp_path: Path,
+) -> None:
+    model = torch.nn.Linear(2, 2)
+    resume = Resume(tmp_path, every=1, model=model)
+    resume.done(0, loss=1.0)
+    with torch.no_grad():
+        model.weight[0, 1] = math.inf
+    resume.done(1, loss=0.5)
+    assert sorted(one.name for one in tmp_path.glob("s*-*")) == ["step-0000000000", "suspect-0000000001"]
+    assert resume.restore() == 1 and bool(torch.isfinite(model.weight).all())
+
+
+def test_a_compiled_model_and_the_model_alone_read_each_others_checkpoints(tmp_path: Path) -> None:
+    model, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    resume = Resume(tmp_path, model=torch.compile(model, backend="eager"))
+    resume.save(0)
+    resume.checkpoints.close()
+    assert Resume(tmp_path, model=other).restore() == 1
+    assert torch.equal(other.weight, model.weight)

@@ -88,6 +88,36 @@ def test_an_infinity_is_followed_back_to_where_it_was_made() -> None:
     assert "the module '2' (Overflow) is the first that produced" in said
 
 
+def test_minus_infinity_that_becomes_nan_is_told_with_the_module_that_made_it() -> None:
+    said = caught(net(nn.ReLU(), Logarithm()), torch.randn(16, 4))
+    assert "the module '3' (Linear) is the first that produced NaN; before it '2' (Logarithm) had made minus" in said
+
+
+def test_what_does_not_happen_again_is_not_laid_to_the_loss() -> None:
+    class Third(nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
+        calls = 0
+
+        def forward(self, x: Any) -> Any:
+            self.calls += 1
+            return x * (math.nan if self.calls == 1 else 1.0)
+
+    said = caught(net(Third()), torch.randn(16, 4))
+    assert "is finite when the same forward is done again: a module of it changes from call to call" in said
+
+
+def test_what_was_not_looked_at_is_not_cleared() -> None:
+    model, x = net(nn.Tanh()), torch.randn(8, 4)
+    guard = Guard().watch(model)
+    poisoned = x.clone()
+    poisoned[2] = math.nan
+    loss = torch.stack([model(poisoned if not part else x).square().mean() for part in range(20)]).sum()
+    with pytest.raises(TrainingError, match="the last 16 forwards of this step are finite: one before them or the"):
+        guard.step(0, loss=loss)
+    other = Guard().watch(nn.ModuleDict({"only": model}))
+    with pytest.raises(TrainingError, match="the model that is watched was not called in this step; watch the model"):
+        other.step(0, loss=model(poisoned).mean())
+
+
 def test_what_a_container_computes_between_its_modules_is_its_own() -> None:
     said = caught(nn.Sequential(nn.Linear(4, 4), Between()), torch.randn(8, 4))
     assert "the module '1' (Between) is the first that produced infinity" in said
@@ -262,3 +292,28 @@ def test_after_close_the_model_has_no_hooks_left() -> None:
 def test_what_is_no_module_is_refused_in_words() -> None:
     with pytest.raises(UsageError, match=r"expected a torch.nn.Module to watch, got int - at guard.watch"):
         Guard().watch(3)
+
+
+def test_sparse_gradients_are_looked_at_like_others() -> None:
+    class Words(nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.head = nn.Embedding(50, 4, sparse=True), nn.Linear(4, 1)
+
+        def forward(self, x: Any) -> Any:
+            return self.head(self.words(x).mean(dim=1))
+
+    model, x = Words(), torch.randint(0, 50, (8, 5))
+    guard = Guard().watch(model)
+    for step, times in enumerate((1.0, 1.0, math.inf)):
+        model.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward(torch.tensor(times))
+        if times == 1.0:
+            assert guard.step(step, loss=loss)
+    with pytest.raises(TrainingError, match=r"expected a finite gradient norm, got nan.*the loss function's"):
+        guard.step(2, loss=loss)
+    with pytest.warns(DeprecationWarning):
+        scripted = torch.jit.script(nn.Linear(2, 2))  # takes no hooks with keywords
+    with pytest.raises(UsageError, match=r"a torch.nn.Module to watch, got RecursiveScriptModule"):
+        Guard().watch(scripted)

@@ -75,9 +75,12 @@ def blame(
     calls: Sequence[Call],
     *,
     in_loss: bool,
+    full: bool = False,
     agree: Callable[[Blame | None], Blame | None] = _own,
 ) -> Blame | None:
     """Name what first produced a value that is not finite, in the forward (`in_loss`) or else in the backward.
+
+    `full` says that there may have been forwards before those of `calls`, which were not remembered.
 
     `agree` makes one answer of those of several ranks. It is asked after everything that a rank does alone, because
     the forward of a sharded model needs all ranks.
@@ -88,13 +91,30 @@ def blame(
     if found is not None:
         return found
     if in_loss:
-        said = "every module's output is finite, so the loss function itself produced it (log of 0, division by 0?)"
-        hint = "use a loss that is stable at its ends, such as one that takes logits; or bound what it divides by"
-        return Blame(module="", said=said, hint=hint) if calls else None
+        return _outside(torch, calls, full=full)
     for call in calls:
         # The weights that a sharded model's backward meets are not those that it names.
         found = found or agree(None if sharded(model) else _backward(torch, model, call))
     return found or agree(_by_parameters(torch, model))
+
+
+def _outside(torch: Any, calls: Sequence[Call], *, full: bool) -> Blame | None:
+    """Say what is left when no forward that was done again produced it."""
+    if not calls:
+        said = "no module can be named, because the model that is watched was not called in this step"
+        return Blame(module="", said=said, hint="watch the model that the loop calls")
+    if any(_bad(torch, output.detach()) for call in calls for output in call.outputs.values()):
+        said = "the model's output was not finite, and is finite when the same forward is done again: a module of it"
+        said += " changes from call to call, by a counter or random numbers of its own"
+        return Blame(module="", said=said)
+    if full:
+        said = (
+            f"the last {len(calls)} forwards of this step are finite: one before them or the loss function produced it"
+        )
+        return Blame(module="", said=said)
+    said = "every module's output is finite, so the loss function itself produced it (log of 0, division by 0?)"
+    hint = "use a loss that is stable at its ends, such as one that takes logits; or bound what it divides by"
+    return Blame(module="", said=said, hint=hint)
 
 
 def _spoiled(torch: Any, model: Any) -> Blame | None:
@@ -139,7 +159,12 @@ def _forward(torch: Any, model: Any, call: Call, *, masks: bool) -> Blame | None
         first = _module(model, found.infinite, "infinity")
         return Blame(module=first.module, said=f"{first.said}, which '{found.nan}' then turned into NaN")
     if found.nan is not None:
-        return _module(model, found.nan, "NaN")
+        first = _module(model, found.nan, "NaN")
+        if found.masked in (None, found.nan):
+            return first
+        kind = type(getattr(model, "_orig_mod", model).get_submodule(found.masked)).__name__
+        said = f"{first.said}; before it '{found.masked}' ({kind}) had made minus infinity"
+        return Blame(module=first.module, said=said)
     return _module(model, found.masked, "minus infinity") if masks and found.masked is not None else None
 
 
@@ -278,6 +303,7 @@ def _module(model: Any, name: str, what: str, *, does: str = "produced") -> Blam
 
 
 def _bad(torch: Any, tensor: Any) -> bool:
+    tensor = tensor.coalesce().values() if tensor.is_sparse else tensor
     return not bool(torch.isfinite(tensor).all())
 
 

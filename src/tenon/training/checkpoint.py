@@ -135,10 +135,12 @@ class Checkpoints:
     @contextmanager
     def beside(self, needed: int) -> Iterator[Path]:
         """Give a folder to write `needed` bytes in; whatever happens, nothing half done stays under its real name."""
+        if not self.folder.is_dir():
+            self.close()  # somebody deleted it, and the lock with it: the run goes on and keeps what comes now
         self.claim()
-        self._make_room(needed + SPARE_BYTES)
         beside = self.folder / f".writing-{os.getpid()}"
         try:
+            self._make_room(needed + SPARE_BYTES)
             beside.mkdir(exist_ok=True)
             yield beside
         except OSError as error:
@@ -166,7 +168,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps of the good checkpoints that are there, oldest first."""
-        return sorted(int(one.name[5:]) for one in self.folder.glob("step-*") if one.name[5:].isdigit())
+        return sorted(int(one.name[5:]) for one in self.folder.glob("step-*") if one.name[5:].isdecimal())
 
     def path(self, step: int) -> Path:
         """Return the folder of the good checkpoint of a step."""
@@ -291,8 +293,8 @@ class Checkpoints:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(lock)
-            hint = "give each run a folder of its own"
-            raise StoreError(sentence("one writer", "another process", at=str(self.folder), hint=hint)) from error
+            hint = "give each run a folder of its own, or end or close() what holds it"
+            raise StoreError(sentence("one writer", "another one", at=str(self.folder), hint=hint)) from error
         self._lock = lock
         # A forked loader worker would go on holding the lock of a run that was killed.
         mine = weakref.ref(self)

@@ -29,6 +29,7 @@ from tenon.training.watch_torch import torch_or_missing
 
 SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?) (?P<unit>[KMGT]iB|bytes)")
 UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+WORDS_CHARS = 200  # of an error that tells no figures
 LOW = re.compile(r"out of memory|can't allocate memory|not enough memory|cannot allocate memory", re.I)
 
 
@@ -41,6 +42,7 @@ class Shortage:
     free: int = 0
     allocated: int = 0
     reserved: int = 0
+    words: str = ""  # of the error, where it tells no figures
 
     @property
     def fragmented(self) -> int:
@@ -49,7 +51,8 @@ class Shortage:
 
     def said(self) -> str:
         """Say it in words."""
-        parts = [f"{human(self.asked)} were asked for" if self.asked else "memory was asked for"]
+        unknown = f"memory was asked for ({self.words})" if self.words else "memory was asked for"
+        parts = [f"{human(self.asked)} were asked for" if self.asked else unknown]
         if self.total:
             parts.append(f"of {human(self.total)} only {human(self.free)} are free")
         if self.allocated:
@@ -76,6 +79,7 @@ def shortage(error: BaseException) -> Shortage | None:
         free=_size(text, r"of which {} is free"),
         allocated=_size(text, r"{} is allocated by PyTorch"),
         reserved=_size(text, r"{} is allocated by PyTorch") + _size(text, r"{} is reserved by PyTorch but unallocated"),
+        words=" ".join(text.split())[:WORDS_CHARS],
     )
 
 

@@ -35,6 +35,7 @@ from typing import Any
 from tenon.errors import InputError, UsageError, sentence
 from tenon.finding import Finding
 from tenon.training import shards
+from tenon.training.blame_torch import local
 from tenon.training.checkpoint import Checkpoints, Loaded
 from tenon.training.plain import decode, encode
 from tenon.training.ranks import Ranks
@@ -168,9 +169,10 @@ class Resume:
         return True
 
     def save(self, step: int, *, loss: Any = None) -> Path:
-        """Write a checkpoint of the state after `step`; it is suspect when the guard says so."""
+        """Write a checkpoint of the state after `step`; suspect when the guard says so or a weight is no number."""
         number = float(loss.item() if hasattr(loss, "item") else loss) if loss is not None else None
-        suspect = self._guard is not None and self._guard.suspect
+        # A step may spoil weights after its loss was taken: the next step's would be the first to show it.
+        suspect = (self._guard is not None and self._guard.suspect) or any(map(_spoiled, self.parts.values()))
         tensors: dict[str, Any] = {}
         seen: dict[Any, str] = {}
         if self.ranks is None:
@@ -253,10 +255,16 @@ def _put_back(part: Any, state: Any) -> None:
 
 
 def _inner(part: Any) -> Any:
-    """Return the model inside a DistributedDataParallel, so that its weights have the names they have alone."""
+    """Return the model in a DistributedDataParallel or torch.compile, whose weights have the names they have alone."""
     import torch
 
-    return part.module if isinstance(part, torch.nn.parallel.DistributedDataParallel) else part
+    while isinstance(part, torch.nn.Module):
+        wraps = isinstance(part, torch.nn.parallel.DistributedDataParallel)
+        inner = part.module if wraps else getattr(part, "_orig_mod", None)
+        if inner is None:
+            break
+        part = inner
+    return part
 
 
 def _lays_out_anew(part: Any) -> bool:
@@ -264,6 +272,15 @@ def _lays_out_anew(part: Any) -> bool:
     import torch
 
     return isinstance(part, torch.nn.parallel.DistributedDataParallel) and not part.find_unused_parameters
+
+
+def _spoiled(part: Any) -> bool:
+    """Tell whether a model has a weight that is no finite number, in the part of it that this rank holds."""
+    import torch
+
+    return _is_module(part) and any(
+        not bool(torch.isfinite(local(one)).all()) for one in part.parameters() if one.is_floating_point()
+    )
 
 
 def _is_module(part: Any) -> bool:

@@ -65,7 +65,7 @@ def save(checkpoints: Checkpoints, ranks: Ranks, step: int, given: Given, *, los
             body["ranks"] = [
                 {**file, "own": one["own"], "boxes": one["boxes"]} for file, one in zip(files, every, strict=True)
             ]
-            spoiled = said[0]["suspect"] or (mean is not None and not abs(mean) < float("inf"))
+            spoiled = any(one["suspect"] for one in said) or (mean is not None and not abs(mean) < float("inf"))
             body["loss"] = None if spoiled else mean
             try:
                 place = str(checkpoints.seal(beside, body, suspect=spoiled))

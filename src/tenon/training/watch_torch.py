@@ -77,7 +77,7 @@ class Watch:
 
     def __init__(self, model: Any, optimizer: Any = None, *, scaler: Any = None) -> None:
         torch = torch_or_missing("watch a model")
-        if not isinstance(model, torch.nn.Module):
+        if not isinstance(model, torch.nn.Module) or isinstance(model, torch.jit.ScriptModule):
             raise UsageError(sentence("a torch.nn.Module to watch", type(model).__name__, at="guard.watch"))
         if isinstance(model, torch.nn.parallel.DistributedDataParallel):
             model = model.module  # its forward can be done again by one rank alone
@@ -164,6 +164,7 @@ class Watch:
             self._ratio = norm / probe if probe > 0 else 0.0
             return norm if self._unscaled() else norm / scale
         # A norm may overflow where no gradient does; a scaler skips steps whose scaled gradients did, as it should.
+        grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
         if all(bool(self._torch.isfinite(grad).all()) for grad in grads):
             return _sum_of_squares(grads, scale)
         self.skipped = scaled
@@ -185,7 +186,8 @@ class Watch:
         self._quiet = True
         together = {"agree": agree} if agree is not None else {}
         try:
-            return blame(self._torch, self.model, tuple(self._calls), in_loss=in_loss, **together)
+            full = len(self._calls) == CALLS
+            return blame(self._torch, self.model, tuple(self._calls), in_loss=in_loss, full=full, **together)
         except Exception as error:  # the edge to the user's own modules, done again: any of them may fail
             if agree is not None:
                 raise  # the other ranks wait for an answer: they must see that this one has ended
