@@ -7,8 +7,10 @@ exit code is 1 when the step is not sure to fit, so that a script can stand behi
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +18,8 @@ from tenon.cli.output import Output, table
 from tenon.cli.shared import json_flag
 
 if TYPE_CHECKING:
+    from tenon.limits import FitLimits
+    from tenon.store import Store
     from tenon.training.memory import StepFit
 
 
@@ -41,35 +45,37 @@ def fit(
     as_json: bool,
 ) -> None:
     """Predict whether the training step in PATH (train.py, or any file) fits a GPU, without one."""
-    from tenon import config
-    from tenon.training.memory import Question, Settings, find
+    from tenon.training.memory import Question, Settings, find, fit_step
 
     output = Output(as_json)
-    folder = path if path.is_dir() else path.parent
-    settings = config.load(folder, os.environ)
-    question = Question(
-        path=path,
-        device=find(gpu, total_gib=total_gib),
-        batch=batch,
-        settings=Settings(expandable=expandable),
-        used_bytes=int(used_gib * 1024**3),
-        limits=settings.limits.fit,
-    )
-    found = _asked(question, folder, settings, plan)
+    device = find(gpu, total_gib=total_gib)
+    with remembering(path if path.is_dir() else path.parent) as (store, limits):
+        question = Question(
+            path=path,
+            device=device,
+            batch=batch,
+            settings=Settings(expandable=expandable),
+            used_bytes=int(used_gib * 1024**3),
+            limits=limits,
+        )
+        found = fit_step(question, store=store, plan=plan)
     output.emit(found.to_dict(), lambda: told(found))
     if not found:
         ctx.exit(1)
 
 
-def _asked(question: Any, folder: Path, settings: Any, plan: bool) -> StepFit:
-    """Ask with what the folder's store remembers, when there is one."""
+@contextmanager
+def remembering(folder: Path) -> Iterator[tuple[Store | None, FitLimits]]:
+    """Give what the store of a folder remembers, when there is one, and the folder's limits."""
+    from tenon import config
     from tenon.store import Store
-    from tenon.training.memory import fit_step
 
+    settings = config.load(folder, os.environ)
     if not settings.store.catalog and not (folder / ".tenon" / "tenon.db").is_file():
-        return fit_step(question, plan=plan)
+        yield None, settings.limits.fit
+        return
     with Store.open(folder, config=settings.store, limits=settings.limits.store, read_only=True) as store:
-        return fit_step(question, store=store, plan=plan)
+        yield store, settings.limits.fit
 
 
 def told(found: StepFit) -> str:

@@ -29,13 +29,16 @@ from tenon.errors import UsageError, sentence
 )
 @click.option("--silence", type=float, default=600.0, show_default=True, help="Seconds without a step that are a hang.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), help="Where SCRIPT runs, instead of tenon.toml's.")
+@click.option("--gpu", default="", help="The GPU that a step of SCRIPT must fit, such as h100-80gb, not the one here.")
+@click.option("--batch", type=click.IntRange(min=1), help="Examples in one step of all processes, to ask if it fits.")
 @json_flag
 @click.pass_context
 def train(ctx: click.Context, /, project: str, given: tuple[str, ...], as_json: bool, **flags: Any) -> None:
     """Train PROJECT's model, simplest first, and put it before its gate; or run a SCRIPT of your own.
 
     SCRIPT is train.py, or a function as train.py:fit or module:fit. With --nproc it runs in several processes, which
-    DDP and FSDP join; one that dies or hangs is told, and all go on from the last checkpoint.
+    DDP and FSDP join; one that dies or hangs is told, and all go on from the last checkpoint. One that states its step
+    in the functions of `tenon fit` is begun only when that is sure to fit the GPU.
     """
     from tenon.cli import several
 
@@ -46,11 +49,13 @@ def train(ctx: click.Context, /, project: str, given: tuple[str, ...], as_json: 
             restarts=flags["restarts"],
             silence_s=flags["silence"],
             engine=flags["engine"] or "",
+            gpu=flags["gpu"],
+            batch=flags["batch"] or 0,
         )
         if not several.seen_through(project, given, ask, output):
             ctx.exit(1)
         return
-    if given or flags["nproc"] is not None or not Path(project).is_dir():
+    if given or flags["nproc"] or flags["gpu"] or flags["batch"] or not Path(project).is_dir():
         wanted = "a script or function to run on processes, or a project's folder"
         raise UsageError(sentence(wanted, f"'{project}'", hint="as in: tenon train train.py --nproc 2 -- --lr 0.1"))
     _trained(Path(project), flags["model"], flags["again"], output)

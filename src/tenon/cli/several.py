@@ -3,6 +3,10 @@
 What the processes print on stdout goes to stdout, to stderr with `--json`; findings are said as they are made. The
 exit code is 1 when the run did not end well. Beats, stacks and last words lie in a folder of their own under the
 system's temporary one, which is deleted when all went well at once.
+
+A script that states its step in the four functions of `tenon fit` is asked first whether it fits, the GPU that is here
+or the one that is named: what is not sure to fit is refused with its plan and not begun. What a run of one process then
+reserved is kept in the store of the script's folder, and says how far to trust the next prediction.
 """
 
 from __future__ import annotations
@@ -17,10 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tenon.cli import fit
+from tenon.cli.fit import told
 from tenon.cli.output import Output
+from tenon.errors import InputError, UsageError, sentence
 
 if TYPE_CHECKING:
     from tenon.finding import Finding
+    from tenon.training.memory import StepFit
+    from tenon.training.target import Target
     from tenon.training.watchdog import Ended
 
 
@@ -32,6 +41,8 @@ class Several:
     restarts: int = 3
     silence_s: float = 600.0
     engine: str = ""
+    gpu: str = ""
+    batch: int = 0
 
 
 def is_target(text: str) -> bool:
@@ -39,13 +50,18 @@ def is_target(text: str) -> bool:
     return not Path(text).is_dir() and (text.endswith(".py") or ":" in text)
 
 
-def seen_through(text: str, given: tuple[str, ...], several: Several, output: Output) -> Ended:
-    """Run a script or function on several processes, and tell how it ended."""
+def seen_through(text: str, given: tuple[str, ...], several: Several, output: Output) -> bool:
+    """Run a script or function on several processes when its step fits, tell how it ended, and say whether well."""
     from tenon import config
-    from tenon.training.target import Target
+    from tenon.training.target import Target, noted
 
     target = Target.of(text, given)
     settings = config.load(Path.cwd(), os.environ)
+    found = _fitting(target, several, output)
+    if found is not None and not found:
+        refused = {"code": 1, "attempts": 0, "findings": [one.to_dict() for one in found.findings]}
+        output.emit({**refused, "fit": found.to_dict()}, told(found))
+        return False
     folder = Path(tempfile.mkdtemp(prefix="tenon-launch-"))
 
     def tell(finding: Finding) -> None:
@@ -54,7 +70,9 @@ def seen_through(text: str, given: tuple[str, ...], several: Several, output: Ou
     ended = None
     with _stdout(to_stderr=output.json):
         try:
-            ended = _run(target, settings, several, folder, tell)
+            ended = _run(target, target.command if found is None else target.noting, settings, several, folder, tell)
+            if found is not None and several.nproc == 1:
+                _learn(found, noted(folder / f"attempt-{ended.attempts - 1}"), bool(ended))
         finally:
             if ended is not None and ended and ended.attempts == 1:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -62,10 +80,72 @@ def seen_through(text: str, given: tuple[str, ...], several: Several, output: Ou
     how = "ended well" if ended else f"failed with code {ended.code}; see {folder}"
     processes = f"{several.nproc} process{'es' if several.nproc > 1 else ''}"
     output.emit(ended.to_dict(), f"{processes}, begun {times}, {how}")
-    return ended
+    return bool(ended)
 
 
-def _run(target: Any, settings: Any, several: Several, folder: Path, tell: Any) -> Ended:
+# ── does it fit ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _fitting(target: Target, several: Several, output: Output) -> StepFit | None:
+    """Judge the step that a script states, for the GPU that is named or here; None where there is nothing to ask."""
+    from tenon.training import memory
+
+    file = Path(target.place)
+    usual = memory.stated(file) if target.place.endswith(".py") else None
+    if usual is None:
+        if several.gpu or several.batch:
+            functions = "a script that states its step in the functions model, optimizer, batch and loss"
+            raise UsageError(sentence(functions, f"'{target.place}'", at="--gpu, --batch", hint="see docs/fit.md"))
+        return None
+    device = memory.find(several.gpu) if several.gpu else memory.seen()
+    if device is None:
+        return None
+    batch = several.batch or usual
+    if not batch:
+        if several.gpu:
+            hint = "add --batch, the examples of one step, or a default: def batch(size=64)"
+            raise UsageError(sentence("a batch to ask about", "none", at=str(file), hint=hint))
+        output.say(f"· not asked whether a step fits {device.name}: no --batch, and batch(size) has no default")
+        return None
+    with fit.remembering(file.parent) as (store, limits):
+        question = memory.Question(path=file, device=device, batch=batch, limits=limits)
+        try:
+            found, way = memory.admitted(question, several.nproc, store=store)
+        except InputError as error:
+            if several.gpu:
+                raise
+            # Nobody asked for it: what only a GPU can run (a kernel of one's own) must not keep a run from its GPU.
+            output.say(f"· not known whether a step fits {device.name}: {error}")
+            return None
+    if way:
+        output.say(
+            f"! {found.verdict} on each of {several.nproc} GPUs, unless the script shards it: {way} fits",
+            colour="yellow",
+        )
+        return None
+    if found:
+        output.say(f"· fits: {found.reason}")
+    return found
+
+
+def _learn(found: StepFit, measured: int, well: bool) -> None:
+    """Remember what a run reserved; of one that failed only that it was more than was predicted."""
+    from tenon import config
+    from tenon.store import Store
+    from tenon.training import memory
+
+    if not measured or not (well or measured > found.step.peak.reserved_bytes):
+        return
+    folder = found.question.path.parent
+    settings = config.load(folder, os.environ)
+    with Store.open(folder, config=settings.store, limits=settings.limits.store) as store:
+        memory.remember(found, store, measured)
+
+
+# ── running ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _run(target: Target, command: list[str], settings: Any, several: Several, folder: Path, tell: Any) -> Ended:
     if (several.engine or settings.engine.kind) == "ray":
         from tenon.training import cluster
 
@@ -80,7 +160,7 @@ def _run(target: Any, settings: Any, several: Several, folder: Path, tell: Any) 
     from tenon.training.launch import launch
 
     return launch(
-        target.command,
+        command,
         nproc=several.nproc,
         folder=folder,
         silence_s=several.silence_s,

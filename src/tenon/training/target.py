@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from tenon.errors import MissingError, UsageError, nearest, sentence
+from tenon.training.watchdog import FOLDER
+
+RESERVED = "reserved-"  # and the rank: what a process reserved on its GPU at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +49,13 @@ class Target:
     @property
     def command(self) -> list[str]:
         """Return the command that runs it in a process."""
-        if not self.function:
-            return [sys.executable, self.place, *self.given]
-        return [sys.executable, "-m", "tenon.training.target", f"{self.place}:{self.function}", *self.given]
+        return self.noting if self.function else [sys.executable, self.place, *self.given]
+
+    @property
+    def noting(self) -> list[str]:
+        """Return the command that runs it and also notes, at its end, what was reserved on the GPU (`noted`)."""
+        place = f"{self.place}:{self.function}" if self.function else self.place
+        return [sys.executable, "-m", "tenon.training.target", place, *self.given]
 
     def named(self) -> dict[str, Any]:
         """Return what a function is given by name; UsageError for a word that is no `name=value`."""
@@ -67,6 +74,7 @@ class Target:
         """Run it in this process, as one of the ranks that `environ` or an open process group tells of."""
         if not self.function:
             sys.argv = [self.place, *self.given]
+            sys.path.insert(0, str(Path(self.place).parent))  # as Python does for a script
             runpy.run_path(self.place, run_name="__main__")
             return
         from tenon.training.ranks import Ranks
@@ -94,6 +102,23 @@ class Target:
         return found  # type: ignore[no-any-return]
 
 
+def noted(folder: Path) -> int:
+    """Return the most bytes that a process of the attempt in `folder` reserved on its GPU; 0 when none says so."""
+    return max((int(one.read_text("utf-8")) for one in folder.glob(f"{RESERVED}*")), default=0)
+
+
+def _note(environ: Mapping[str, str]) -> None:
+    if "torch" not in sys.modules or FOLDER not in environ:
+        return
+    from tenon.training.memory import reserved
+
+    if measured := reserved():
+        Path(environ[FOLDER], f"{RESERVED}{environ.get('RANK', '0')}").write_text(str(measured), "utf-8")
+
+
 if __name__ == "__main__":
     sys.path.insert(0, str(Path.cwd()))
-    Target.of(sys.argv[1], sys.argv[2:]).call(os.environ)
+    try:
+        Target.of(sys.argv[1], sys.argv[2:]).call(os.environ)
+    finally:
+        _note(os.environ)

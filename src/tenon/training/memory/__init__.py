@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from tenon.training.memory.allocator import Allocator, Settings
 from tenon.training.memory.device import DEVICES, Device, find
-from tenon.training.memory.launch import asked, gate, here, remember, reserved
+from tenon.training.memory.launch import admitted, asked, gate, here, remember, reserved, seen
 from tenon.training.memory.learned import Margin, learn, margin
 from tenon.training.memory.plan import Plan
 from tenon.training.memory.predict import Question, Step, StepFit, fit_step
-from tenon.training.memory.step import Change
+from tenon.training.memory.step import Change, stated
 from tenon.training.memory.trace import Peak, Trace, peak
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Step",
     "StepFit",
     "Trace",
+    "admitted",
     "asked",
     "find",
     "fit_step",
@@ -40,4 +41,6 @@ __all__ = [
     "peak",
     "remember",
     "reserved",
+    "seen",
+    "stated",
 ]

@@ -5,15 +5,21 @@
 Without a GPU both do nothing and say so by returning None: there is nothing to refuse. What the GPU is comes from the
 driver's own words (name and total memory), with compute and bandwidth from the table's nearest model; nothing of this
 could be tried on a GPU when it was written, only that it does no harm without one.
+
+`admitted` is the gate of a launcher (`tenon train`): it holds no GPU itself, asks for a share of the batch on each of
+several GPUs with what DDP and NCCL add there, and lets pass what fits only sharded, because it cannot know who shards.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tenon.training.memory.device import DEVICES, Device, find
+from tenon.training.memory.device import DEVICES, NCCL_BYTES, Device, find
 from tenon.training.memory.learned import learn
 from tenon.training.memory.predict import Question, StepFit, fit_step
 from tenon.training.memory.step import pytorch
@@ -64,6 +70,35 @@ def asked(path: Path, batch: int, *, store: Store | None = None, device: Device 
     if wanted is None:
         return None
     return fit_step(Question(path=path, device=wanted, batch=batch), store=store)
+
+
+def seen() -> Device | None:
+    """Return what `here` says in a process of its own, so that this one never holds a part of the GPU."""
+    script = "import json; from dataclasses import asdict; from tenon.training.memory import here; found = here(); "
+    script += "print(json.dumps(asdict(found) if found is not None else None))"
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False).stdout
+    body = json.loads(told.splitlines()[-1]) if told.strip() else None
+    return Device(**{**body, "capability": tuple(body["capability"])}) if body else None
+
+
+def admitted(question: Question, nproc: int, *, store: Store | None = None) -> tuple[StepFit, str]:
+    """Judge a step whose batch `nproc` GPUs share; returns the judgement, and how several GPUs must take it to fit.
+
+    The way is "" when each GPU may hold the whole model, as DDP does with one more copy of the gradients.
+    """
+    if nproc == 1:
+        return fit_step(question, store=store), ""
+    share = replace(question, batch=-(-question.batch // nproc), used_bytes=question.used_bytes + NCCL_BYTES)
+    found = fit_step(share, store=store, plan=False)
+    buckets = found.step.counts["parameter_bytes"]
+    found = replace(found, question=replace(share, used_bytes=share.used_bytes + buckets))
+    if found:
+        return found, ""
+    apart = [plan for plan in fit_step(question, store=store).plans if plan.gpus > 1 and plan.fits]
+    if apart and apart[0].gpus <= nproc:
+        return found, apart[0].said
+    plans = fit_step(found.question, store=store).plans
+    return replace(found, plans=tuple(plan for plan in plans if plan.gpus == 1)), ""
 
 
 def reserved() -> int | None:

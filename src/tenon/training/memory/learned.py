@@ -44,7 +44,8 @@ class Margin:
         if not self.runs:
             return f"{self.relative:.0%} and 256 MiB, no run on this device is measured yet"
         return (
-            f"{self.relative:.1%} and {self.fixed_bytes // 1024**2} MiB, from {self.runs} measured runs on this device"
+            f"{self.relative:.1%} and {self.fixed_bytes // 1024**2} MiB, "
+            f"from {self.runs} measured run{'s' * (self.runs > 1)} on this device"
         )
 
 

@@ -17,6 +17,7 @@ the optimiser. Blocks are the children of a ModuleList or Sequential that share 
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib.util
 import sys
@@ -79,6 +80,24 @@ def locate(path: Path) -> Path:
         hint = f"write {FILE} with {', '.join(f'{name}(...)' for name in FUNCTIONS)}; see docs/fit.md"
         raise InputError(sentence(f"a file {FILE} that says what is trained", "none", at=str(file), hint=hint))
     return file
+
+
+def stated(file: Path) -> int | None:
+    """Tell, without running it, whether a Python file names the four functions at its outermost level; None when not.
+
+    The number is the default of the batch's size (``def batch(size=64)``), 0 when it has none.
+    """
+    try:
+        body = ast.parse(file.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return None
+    made = {one.name: one for one in body if isinstance(one, ast.FunctionDef)}
+    named = {name.asname or name.name for one in body if isinstance(one, ast.ImportFrom) for name in one.names}
+    if not {*made, *named}.issuperset(FUNCTIONS):
+        return None
+    usual = made["batch"].args.defaults[:1] if "batch" in made else []
+    size = usual[0].value if usual and isinstance(usual[0], ast.Constant) else 0
+    return size if isinstance(size, int) else 0
 
 
 def load(path: Path) -> Parts:
