@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,7 +14,8 @@ import pytest
 
 from tenon.errors import TrainingError, UsageError
 from tenon.ledger import Budget
-from tenon.training import Guard, Plan, Rules, adapters
+from tenon.store import Store
+from tenon.training import Guard, Plan, Rules, Run, adapters, track
 
 NO_TORCH = "the extra 'torch' is not installed"
 
@@ -23,10 +25,23 @@ def minutes() -> Callable[[], float]:
     return lambda: next(ticks) * 60.0
 
 
+def found_in(store: Store, run: str) -> list[str]:
+    return [one["code"] for record in track.runs(store) if record["id"] == run for one in record["findings"]]
+
+
 # ── Lightning ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def fit_lightning(guard: Guard, folder: Path, *, poison: int = -1, steps: int = 30) -> Any:
+def fit_lightning(
+    guard: Guard,
+    folder: Path,
+    *,
+    poison: int = -1,
+    steps: int = 30,
+    half: bool = False,
+    resume: bool = False,
+    **more: Any,
+) -> Any:
     torch = pytest.importorskip("torch", reason=NO_TORCH)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -44,12 +59,19 @@ def fit_lightning(guard: Guard, folder: Path, *, poison: int = -1, steps: int = 
                 x = batch[0] * (math.nan if index == poison else 1.0)
                 return (self(x) ** 2).mean()
 
+            def validation_step(self, batch: Any, index: int) -> None:
+                self.log("val_loss", (self(batch[0]) ** 2).mean())
+
             def configure_optimizers(self) -> Any:
                 return torch.optim.SGD(self.parameters(), lr=0.1)
 
         torch.manual_seed(0)
         rows = torch.utils.data.TensorDataset(torch.randn(steps * 8, 4))
         loader = torch.utils.data.DataLoader(rows, batch_size=8)
+        if half:  # as Lightning scales losses on a GPU
+            scaler = torch.amp.GradScaler("cpu", init_scale=2.0**6, growth_interval=8)
+            plugins = importlib.import_module("lightning.pytorch.plugins")
+            more["plugins"] = [plugins.MixedPrecision("16-mixed", "cpu", scaler=scaler)]
         trainer = library.Trainer(
             max_epochs=1,
             callbacks=[adapters.lightning(guard, checkpoint=folder / "kept.ckpt")],
@@ -59,8 +81,10 @@ def fit_lightning(guard: Guard, folder: Path, *, poison: int = -1, steps: int = 
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=str(folder),
+            **more,
         )
-        trainer.fit(Net(), loader)
+        path = {"ckpt_path": folder / "kept.ckpt"} if resume else {}
+        trainer.fit(Net(), loader, val_dataloaders=loader, **path)
         return trainer
 
 
@@ -88,10 +112,29 @@ def test_lightning_that_is_well_is_left_alone(tmp_path: Path) -> None:
     assert guard.findings == [] and not (tmp_path / "kept.ckpt").exists()
 
 
+def test_lightning_goes_on_from_the_checkpoint_it_was_stopped_with(tmp_path: Path) -> None:
+    stopped = fit_lightning(Guard(budget=Budget(hours=0.2), clock=minutes()), tmp_path).global_step
+    again = fit_lightning(Guard(), tmp_path, resume=True)
+    assert again.global_step > stopped > 0
+
+
+def test_lightning_accumulates_scales_its_loss_and_the_guard_sees_the_loss_itself(tmp_path: Path, store: Store) -> None:
+    with Run.start(store, "a" * 12, "net") as run:
+        guard = Guard(run=run, plan=Plan(steps=15, constant=1.0))
+        trainer = fit_lightning(guard, tmp_path, half=True, steps=120, accumulate_grad_batches=2)
+    assert trainer.global_step == 60 and trainer.scaler.get_scale() >= 2.0**10, "it grew under way"
+    assert guard.stopped is None and [one.code for one in guard.findings] == []
+    curves = track.curves(store, "a" * 12)
+    assert max(curves["loss"][1]) < 3 and len(curves["loss"][1]) == 60
+    assert len(curves["val_loss"][1]) == 1 and curves["val_loss"][1][0] < curves["loss"][1][0]
+    with pytest.raises(TrainingError, match="in row 0, 1, 2, 3, 4 and 3 more of the batch"):
+        fit_lightning(Guard(), tmp_path, half=True, accumulate_grad_batches=2, poison=7)
+
+
 # ── Hugging Face ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def fit_hugging_face(guard: Guard, folder: Path, *, poison: int = -1) -> Any:
+def fit_hugging_face(guard: Guard, folder: Path, *, poison: int = -1, resume: bool = False, **more: Any) -> Any:
     torch = pytest.importorskip("torch", reason=NO_TORCH)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -116,21 +159,26 @@ def fit_hugging_face(guard: Guard, folder: Path, *, poison: int = -1) -> Any:
             def __getitem__(self, i: int) -> dict[str, Any]:
                 return {"x": torch.full((4,), i / 160), "labels": torch.tensor([i / 80])}
 
+        torch.manual_seed(0)
+        given: dict[str, Any] = {"max_grad_norm": 0.0, "save_strategy": "no", **more}
         arguments = library.TrainingArguments(
             output_dir=str(folder),
             per_device_train_batch_size=8,
             num_train_epochs=1,
             logging_steps=1,
             report_to=[],
-            save_strategy="no",
             use_cpu=True,
             disable_tqdm=True,
-            max_grad_norm=0.0,
+            **given,
         )
         trainer = library.Trainer(
-            model=Net(), args=arguments, train_dataset=Rows(), callbacks=[adapters.hugging_face(guard)]
+            model=Net(),
+            args=arguments,
+            train_dataset=Rows(),
+            eval_dataset=Rows(),
+            callbacks=[adapters.hugging_face(guard)],
         )
-        trainer.train()
+        trainer.train(resume_from_checkpoint=resume or None)
         return trainer
 
 
@@ -149,6 +197,34 @@ def test_a_trainer_of_hugging_face_ends_when_the_budget_is_spent_and_is_left_alo
     well = Guard()
     assert fit_hugging_face(well, tmp_path).state.global_step == 20
     assert well.findings == [] and len(well.trend.recent()) == 20
+
+
+def test_a_stopped_trainer_of_hugging_face_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    whole = fit_hugging_face(Guard(), tmp_path / "whole")
+    fit_hugging_face(Guard(budget=Budget(hours=0.2), clock=minutes()), tmp_path / "parts")
+    again = fit_hugging_face(Guard(), tmp_path / "parts", resume=True)
+    assert again.state.global_step == 20
+    assert torch.equal(again.model.body.weight, whole.model.body.weight)
+
+
+def test_a_trainer_of_hugging_face_accumulates_in_bf16_evaluates_and_logs_under_a_guard(
+    tmp_path: Path, store: Store
+) -> None:
+    with Run.start(store, "b" * 12, "net") as run:
+        guard = Guard(run=run, plan=Plan(steps=10, constant=5.0))
+        more: dict[str, Any] = {
+            "gradient_accumulation_steps": 2,
+            "bf16": True,
+            "max_grad_norm": 1.0,
+            "eval_strategy": "epoch",
+        }
+        trainer = fit_hugging_face(guard, tmp_path, **more)
+    assert trainer.state.global_step == 10 and guard.findings == []
+    curves = track.curves(store, "b" * 12)
+    assert len(curves["loss"][1]) == 10 and len(curves["eval_loss"][1]) == 1 and "grad_norm" in curves
+    with pytest.raises(TrainingError, match="expected a finite gradient norm, got nan - at run/2"):
+        fit_hugging_face(Guard(), tmp_path, poison=5, **more)
 
 
 # ── LightGBM ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -191,6 +267,30 @@ def test_lightgbm_that_learns_is_left_alone_until_its_budget_is_spent() -> None:
         boost(Guard(), held_out="test")
 
 
+def test_lightgbm_is_refused_at_a_metric_that_is_no_number_and_what_it_tells_is_logged(store: Store) -> None:
+    library = pytest.importorskip("lightgbm", reason="lightgbm is not installed")
+    x, y = regression(shuffled=False)
+
+    def spoiled(_: Any, data: Any) -> tuple[str, float, bool]:
+        calls.append(1)
+        return "mine", math.nan if len(calls) == 6 else 1.0 / len(calls), False
+
+    def fitted(guard: Guard, metric: str, **more: Any) -> Any:
+        model = library.LGBMRegressor(n_estimators=30, verbose=-1, n_jobs=1, num_leaves=7, metric=metric)
+        return model.fit(x, y, eval_X=(x,), eval_y=(y,), callbacks=[adapters.lightgbm(guard)], **more)
+
+    calls: list[int] = []
+    with pytest.raises(TrainingError, match=r"expected a finite loss, got nan - at run/5"):
+        fitted(Guard(), "None", eval_metric=lambda a, b: spoiled(a, b))
+    with Run.start(store, "c" * 12, "trees") as run:
+        guard = Guard(run=run, budget=Budget(hours=0.2), clock=minutes())
+        trees = fitted(guard, "l2").n_estimators_
+    assert 5 < trees < 30 and guard.stopped is not None and guard.stopped.code == "training/budget-spent"
+    assert found_in(store, "c" * 12) == ["training/budget-spent"]
+    ((steps, losses),) = track.curves(store, "c" * 12).values()
+    assert len(steps) == trees and losses[-1] < losses[0]
+
+
 # ── scikit-learn ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -216,3 +316,23 @@ def test_partial_fit_is_guarded_part_by_part() -> None:
     assert 10 < len(steps) < 100
     with pytest.raises(UsageError, match="expected a model with partial_fit, got object"):
         list(adapters.partial_fit(object(), parts(1), guard, loss=log_loss))
+
+
+def test_partial_fit_is_refused_at_a_nan_and_stopped_when_it_learns_nothing(store: Store) -> None:
+    linear = pytest.importorskip("sklearn.linear_model", reason="scikit-learn is not installed")
+
+    def fitted(guard: Guard, loss: Any) -> Iterator[int]:
+        model = linear.SGDClassifier(loss="log_loss", random_state=0)
+        yield from adapters.partial_fit(model, parts(400), guard, loss=loss, classes=[0, 1])
+
+    with Run.start(store, "d" * 12, "linear") as run, pytest.raises(TrainingError, match=r"got nan - at d+/1;"):
+        list(fitted(Guard(run=run), lambda model, x, y: math.nan))
+    assert found_in(store, "d" * 12) == ["training/loss-not-finite"]
+    with Run.start(store, "e" * 12, "linear") as run:
+        guard = Guard(run=run, plan=Plan(steps=400, constant=math.log(2)))
+        for step in fitted(guard, log_loss):
+            noise = 0.001 * np.random.default_rng(step).standard_normal()
+            if step % 20 == 19 and not guard.evaluated(step, math.log(2) + noise):
+                break
+    assert guard.stopped is not None and guard.stopped.code == "training/hopeless"
+    assert len(track.curves(store, "e" * 12)["loss"][0]) == step == 119

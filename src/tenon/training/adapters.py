@@ -7,7 +7,8 @@ the library's own way of stopping: False ends the training and keeps the model; 
 TrainingError through the library, which passes it on.
 
 LightGBM and scikit-learn have no optimiser step to come before: the guard is asked after each tree or each part, and
-what it refuses has already been added.
+what it refuses has already been added. A guard with a run logs there what the library tells: losses, and what was held
+out.
 """
 
 from __future__ import annotations
@@ -44,11 +45,15 @@ def lightning(guard: Guard, *, checkpoint: Path | str | None = None) -> Any:
             guard.watch(pl_module, optimizers[0] if optimizers else None, scaler=getattr(trainer, "scaler", None))
 
         def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
-            self.loss = loss.detach() * trainer.accumulate_grad_batches
+            # With a loss scaler it comes scaled, by a scale that jumps by itself.
+            scale = trainer.scaler.get_scale() if getattr(trainer, "scaler", None) is not None else 1.0
+            self.loss = loss.detach() * (trainer.accumulate_grad_batches / scale)
 
         def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-            if not guard.step(trainer.global_step, loss=self.loss):
+            step = trainer.global_step
+            if not guard.step(step, loss=self.loss):
                 trainer.should_stop = True
+            _log(guard, step, loss=self.loss)
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             if guard.ending or guard.stopped is not None:
@@ -62,6 +67,7 @@ def lightning(guard: Guard, *, checkpoint: Path | str | None = None) -> Any:
                 return
             if not guard.evaluated(trainer.global_step, value):
                 trainer.should_stop = True
+            _log(guard, trainer.global_step, val_loss=value)
 
         def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
             guard.close()
@@ -84,7 +90,8 @@ def hugging_face(guard: Guard) -> Any:
         """Asks the guard at each optimiser step of a Trainer, and with each loss it logs."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-            guard.watch(model, kwargs.get("optimizer"))
+            given = kwargs.get("optimizer")  # Accelerate's wrapper around the optimiser, with the scaler of fp16
+            guard.watch(model, getattr(given, "optimizer", given), scaler=getattr(given, "scaler", None))
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if guard.stopped is None and not guard.step(state.global_step):
@@ -94,6 +101,7 @@ def hugging_face(guard: Guard) -> Any:
             logs = logs or {}
             if guard.stopped is not None:
                 return
+            _log(guard, state.global_step, **{name: one for name, one in logs.items() if isinstance(one, (int, float))})
             if "loss" in logs and not guard.told(state.global_step, logs["loss"]):
                 control.should_training_stop = True
             if "eval_loss" in logs and guard.stopped is None:
@@ -127,6 +135,7 @@ def lightgbm(guard: Guard, *, held_out: str = "") -> Callable[[Any], None]:
             hint = f"the sets are {', '.join(sorted(losses))}"
             raise UsageError(sentence("a set that is evaluated", f"'{held_out}'", at="adapters.lightgbm", hint=hint))
         first = next((name for name, *_ in results if name != held_out), None)
+        _log(guard, env.iteration, **{f"{one[0]}_{one[1]}": float(one[2]) for one in results})
         go_on = guard.step(env.iteration, loss=losses[first] if first is not None else None)
         if go_on and held_out in losses:
             go_on = guard.evaluated(env.iteration, losses[held_out])
@@ -147,15 +156,25 @@ def partial_fit(
     """Fit a scikit-learn model part by part under a guard; gives the step after each part that was fitted.
 
     ``loss(model, x, y)`` is measured on each part before it is fitted, so that it is a loss on rows not yet seen.
-    `options` go to the model's first `partial_fit` (`classes=`).
+    `options` go to the model's first `partial_fit` (`classes=`). The loop that takes the steps may tell
+    `guard.evaluated` and leave when it says so.
     """
     if not hasattr(model, "partial_fit"):
         raise UsageError(sentence("a model with partial_fit", type(model).__name__, at="adapters.partial_fit"))
     for step, (x, y) in enumerate(parts):
-        if step and not guard.step(step, loss=loss(model, x, y)):
-            return
+        if step:
+            found = float(loss(model, x, y))
+            _log(guard, step, loss=found)
+            if not guard.step(step, loss=found):
+                return
         model.partial_fit(x, y, **(options if not step else {}))
         yield step
+
+
+def _log(guard: Guard, step: int, **values: Any) -> None:
+    """Log what a library told, in the guard's run when there is one."""
+    if guard.run is not None:
+        guard.run.log(step, **values)
 
 
 def _module(name: str) -> Any:
