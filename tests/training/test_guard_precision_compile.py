@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from tenon.errors import UsageError
+from tenon.errors import TrainingError, UsageError
 from tenon.training import Guard
 from tenon.training.compile_trial import WARM, Trial
 from tenon.training.precision import auto
@@ -80,6 +81,30 @@ def test_a_precision_that_overflows_is_refused_with_its_step() -> None:
     assert "fp16: its loss is inf at step 0" in chosen.finding.said
     with pytest.raises(UsageError, match="at least 4 batches"):
         auto(net(), squared, batches(2), optimizer=sgd)
+
+
+def test_a_precision_in_which_the_model_does_not_run_is_no_candidate() -> None:
+    def picky(model: Any, x: Any) -> Any:
+        answer = model(x)
+        if answer.dtype != torch.float32:
+            raise RuntimeError("not implemented for 'BFloat16'")
+        return answer.square().mean()
+
+    chosen = auto(net(), picky, batches(8), optimizer=sgd)
+    assert chosen.name == "fp32" and chosen.finding.severity == "warning"
+    assert "bf16: it fails with RuntimeError: not implemented for 'BFloat16'" in chosen.finding.said
+
+
+def test_what_proves_nothing_is_refused_in_words() -> None:
+    frozen = net().requires_grad_(False)
+    with pytest.raises(UsageError, match="expected a model with weights to train, got none"):
+        auto(frozen, squared, batches(8), optimizer=sgd)
+    with pytest.raises(
+        UsageError, match=r"expected precisions that are known, got 'fp8' .* one of 'bf16', 'fp16', 'tf32'"
+    ):
+        auto(net(), squared, batches(8), optimizer=sgd, names=["fp8"])
+    with pytest.raises(TrainingError, match="expected a finite loss in fp32, got its loss is nan at step 0"):
+        auto(net(), lambda model, x: squared(model, x) * math.nan, batches(8), optimizer=sgd)
 
 
 # ── torch.compile ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -6,11 +6,11 @@
         loss = loss_of(model, batch)
 
 `auto` trains copies of the model on the same batches with the same random numbers: in fp32, and in each precision that
-the device has (on a GPU bf16, fp16 with scaling, tf32; on a processor bf16). A precision is proven when all its losses
-are finite and the mean of its second half lies within `tolerance` of fp32's, relative to the larger of that mean and of
-what fp32 gained; among the proven ones the quickest is taken, and fp32 unless another is `WORTH` quicker. The model
-itself and all random states are left as they were. A short run cannot show what goes wrong after a thousand steps; the
-guard watches for that. Memory saved is not weighed here.
+the device has (on a GPU bf16, fp16 with scaling, tf32; on a processor bf16). A precision is proven when it runs, its
+losses are finite and the mean of its second half lies within `tolerance` of fp32's, relative to the larger of that mean
+and of what fp32 gained; among the proven ones the quickest is taken, and fp32 unless another is `WORTH` quicker. The
+model itself and all random states are left as they were. A short run cannot show what goes wrong after a thousand
+steps; the guard watches for that. Memory saved is not weighed here.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from tenon.errors import UsageError, sentence
+from tenon.errors import TrainingError, UsageError, quoted, sentence
 from tenon.finding import Finding
 from tenon.training.watch_torch import torch_or_missing
 
 WORTH = 1.05  # times as quick as fp32
+KNOWN = ("bf16", "fp16", "tf32")
+WORDS_CHARS = 120  # of what a model says of a precision it cannot run in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,13 +88,25 @@ def auto(
     taken = list(islice(batches, steps))
     if len(taken) < 4:
         raise UsageError(sentence("at least 4 batches to prove a precision", f"{len(taken)}", at="precision.auto"))
-    device = next((one.device.type for one in model.parameters()), "cpu")
+    device = next((one.device.type for one in model.parameters() if one.requires_grad), "")
+    if not device:
+        raise UsageError(sentence("a model with weights to train", "none", at="precision.auto"))
+    names = names if names is not None else candidates(device)
+    if unknown := [name for name in names if name not in KNOWN]:
+        hint = f"one of {quoted(KNOWN)}"
+        raise UsageError(sentence("precisions that are known", quoted(unknown), at="precision.auto", hint=hint))
     plain = _try("fp32", model, loss_of, taken, optimizer, device)
     tried = [_judged(plain, plain, tolerance)]
-    tried += [
-        _judged(_try(name, model, loss_of, taken, optimizer, device), plain, tolerance)
-        for name in (names if names is not None else candidates(device))
-    ]
+    if not tried[0].agrees:
+        hint = "mend the model first; nothing can be held against a loss that is no number"
+        raise TrainingError(sentence("a finite loss in fp32", tried[0].said, at="precision.auto", hint=hint))
+    for name in names:
+        try:
+            one = _judged(_try(name, model, loss_of, taken, optimizer, device), plain, tolerance)
+        except Exception as error:  # noqa: BLE001 - the edge to the user's model, which ran in fp32 and may not in this one
+            said = f"it fails with {type(error).__name__}: {' '.join(str(error).split())[:WORDS_CHARS]}"
+            one = Tried(name=name, losses=(), step_s=math.inf, agrees=False, said=said)
+        tried.append(one)
     good = [one for one in tried if one.agrees]
     best = min(good, key=lambda one: one.step_s, default=tried[0])
     chosen = best if best.step_s * WORTH <= plain.step_s else tried[0]
@@ -102,7 +116,10 @@ def auto(
 def _try(name: str, model: Any, loss_of: Any, batches: list[Any], optimizer: Any, device: str) -> Tried:
     """Train a copy in one precision, from the same weights and random numbers."""
     torch = torch_or_missing("choose a precision")
-    twin = copy.deepcopy(model)
+    try:
+        twin = copy.deepcopy(model)
+    except (TypeError, RuntimeError) as error:
+        raise UsageError(sentence("a model that copy.deepcopy can copy", f"'{error}'", at="precision.auto")) from error
     weights = optimizer([one for one in twin.parameters() if one.requires_grad])
     scaler = torch.amp.GradScaler(device, enabled=name == "fp16")
     losses, times = [], []
@@ -138,7 +155,9 @@ def _judged(one: Tried, plain: Tried, tolerance: float) -> Tried:
 def _finding(chosen: Tried, tried: list[Tried]) -> Finding:
     plain = tried[0]
     parts = [
-        f"{one.name}: {one.said}, {plain.step_s / one.step_s:.2f} times as quick" for one in tried if one is not plain
+        f"{one.name}: {one.said}" + (f", {plain.step_s / one.step_s:.2f} times as quick" if one.losses else "")
+        for one in tried
+        if one is not plain
     ]
     failed = [one for one in tried if not one.agrees]
     hint = (
@@ -152,7 +171,7 @@ def _finding(chosen: Tried, tried: list[Tried]) -> Finding:
         place="run/precision",
         said=f"Training in {chosen.name}. Tried for {len(plain.losses)} steps: {'; '.join(parts) or 'nothing else'}.",
         hint=hint,
-        numbers={f"{one.name}_step_ms": one.step_s * 1e3 for one in tried},
+        numbers={f"{one.name}_step_ms": one.step_s * 1e3 for one in tried if one.losses},
     )
 
 
