@@ -78,6 +78,7 @@ CODES: dict[str, str] = {
     "training/resume-differs": "A run goes on with other versions or threads than it began with.",
     "training/suspicious": "A score or a feature is too good to be true.",
     "training/throttled": "A GPU is held back by heat, power or a narrow link, and steps and money are lost.",
+    "training/unguarded": "A trainer of one's own ran for long without asking its guard.",
     "training/update-too-large": "A step rewrites a layer instead of improving it.",
     "training/update-too-small": "A step changes the weights by next to nothing.",
     "watch/calibration": "Predictions were off on average, beyond noise and more than in the test.",

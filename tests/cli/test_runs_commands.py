@@ -59,6 +59,9 @@ def test_a_loop_of_ones_own_is_listed_and_filtered(loops: Path) -> None:
     found = json.loads(tenon("runs", "list", loops, "--where", "param_rate > 0.15 AND last_loss < 1", "--json").stdout)
     assert [run["id"] for run in found] == ["cccc33", "aabb22"]
     assert "no such runs" in tenon("runs", "list", loops, "--where", "param_rate > 7").stdout
+    assert listed.stderr == "", "nothing was left out"
+    two = tenon("runs", "list", loops, "--limit", "2")
+    assert "aaaa11" not in two.stdout and two.stderr == "· there are older ones: --limit shows more\n"
     wrong = tenon("runs", "list", loops, "--where", "param_rat > 1")
     assert wrong.returncode == 2 and "did you mean 'param_rate'?" in wrong.stderr
     other = tenon("runs", "list", loops, "-m", "mien")

@@ -15,7 +15,7 @@ from tenon import engine, metric
 from tenon.errors import BudgetError, ConfigError, TrainingError
 from tenon.ledger import Budget
 from tenon.store import Store
-from tenon.training import Data, Fitted, Guard, Options, Outcome, Part, Run, experiment
+from tenon.training import Data, Fitted, Guard, Options, Outcome, Part, Run, experiment, study
 from tenon.training.boost import idle_cores, lightgbm
 from tenon.training.track import curves, load
 
@@ -318,6 +318,25 @@ def test_a_loop_of_the_users_own_finds_its_guard_in_the_run(make: Make, run: Run
     found = experiment(make(1_500, bent=False), loop, run)
     assert codes(found)[0] == "training/flat"
     assert not found.stopped
+
+
+def test_a_long_training_that_never_asked_its_guard_is_told_and_held_against_its_budget(
+    make: Make, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "UNGUARDED_S", 0.0)
+    ticks = iter(range(1_000_000))
+    guard = Guard(budget=Budget(hours=0.1), run=run, clock=lambda: next(ticks) * 600.0)
+
+    def deaf(data: Data, run: Run) -> Fitted:
+        from sklearn.linear_model import Ridge
+
+        matrix = data.matrix("onehot")
+        model = Ridge().fit(matrix.train, data.train.y)
+        return Fitted(model=model, encoding=matrix.encoding, task=data.task, trainer="deaf")
+
+    outcome = experiment(make(task="regression"), deaf, run, baselines=[], guard=guard)
+    assert {"training/unguarded", "training/budget-spent"} <= set(codes(outcome))
+    assert outcome.stopped
 
 
 def test_what_a_trainer_raises_is_told_with_its_line(make: Make, run: Run) -> None:

@@ -167,6 +167,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, cut: int = 60
     return "\n".join(lines + [line(row) for row in cells])
 
 
+def priced(
+    header: list[str], rows: list[list[Any]], costs: Mapping[str, Mapping[str, float]]
+) -> tuple[list[str], list[list[Any]]]:
+    """Give a table of scores, whose rows begin with who reached them, what each took and cost to train, if known."""
+    if not costs:
+        return header, rows
+    found = [costs.get(str(row[0])) for row in rows]
+    added = [[seconds(one["seconds"]), usd(one["usd"])] if one else [None, None] for one in found]
+    return [*header, "took", "cost"], [[*row, *more] for row, more in zip(rows, added, strict=True)]
+
+
 def _cell(value: Any, cut: int) -> str:
     if value is None:
         return "–"

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from tenon.cli.output import Output, harmless, seconds, table, usd, when
+from tenon.cli.output import Output, harmless, priced, seconds, table, terminal_width, usd, when
 from tenon.cli.shared import Command, json_flag, model_option, project_argument, stored
 
 PICTURES = 12  # metrics that are drawn in a terminal; --html draws more, --json has all
@@ -52,10 +52,12 @@ def runs_list(project: Path, model: str, limit: int, where: str, as_json: bool) 
 
     output = Output(as_json)
     with stored(project) as store:
-        found = look.listed(store, model=model, limit=None if where else max(limit, 0))
+        found = look.listed(store, model=model, limit=None if where else max(limit, 0) + 1)
         if where:
             wanted = set(search.where(store, where, limits=_limits(project)))
-            found = [run for run in found if run["id"] in wanted][: max(limit, 0)]
+            found = [run for run in found if run["id"] in wanted]
+    more = len(found) > max(limit, 0)
+    found = found[: max(limit, 0)]
     rows = [
         [
             run["id"],
@@ -70,7 +72,9 @@ def runs_list(project: Path, model: str, limit: int, where: str, as_json: bool) 
         for run in found
     ]
     head = ["run", "model", "trainer", "status", "score", "seconds", "cost", "when (UTC)"]
-    output.emit(found, lambda: table(head, rows) if rows else "no such runs" if where else "no runs yet")
+    output.emit(found, lambda: table(head, rows) if rows else "no such runs" if where or more else "no runs yet")
+    if more:
+        output.say("· there are older ones: --limit shows more")
 
 
 def _score(run: Mapping[str, Any]) -> str:
@@ -181,7 +185,7 @@ def _tables(shown: Mapping[str, Any]) -> Tables:
     return {
         "Data": (["source", "version"], _pairs(shown["data"])),
         "Split": (["split", "from", "to", "rows", "mean label"], split),
-        "Scores": (["on test", *names], scores),
+        "Scores": priced(["on test", *names], scores, record.get("costs") or {}),
         "Importance": (["feature", "gain"], gain),
         "Cost": (["what", "how much"], cost),
         "Artifacts": (["artifact", "digest"], kept),
@@ -230,17 +234,18 @@ def _drawn_tables(tables: Tables) -> Iterator[str]:
 
 
 def _drawn(curves: Sequence[Mapping[str, Any]], scale: Any) -> Iterator[str]:
-    """Draw the curves of one or several runs, metric by metric, at most 80 columns wide."""
+    """Draw the curves of one or several runs, metric by metric, as wide as the terminal and 80 columns at most."""
     from tenon.report import curve
     from tenon.report.runs import told
 
+    width = max(min(curve.WIDTH, terminal_width()), 30)
     names = list(dict.fromkeys(name for one in curves for name in one))
     for name in names[:PICTURES]:
         chosen = [(place, one[name]) for place, one in enumerate(curves) if name in one]
         letters = [curve.LETTERS[place] if len(curves) > 1 else "" for place, _ in chosen]
-        yield "\n" + harmless(name)[:80]
-        yield from (f"  {told(one, letter)}"[:80] for letter, (_, one) in zip(letters, chosen, strict=True))
-        yield from curve.plain([(place, one) for place, one in chosen], several=len(curves) > 1, wanted=scale)
+        yield "\n" + harmless(name)[:width]
+        yield from (f"  {told(one, letter)}"[:width] for letter, (_, one) in zip(letters, chosen, strict=True))
+        yield from curve.plain(chosen, several=len(curves) > 1, wanted=scale, width=width)
     if len(names) > PICTURES:
         yield f"\n{len(names) - PICTURES} more metrics: --html FILE draws them, --json has them"
 

@@ -35,6 +35,7 @@ class Verdict:
     checks: Sequence[Mapping[str, Any]]
     metrics: Sequence[str]
     scores: Sequence[Sequence[Any]]
+    costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # model or baseline -> seconds, usd
 
     def to_dict(self) -> dict[str, Any]:
         """Return the verdict as plain data."""
@@ -46,6 +47,7 @@ class Verdict:
             "verdict": self.verdict,
             "checks": [dict(check) for check in self.checks],
             "scores": [dict(zip(["who", *self.metrics], row, strict=True)) for row in self.scores],
+            "costs": {who: dict(cost) for who, cost in self.costs.items()},
         }
 
 
@@ -186,6 +188,7 @@ def _verdict(declared: Model, trained: Stage, version: Stage, serving: bool, why
         checks=version.body["gate"]["checks"],
         metrics=names,
         scores=scores,
+        costs=body.get("costs") or {},  # runs of an earlier release have none
     )
 
 

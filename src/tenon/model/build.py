@@ -13,6 +13,7 @@ has no ONNX form is refused in words: nothing is pickled.
 from __future__ import annotations
 
 import hashlib
+import logging
 import platform
 import warnings
 from collections.abc import Callable, Mapping
@@ -217,12 +218,17 @@ def _torch(fitted: Any) -> bytes:
     sample = torch.zeros((2, fitted.encoding.width), dtype=torch.float32)
     shapes = ({0: torch.export.Dim("rows", min=1)},)
     names = {"input_names": ["x"], "output_names": ["score"]}
+    told = logging.getLogger("torch.onnx")
+    level = told.level
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's notes to its own authors
+        with warnings.catch_warnings():  # the exporter's notes to its own authors, and what else it could have used
+            warnings.simplefilter("ignore")
+            told.setLevel(logging.ERROR)
             program = torch.onnx.export(module, (sample,), dynamic_shapes=shapes, dynamo=True, verbose=False, **names)
     except Exception as error:  # the edge to torch's exporter, which raises whatever it meets
         raise _no_form(type(module).__name__, error) from error
+    finally:
+        told.setLevel(level)
     return bytes(program.model_proto.SerializeToString())
 
 

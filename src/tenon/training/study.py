@@ -52,6 +52,7 @@ SUSPICIOUS = {"roc_auc": 0.99, "r2": 0.995}  # scores that real problems do not 
 LEAK_ROWS = 50_000  # rows on which single features are ranked
 LEAK = 0.98  # from this ROC AUC or rank correlation on, one feature alone knows too much
 PERMUTED_ROWS = 5_000
+UNGUARDED_S = 60.0  # a training without its guard, from which it is told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +206,8 @@ class _Study:
             fitted = body(self.data, self.run, Options(guard=self.guard, seed=self.seed))
         else:
             fitted = settle(_call(trainer, self.data, self.run), self.data, _name(trainer))
+            if not self.guard.trend.recent() and self.guard.stopped is None:
+                self._unguarded(_name(trainer), time.perf_counter() - began)
             if not fitted.gain:
                 fitted = replace(fitted, gain=permuted(fitted, self.data, seed=self.seed))
         took, core_s = time.perf_counter() - began, max(ledger.cpu_seconds() - busy, 0.0)
@@ -216,6 +219,17 @@ class _Study:
         }
         cost = {"seconds": took, "usd": used.spent(self.guard.prices).usd}
         return _Trained(fitted=fitted, scores=scores, metrics=metrics, cost=cost)
+
+    def _unguarded(self, name: str, took: float) -> None:
+        """Say that a long training never asked its guard, and hold its cost against the budget at least afterwards."""
+        self.guard.step(0)
+        if took < UNGUARDED_S:
+            return
+        said = (
+            f"{name} trained for {took:,.0f} s and never asked its guard: no NaN and no budget could have stopped it."
+        )
+        hint = "Call run.guard.step(step, loss=loss) in its loop, before the optimiser steps, and stop at False."
+        self.say("training/unguarded", "warning", name, said, hint, {"seconds": took})
 
     def lift(self, scores: Mapping[str, Floats], base: Mapping[str, Floats]) -> dict[str, Estimate]:
         """Measure by how much the model is better than the baseline on the same test rows."""
