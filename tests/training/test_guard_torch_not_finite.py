@@ -280,6 +280,113 @@ def test_steps_that_a_loss_scaler_skips_are_no_fault_until_it_skips_only() -> No
     assert guard.findings[0].numbers["steps"] == 10
 
 
+class Late(nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
+    """Forty blocks; the derivative of one of them is no number where its input is zero."""
+
+    def __init__(self, at: int, *, bias: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(6, 6, bias=bias) for _ in range(40))
+        self.at = at
+
+    def forward(self, x: Any) -> Any:
+        for i, block in enumerate(self.blocks):
+            x = torch.tanh(block(x))
+            if i == self.at:
+                x = torch.sqrt((x * 0) ** 2) + x
+        return x
+
+
+@pytest.mark.parametrize("at", [0, 7, 20, 38])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_gradient_that_is_no_number_is_caught_at_once_wherever_a_deep_model_makes_it(at: int, bias: bool) -> None:
+    model = Late(-1, bias=bias)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    guard = Guard().watch(model, optimizer)
+    x = torch.randn(8, 6)
+    for step in range(9):  # which probes are read changes from step to step
+        model.at = at if step == 8 else -1
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        if step == 8:
+            with pytest.raises(TrainingError, match="got nan - at run/8"):
+                guard.step(step, loss=loss)
+            return
+        assert guard.step(step, loss=loss)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_every_module_of_a_large_model_is_read_within_some_steps(bias: bool) -> None:
+    model = Late(-1, bias=bias)
+    x = torch.randn(8, 6)
+    for spoiled in model.blocks:
+        guard = Guard().watch(model)
+        loss = model(x).square().mean()
+        loss.backward()
+        place = spoiled.bias if bias else spoiled.weight
+        place.grad.view(-1)[0] = math.inf  # in one module alone, which no backward does
+        with pytest.raises(TrainingError, match="gradient"):
+            for step in range(15):
+                guard.step(step, loss=loss)
+        model.zero_grad()
+
+
+def test_looking_at_gradients_leaves_their_bits_as_they_are() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1, bias=False))
+    guard = Guard().watch(model)
+    for step in range(12):
+        model.zero_grad()
+        loss = model(torch.randn(4, 4)).mean()
+        loss.backward()
+        for one in model.parameters():
+            one.grad.view(-1)[:4] = torch.tensor([1e-45, -0.0, 3e38, 1.5])  # denormal, signed zero, nearly the largest
+        before = [one.grad.clone().view(torch.int32) for one in model.parameters()]
+        assert guard.step(step, loss=loss)
+        assert all(
+            torch.equal(one.grad.view(torch.int32), bits) for one, bits in zip(model.parameters(), before, strict=True)
+        )
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_a_gradient_that_has_a_gradient_and_one_that_is_sparse_are_read_the_longer_way() -> None:
+    model = nn.Sequential(nn.Embedding(10, 4, sparse=True), nn.Flatten(), nn.Linear(8, 1))
+    guard = Guard().watch(model)
+    for step in range(6):
+        model.zero_grad()
+        loss = model(torch.randint(0, 10, (4, 2))).square().mean()
+        loss.backward()
+        assert guard.step(step, loss=loss)
+    plain = nn.Linear(4, 1)
+    guard = Guard().watch(plain)
+    loss = plain(torch.randn(4, 4)).square().mean()
+    loss.backward(create_graph=True)
+    penalty = plain.weight.grad.square().sum()
+    assert guard.step(0, loss=loss)
+    penalty.backward()  # what the guard read can still be derived
+    plain.bias.grad = torch.full((1,), math.nan)
+    with pytest.raises(TrainingError, match="gradient"):
+        guard.step(1, loss=0.5)
+
+
+def test_random_states_are_kept_only_for_a_forward_that_takes_random_numbers() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.0), nn.Linear(4, 1))
+    guard = Guard().watch(model)
+
+    def steps(first: int, count: int) -> None:
+        for step in range(first, first + count):
+            model.zero_grad()
+            loss = model(torch.randn(4, 4)).square().mean()
+            loss.backward()
+            assert guard.step(step, loss=loss)
+
+    steps(0, 4)
+    assert not model._forward_pre_hooks
+    model[1].p = 0.5  # a schedule of dropout begins
+    steps(4, 520)
+    assert len(model._forward_pre_hooks) == 1  # it was looked at again
+
+
 def test_after_close_the_model_has_no_hooks_left() -> None:
     model = nn.Linear(4, 1)
     guard = Guard().watch(model)

@@ -30,11 +30,10 @@ class Call:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    random: Any
-    device_random: Any
+    random: tuple[Any, Any] | None  # states before it, of the processor and of the device; None when it takes none
     kind: str
     cast: Any
-    outputs: dict[int, Any] = field(default_factory=dict)
+    outputs: dict[int, Any]
 
     @property
     def grads(self) -> dict[int, Any]:
@@ -241,11 +240,13 @@ def _again(torch: Any, model: Any, call: Call, found: _Found, *, backward: bool 
 def as_it_was(torch: Any, model: Any, call: Call) -> Iterator[None]:
     """Give back the random numbers of then, and leave random numbers and buffers of now as they were."""
     buffers = {name: one.clone() for name, one in model.named_buffers()}
-    devices = [torch.cuda.current_device()] if call.device_random is not None else []
+    state, device_state = call.random or (None, None)
+    devices = [torch.cuda.current_device()] if call.kind == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.set_rng_state(call.random)
-        if call.device_random is not None:
-            torch.cuda.set_rng_state(call.device_random)
+        if state is not None:
+            torch.set_rng_state(state)
+        if device_state is not None:
+            torch.cuda.set_rng_state(device_state)
         try:
             yield
         finally:

@@ -27,6 +27,7 @@ from typing import Any
 from tenon import engine, ledger
 from tenon.finding import Finding
 
+LITTLE = 0.02  # share of waiting from which it is asked who was busy
 TOLD = 0.2  # share of waiting from which it is told
 WINDOW_S = 2.0
 WINDOW_STEPS = 20
@@ -78,13 +79,13 @@ class Shares:
 class Clock:
     """Measures one loop; `over` is what the loop iterates, `look` what the guard asks now and then."""
 
-    __slots__ = ("_began", "_busy", "_clock", "_cores", "_marks", "_steps", "_told", "_wait", "all")
+    __slots__ = ("_asked", "_began", "_busy", "_clock", "_cores", "_marks", "_steps", "_told", "_wait", "all")
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter, *, cores: int | None = None) -> None:
         self._clock = clock
         self._cores = cores
         self._began: float | None = None
-        self._wait = self._busy = 0.0
+        self._wait = self._busy = self._asked = 0.0
         self._steps = 0
         self._marks = (0.0, 0, 0.0)
         self._told = False
@@ -92,17 +93,23 @@ class Clock:
 
     def over(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Hand out the batches as they come, and note how long each was waited for."""
-        clock, busy, source = self._clock, time.thread_time, iter(batches)
+        clock, source = self._clock, iter(batches)
         while True:
-            before, worked = clock(), busy()
-            if self._began is None:
+            before = clock()
+            if (began := self._began) is None:
+                began = before
                 self._begin(before)
+            # Who was busy matters only where there is something to wait for, and asking it costs more than the clock.
+            worked = time.thread_time() if self._wait > LITTLE * (before - began) else None
             try:
                 batch = next(source)
             except StopIteration:
                 return
-            self._wait += clock() - before
-            self._busy += busy() - worked
+            waited = clock() - before
+            self._wait += waited
+            if worked is not None:
+                self._busy += time.thread_time() - worked
+                self._asked += waited
             self._steps += 1
             yield batch
 
@@ -138,17 +145,18 @@ class Clock:
         )
 
     def _begin(self, now: float) -> None:
-        self._began, self._wait, self._busy, self._steps = now, 0.0, 0.0, 0
+        self._began, self._wait, self._busy, self._asked, self._steps = now, 0.0, 0.0, 0.0, 0
         self._marks = _marks()
 
     def _window(self, now: float) -> Shares:
         cpu_s, read, crowded = _marks()
+        busy = self._busy / self._asked * self._wait if self._asked else 0.0
         return Shares(
             steps=self._steps,
             wall_s=now - (self._began or now),
             wait_s=self._wait,
-            busy_wait_s=self._busy,
-            crowded_s=min(max(crowded - self._marks[2], 0.0), self._wait - self._busy),
+            busy_wait_s=busy,
+            crowded_s=min(max(crowded - self._marks[2], 0.0), self._wait - busy),
             worker_cpu_s=max(cpu_s - self._marks[0], 0.0),
             workers=len(ledger.descendants()),
             read_bytes=max(read - self._marks[1], 0),

@@ -57,7 +57,6 @@ class Guard:
         "_fit",
         "_follow",
         "_gpu",
-        "_last",
         "_mark",
         "_models",
         "_peak",
@@ -69,6 +68,7 @@ class Guard:
         "_watch",
         "beat",
         "budget",
+        "ending",
         "findings",
         "keeper",
         "plan",
@@ -112,7 +112,7 @@ class Guard:
         self._stopped: Finding | None = None
         self._watch: Any = None
         self._time: Clock | None = None
-        self._last = False  # the step that is let finish, so that its checkpoint is of a whole step
+        self.ending = False  # it is about to stop with what it has: a keeper saves this step, and there is no other
         self.beat: Callable[[int], None] | None = None  # tells a watchdog outside that the run lives
         self.readings: Callable[[], list[Reading]] | None = None  # of the GPUs; `watch` sets it where there are some
         self.show: Callable[[Mapping[str, Any]], None] | None = None  # told how the run stands, now and then
@@ -190,11 +190,6 @@ class Guard:
         return self._stopped
 
     @property
-    def ending(self) -> bool:
-        """Tell whether the run is about to stop with what it has: a keeper saves this step, and there is no other."""
-        return self._last
-
-    @property
     def saving(self) -> bool:
         """Tell whether the first of several ranks said, at this step, that a checkpoint is due by time."""
         return self._together is not None and bool(self._together.saving)
@@ -220,7 +215,7 @@ class Guard:
 
         Raises TrainingError for a loss or gradient that is no number and for one that runs away.
         """
-        if self._last or self._stopped is not None:
+        if self.ending or self._stopped is not None:
             return self._over(step)
         watch, given = self._watch, grad_norm is not None
         if watch is not None:
@@ -246,13 +241,13 @@ class Guard:
             go_on = self._heed(step, evidence)
         if go_on or self.keeper is None:
             return go_on
-        self._last = True  # checkpoint, then stop: this step is let finish, the keeper saves it, the next is refused
+        self.ending = True  # checkpoint, then stop: this step is let finish, the keeper saves it, the next is refused
         return True
 
     def _over(self, step: int) -> bool:
         """Refuse a step after the last one: False once, and an error for a loop that goes on all the same."""
-        if self._last or self._stopped is None:
-            self._last = False
+        if self.ending or self._stopped is None:
+            self.ending = False
             return False
         kind = BudgetError if self._stopped.code == "training/budget-spent" else TrainingError
         raise kind(f"{self._stopped.said} The loop was told to stop and went on, at step {step}")

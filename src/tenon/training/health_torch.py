@@ -33,9 +33,9 @@ SMALL = 1e-7  # a step this small, against float32's own 6e-8, changes nothing
 DEAD = 0.5  # share of a layer's units that is told
 VANISHED = 1e-6  # relative gradient of the first layer against the last one's
 SPIKE = 20.0  # times the usual gradient norm
-USUAL = 64  # gradient norms that say what is usual
-EVERY = 2  # steps, after which it is asked whether a look is due
-REFRESH = 16  # steps after which it is asked again what is usual
+USUAL = 24  # gradient norms that say what is usual
+EVERY = 2  # steps, and more while none is due, after which it is asked whether a look is
+REFRESH = 8  # norms after which it is asked again what is usual
 SKIPPED = 10  # steps in a row that a loss scaler may skip before it is told
 STUCK = 50  # steps in a row after which no scale will help
 
@@ -48,6 +48,7 @@ class Health:
         "_began",
         "_biases",
         "_dead",
+        "_due",
         "_found",
         "_large",
         "_layers",
@@ -60,6 +61,7 @@ class Health:
         "_sizes",
         "_skipped",
         "_small",
+        "_steps",
         "_told",
         "_torch",
         "_usual",
@@ -86,6 +88,8 @@ class Health:
         self._began = time.thread_time()
         self._paid = 0.0
         self._looks = 0
+        self._steps = 0
+        self._due = 0  # the step before which no look is due
         self.looking = False  # a look began at the last step, and has not been read
         self._before: list[Any] = []  # samples of the weights from then
         self._with_gradient: list[str] = []
@@ -113,11 +117,15 @@ class Health:
                 del norms[:REFRESH]
                 self._usual = statistics.median(norms)
                 self._limit = SPIKE * self._usual or math.inf
-        if step % EVERY == 0 and not self.looking:
+        self._steps += 1
+        if self._steps >= self._due and not self.looking:
             start = time.thread_time()
-            if self._paid <= self.share / 2 * (start - self._began):
+            since = start - self._began
+            left = self._paid / (self.share / 2) - since
+            if left <= 0:
                 self._begin()
                 self._paid += time.thread_time() - start
+            self._due = self._steps + max(EVERY, int(left / since * self._steps) if since > 0 else 0)
         if not self._found:
             return None
         found, self._found = self._found, []

@@ -158,12 +158,13 @@ class Resume:
 
     def done(self, step: int, *, loss: Any = None) -> bool:
         """Say that a step is whole, its optimiser has stepped; writes a checkpoint when due, and says whether."""
-        due = bool(self.every) and (step + 1) % self.every == 0
+        guard = self._guard
+        due = self.every and (step + 1) % self.every == 0
         if self.ranks is None:
-            due = due or self.late()
+            due = due or self._clock() - self._saved >= self.seconds
         else:  # by time when the first rank said so at this step: clocks of ranks differ
-            due = due or (self._guard is not None and self._guard.saving)
-        if not due and not (self._guard is not None and self._guard.ending):
+            due = due or (guard is not None and guard.saving)
+        if not due and (guard is None or not guard.ending):
             return False
         self.save(step, loss=loss)
         return True

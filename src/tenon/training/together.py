@@ -179,7 +179,7 @@ class Together:
             self._raise(finding)
         if not finishing or guard.keeper is None:
             return False
-        guard._last = True
+        guard.ending = True
         return True
 
     # ── what the gradients say ───────────────────────────────────────────────────────────────────────────────────────

@@ -1,13 +1,17 @@
 """Watching a PyTorch model from outside: the norm of its gradients, and the module that first produced NaN or infinity.
 
-`Watch` sets two hooks on the root module and none below it. Before each training forward it keeps references to the
-inputs, the random state and the autocast state; after it, a hook on the outputs keeps the gradient that arrives there,
-while that is small (`HOLD_BYTES`). A step therefore costs a reduction over a few vectors and one number read back.
+`Watch` sets a hook on the root module and none below it. After each training forward it keeps references to the inputs
+and the autocast state, and has the gradients kept that will arrive at the outputs, while they are small (`HOLD_BYTES`).
+A second hook, before the forward, keeps the random state for models whose forward takes random numbers; whether it does
+is looked at in the first forwards, and now and then later (`LEARN`). A step therefore costs a reduction over a few
+vectors and one number read back, most of it for memory that the step itself has driven out of the caches.
 
 Reading all gradients of a small batch costs several hundredths of a step on a processor. But a gradient that is not
-finite shows in the bias of its module, or in any column of the weight where there is none: only these are read at every
-step (`_probes`), and the norm of all as often as its share of the time allows. What that cannot see is a product of two
-finite factors that overflows in single weights; `loss` and the weights tell it a step later.
+finite shows in the bias of its module, or in any column of the weight where there is none, and goes on to every module
+before it. So only these are read (`_probes`): the first of them at every step, the others of a large model in turns
+(`_groups`), and the norm of all as often as its share of the time allows. What that does not see at once is a product
+of two finite factors that overflows in single weights, and what never comes to the first modules; `loss` and the
+weights tell it a step later.
 
 Only when something is not finite is the rest paid for: the forward is done again (`blame_torch`), with the same
 weights, inputs and random numbers, this time looking at what every module makes. The weights are the same because the
@@ -32,7 +36,11 @@ from tenon.training.health_torch import Health
 from tenon.training.speed_torch import Work, count
 
 HOLD_BYTES = 64 * 1024 * 1024  # of gradients at the model's outputs, held from backward until the guard is asked
-EVERY = 4  # steps, after which it is asked whether the norm of all gradients is due
+EVERY = 4  # steps, after which there is a norm on a processor at the latest, measured when that is due
+VECTORS, COLUMNS = 16, 4  # probes that are read at every step
+TURNS = 15  # steps in which all others are read once, at most; odd, so that each turn comes when a norm is due
+LEARN = 512  # forwards, after which it is looked again whether they take random numbers
+SURE = 3  # forwards that took none
 WORK_AFTER_S = 20.0  # of processor time, after which a step's work is counted: that takes about a two-hundredth of it
 CALLS = 16  # forwards of one step that are remembered: micro-batches that are accumulated
 
@@ -52,17 +60,24 @@ class Watch:
     __slots__ = (
         "_began",
         "_calls",
-        "_columns",
+        "_checks",
+        "_due",
+        "_every",
+        "_found",
+        "_groups",
         "_handles",
         "_held",
         "_kind",
+        "_learning",
+        "_one",
         "_paid",
         "_parameters",
         "_quiet",
-        "_ratio",
+        "_random",
+        "_ratios",
+        "_relearn",
         "_steps",
         "_torch",
-        "_vectors",
         "gpus",
         "health",
         "model",
@@ -92,21 +107,26 @@ class Watch:
         self.skipped = False  # the loss scaler skips the step that was looked at last
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.gpus = len({str(one.device) for one in self._parameters if one.device.type != "cpu"})
-        probes = _probes(model)
-        self._vectors = [one for one in probes if one.dim() < 2]
-        self._columns = [(one, (slice(None), *[0] * (one.dim() - 1))) for one in probes if one.dim() >= 2]
+        self._groups = _groups(_probes(model))
         self._kind = self._parameters[0].device.type if self._parameters else "cpu"
         self._began = time.thread_time()
         self._paid = 0.0
         self._steps = 0
-        self._ratio = 0.0  # of the norm of all gradients to that of the probes
+        self._every = EVERY  # steps, after which there is a norm on a processor
+        self._due = 0  # the step before which the norm of all gradients is not due
+        self._relearn = LEARN
+        self._checks = self._kind == "cpu" and not self.sharded  # whether `_sound` can be asked
+        self._found, self._one = torch.zeros(1), torch.ones(1)
+        self._ratios = [math.nan] * len(self._groups)  # of the norm of all gradients to that of the probes of each turn
         self._calls: deque[Call] = deque(maxlen=CALLS)
+        self._random: tuple[Any, Any] | None = None  # states before a forward: of the processor, of the device
+        self._learning = SURE  # forwards that must still take no random numbers, for their states not to be kept
         self._held = 0
         self._quiet = False
         self.health = Health(model, optimizer, scaler)
         self._handles = [
-            model.register_forward_pre_hook(self._before, with_kwargs=True),
-            model.register_forward_hook(self._after),
+            model.register_forward_hook(self._after, with_kwargs=True),
+            model.register_forward_pre_hook(self._before),
         ]
 
     def close(self) -> None:
@@ -120,17 +140,23 @@ class Watch:
         """Return the loss and the norm of the gradients as numbers; waits for an accelerator once, for all of them.
 
         Every step tells whether they are finite. The norm of all gradients is measured as often as it fits into its
-        share of the time; between, it is estimated from the probes by the last ratio. It is None when there are none.
-        A norm that is given is believed. What a look at the model's health left to be read is read with them.
+        share of the time; between, it is estimated from the probes by the last ratio, on a processor at every fourth
+        step at least. It is None at others, and when there are no gradients. A norm that is given is believed. What a
+        look at the model's health left to be read is read with them.
         """
         self.skipped = False
+        self._steps += 1
         asked = self.health.asked(step) if self.health.looking else None
-        probe = self._probe() if norm is None else None
         if self._kind == "cpu" or not hasattr(loss, "detach"):
-            value = None if loss is None else float(loss.item()) if hasattr(loss, "item") else float(loss)
+            if norm is None and (self._steps % self._every == 0 or not self._sound()):
+                probe = self._probe()
+                norm = None if probe is None else self._norm_of(probe.item())
+            if loss is not None and type(loss) is not float:
+                loss = float(loss.item()) if hasattr(loss, "item") else float(loss)
             if asked is not None:
                 self.health.answered(step, asked.tolist())
-            return value, norm if probe is None else self._norm_of(float(probe.item()))
+            return loss, norm
+        probe = self._probe() if norm is None else None
         parts = [loss.detach().reshape(1), *([probe.reshape(1)] if probe is not None else [])]
         parts += [asked] if asked is not None else []
         whole = self._torch.cat([one.float() for one in parts])
@@ -144,24 +170,36 @@ class Watch:
 
     def _norm_of(self, probe: float) -> float:
         """Return the norm of all gradients, measured when it is due and else from that of the probes."""
+        if self._steps >= self._relearn and not self._learning and self._handles:
+            self._learning, self._relearn = SURE, self._steps + LEARN
+            self._handles.append(self.model.register_forward_pre_hook(self._before))
+        turn = self._steps % len(self._groups)
+        ratio = self._ratios[turn]
+        if self._steps < self._due and ratio >= 0 and math.isfinite(probe):
+            return probe * ratio
+        return self._measured(probe, turn)
+
+    def _measured(self, probe: float, turn: int) -> float:
+        """Measure the norm of all gradients, if it is due; fp16 overflows in single weights, where it always is."""
         scaled = self.scaler is not None and self.scaler.is_enabled()
-        finite = math.isfinite(probe)
-        self._steps += 1
-        if finite and not scaled and self._steps % EVERY != 1:
-            return probe * self._ratio
-        start = time.thread_time()
         # Of processor time and not of wall time, so that a crowded machine is not taken for a leisurely one.
-        if self.work is None and start - self._began > self.work_after_s:
+        start = time.thread_time()
+        since = start - self._began
+        if self.work is None and since > self.work_after_s:
             self._count()
-        due = scaled or self._paid <= self.health.share / 2 * (start - self._began)  # fp16 overflows in single weights
-        if finite and not due:
-            return probe * self._ratio
+        left = self._paid / (self.health.share / 2) - since
+        if not scaled:
+            self._due = self._steps + max(EVERY, int(left / since * self._steps) if since > 0 else 0)
+        if left > 0 and self._ratios[turn] >= 0 and not scaled and math.isfinite(probe):
+            return probe * self._ratios[turn]
         grads = [local(one.grad) for one in self._parameters if one.grad is not None]
         norm = float(self._norm(grads).item())
-        self._paid += time.thread_time() - start
+        took = time.thread_time() - start
+        self._paid += took
+        self._every = 1 if took * self._steps <= self.health.share / 2 * since else EVERY  # when it is cheap anyway
         scale = float(self.scaler.get_scale()) if scaled else 1.0
         if math.isfinite(norm):
-            self._ratio = norm / probe if probe > 0 else 0.0
+            self._ratios[turn] = norm / probe if probe > 0 else 0.0
             return norm if self._unscaled() else norm / scale
         # A norm may overflow where no gradient does; a scaler skips steps whose scaled gradients did, as it should.
         grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
@@ -174,9 +212,7 @@ class Watch:
         """Let go of what the step held, because all of it was finite; now and then look at the model's health."""
         self._calls.clear()
         self._held = 0
-        if self.skipped:
-            return None
-        return self.health.look(step, norm)
+        return None if self.skipped else self.health.look(step, norm)
 
     def blame(self, *, in_loss: bool, agree: Any = None) -> Blame | None:
         """Do the step's forwards again and name the module that first produced what is not finite, or None.
@@ -212,39 +248,77 @@ class Watch:
 
     # ── hooks ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before(self, module: Any, args: tuple[Any, ...]) -> None:
+        """Keep the random state, so that a forward that takes random numbers can be done again."""
+        torch = self._torch
+        if not self._quiet and torch.is_grad_enabled():
+            self._random = torch.get_rng_state(), torch.cuda.get_rng_state() if self._kind == "cuda" else None
+
+    def _after(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Remember the call, and have the gradients kept that will arrive at its outputs."""
         torch = self._torch
         if self._quiet or not torch.is_grad_enabled():
             return
         kind = self._kind
         cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        device_state = torch.cuda.get_rng_state() if kind == "cuda" else None
-        self._calls.append(Call(args, kwargs, torch.get_rng_state(), device_state, kind, cast))
-
-    def _after(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
-        if self._quiet or not self._calls or not self._torch.is_grad_enabled():
-            return
-        outputs = self._calls[-1].outputs
-        for i, tensor in enumerate(flat(self._torch, output)):
-            size = tensor.numel() * tensor.element_size()
-            if tensor.requires_grad and self._held + size <= HOLD_BYTES:
-                self._held += size
+        random, self._random = self._random, None
+        if random is not None and self._learning:
+            random = self._learn(*random)
+        outputs: dict[int, Any] = {}
+        for i, tensor in enumerate((output,) if type(output) is torch.Tensor else flat(torch, output)):
+            if tensor.requires_grad and self._held + tensor.nbytes <= HOLD_BYTES:
+                self._held += tensor.nbytes
                 tensor.retain_grad()
                 outputs[i] = tensor
+        self._calls.append(Call(args, kwargs, random, kind, cast, outputs))
+
+    def _learn(self, state: Any, device_state: Any) -> tuple[Any, Any]:
+        """Look whether a forward has taken random numbers; when some in a row took none, states are not kept."""
+        torch = self._torch
+        same = torch.equal(state, torch.get_rng_state())
+        if same and device_state is not None:
+            same = torch.equal(device_state, torch.cuda.get_rng_state())
+        self._learning = self._learning - 1 if same else 0
+        if same and not self._learning:
+            self._handles.pop().remove()
+        return state, device_state
 
     def _let_go(self) -> None:
         self._calls.clear()
         self._held = 0
 
+    def _sound(self) -> bool:
+        """Tell whether all probes are finite; False also where that can only be told from their norm.
+
+        PyTorch's own check for loss scalers writes each value times one, so that gradients keep their bits.
+        """
+        if not self._checks or (self.scaler is not None and self.scaler.is_enabled()):
+            return False
+        vectors, columns = self._groups[self._steps % len(self._groups)]
+        grads = [grad for one in vectors if (grad := one.grad) is not None]
+        try:
+            grads += [grad[at] for one, at in columns if (grad := one.grad) is not None]
+            if not grads or grads[0].requires_grad:
+                return False
+            self._torch._amp_foreach_non_finite_check_and_unscale_(grads, self._found, self._one)
+        except (RuntimeError, TypeError, NotImplementedError, IndexError):
+            self._checks = False  # sparse gradients, or several devices in one model
+            return False
+        if not self._found.item():
+            return True
+        self._found.zero_()
+        return False
+
     def _probe(self) -> Any:
         """Return the norm of the probes, finite when all of them are unless it overflows; None without gradients."""
         torch = self._torch
+        vectors, columns = self._groups[self._steps % len(self._groups)]
         if self.sharded:
-            parts = [grad for one in self._vectors if (grad := _held(one.grad)) is not None]
-            whole = [(grad, at) for one, at in self._columns if (grad := _held(one.grad)) is not None]
+            parts = [grad for one in vectors if (grad := _held(one.grad)) is not None]
+            whole = [(grad, at) for one, at in columns if (grad := _held(one.grad)) is not None]
         else:
-            parts = [grad for one in self._vectors if (grad := one.grad) is not None]
-            whole = [(grad, at) for one, at in self._columns if (grad := one.grad) is not None]
+            parts = [grad for one in vectors if (grad := one.grad) is not None]
+            whole = [(grad, at) for one, at in columns if (grad := one.grad) is not None]
         if not parts and not whole:
             return None
         if type((parts or whole[0])[0]) is torch.Tensor:
@@ -292,6 +366,15 @@ def _probes(model: Any) -> list[Any]:
         biases = [one for name, one in own if "bias" in name and one.dim() == 1]
         found += biases or [one for _, one in own]
     return found
+
+
+def _groups(probes: list[Any]) -> list[tuple[list[Any], list[tuple[Any, Any]]]]:
+    """Return the probes of each turn: those of the first modules, which the gradients of all others reach, and some."""
+    vectors = [one for one in probes if one.dim() < 2]
+    columns = [(one, (slice(None), *[0] * (one.dim() - 1))) for one in probes if one.dim() >= 2]
+    rest, others = vectors[VECTORS:], columns[COLUMNS:]
+    turns = min(max(math.ceil(len(rest) / VECTORS), math.ceil(len(others) / COLUMNS), 1) | 1, TURNS)
+    return [([*vectors[:VECTORS], *rest[i::turns]], [*columns[:COLUMNS], *others[i::turns]]) for i in range(turns)]
 
 
 def _sum_of_squares(grads: list[Any], scale: float) -> float:
