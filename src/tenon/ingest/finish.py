@@ -19,6 +19,7 @@ import polars as pl
 from tenon.errors import InputError, sentence
 from tenon.finding import Finding, Severity
 from tenon.ingest import parquet
+from tenon.ingest.account import put
 from tenon.ingest.charset import to_utf8
 from tenon.ingest.detect import TYPED, kind
 from tenon.ingest.dialect import chomp, split
@@ -27,7 +28,6 @@ from tenon.ingest.job import Balance, ColumnFacts, Ingested, Job
 from tenon.ingest.joined import Joined
 from tenon.ingest.plan import FilePlan, Plan
 from tenon.ingest.typed import Facts
-from tenon.ingest.unit import put
 from tenon.ingest.values import POLARS, Reading
 
 EXAMPLE_ROWS = 50

@@ -23,10 +23,10 @@ import polars as pl
 from tenon.errors import MissingError, sentence
 from tenon.ingest import plan as planning
 from tenon.ingest import unit
+from tenon.ingest.account import put
 from tenon.ingest.charset import Charset, decode
 from tenon.ingest.job import Job, Progress, silent
 from tenon.ingest.plan import FilePlan, Plan
-from tenon.ingest.unit import put
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

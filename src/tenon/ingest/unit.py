@@ -2,15 +2,15 @@
 
 This is the unit that any worker can do: plain data in (paths, a range), plain data out (counts), files beside. It
 begins at the first fresh line in its range and goes on to the first fresh line after it (see `rows`), so what it makes
-depends only on the plan and the bytes. Files are written beside their names and renamed; the account is written last,
-so that a part with an account is whole, and a killed worker leaves nothing that looks finished.
+depends only on the plan and the bytes. What is gathered is an `account`, which writes the files, itself last: a killed
+worker leaves nothing that looks finished.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tenon.errors import InputError, sentence
-from tenon.ingest import columnar, jsonl, pages, parquet
+from tenon.ingest import columnar, jsonl
+from tenon.ingest.account import Account
 from tenon.ingest.another import table_break
 from tenon.ingest.batch import mended, prepared
 from tenon.ingest.charset import to_utf8
@@ -36,78 +36,6 @@ from tenon.ingest.stream import View
 from tenon.ingest.typed import Aside, Facts, Typed, framed, typed
 
 NEAR = 1 << 16  # how far is looked for a row border at first
-SPILL = 1 << 25  # bytes of one giant row held before they are written
-QUARANTINE = {
-    "file": pl.String,
-    "offset": pl.Int64,
-    "line": pl.Int64,
-    "raw": pl.Binary,
-    "column": pl.String,
-    "reason": pl.String,
-    "fix": pl.String,
-}
-REPAIRS = {
-    "row": pl.Int64,
-    "file": pl.String,
-    "offset": pl.Int64,
-    "line": pl.Int64,
-    "column": pl.String,
-    "repair": pl.String,
-    "was": pl.String,
-}
-
-
-@dataclass(slots=True)
-class _Account:
-    """What is gathered over the pieces of one range."""
-
-    facts: list[Facts]
-    compiled: bool = False
-    frames: list[pl.DataFrame] = field(default_factory=list)
-    quarantine: list[tuple[Any, ...]] = field(default_factory=list)
-    repairs: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in REPAIRS})
-    skipped: dict[str, int] = field(default_factory=dict)
-    encodings: dict[str, int] = field(default_factory=dict)
-    rows: int = 0
-    lines: int = 0
-    row_bytes: int = 0
-    quarantine_bytes: int = 0
-    last_row_end: int = -1
-    stop: int = -1
-    bailed: bool = False
-    unknown: dict[str, list[str]] = field(default_factory=dict)
-    spilled: list[Path] = field(default_factory=list)
-    spilled_rows: int = 0
-    spilled_bytes: int = 0
-
-    def skip(self, name: str, size: int) -> None:
-        if size:
-            self.skipped[name] = self.skipped.get(name, 0) + size
-
-    def spill(self, out: str, least: int = SPILL) -> None:
-        """Write what is in quarantine to a file of its own when it is that many bytes, to hold them no longer."""
-        if self.quarantine_bytes - self.spilled_bytes < least:
-            return
-        path = Path(f"{out}.spill-{len(self.spilled):06d}")
-        put(_records(self.quarantine, QUARANTINE), path)
-        self.spilled.append(path)
-        self.spilled_rows += len(self.quarantine)
-        self.spilled_bytes = self.quarantine_bytes
-        self.quarantine.clear()
-
-    def soften(self, looked: Looked, file: FilePlan) -> None:
-        """Count the cells that were read more kindly, and the words that were known to mean missing."""
-        for number, count in looked.soft.items():
-            self.facts[file.targets[number]].repaired += count
-        for number, words in looked.words.items():
-            self.facts[file.targets[number]].words.update(words)
-
-    def take(self, fast: Quick) -> None:
-        """Add what rows read at once say about their columns: words for missing that were seen, cells that fit."""
-        for target, counts in fast.words.items():
-            self.facts[target].words.update(counts)
-        for target, column in fast.columns.items():
-            self.facts[target].cells += len(column) - column.null_count()
 
 
 def read(job: dict[str, Any]) -> dict[str, Any]:
@@ -118,11 +46,11 @@ def read(job: dict[str, Any]) -> dict[str, Any]:
     plan = Plan.load(Path(job["plan"]))
     file = plan.files[job["file"]]
     if file.format == "parquet":
-        return _columnar(job, plan, file, done)
+        return _columnar(job, plan, file)
     view = View.from_dict(job["view"])
     exact = job.get("exact", False)
     begin, end = (job["begin"], job["end"]) if exact else borders(view, file, job["begin"], job["end"], plan.row_bytes)
-    account = _Account([Facts() for _ in plan.outputs], compiled=job["compiled"])
+    account = Account([Facts() for _ in plan.outputs], compiled=job["compiled"])
     for offset, data, after in _pieces(view, file, begin, end, job["chunk_bytes"], plan.row_bytes):
         if account.stop >= 0:
             break
@@ -131,8 +59,8 @@ def read(job: dict[str, Any]) -> dict[str, Any]:
             account.spill(job["out"])
         else:
             _piece(offset, data, view, plan, file, account)
-    told = _told(account, begin, end if account.stop < 0 else account.stop)
-    _write(job["out"], account, plan, done, told)
+    told = account.told(begin, end if account.stop < 0 else account.stop)
+    account.write(job["out"], told)
     return told
 
 
@@ -248,7 +176,7 @@ def _line_after(view: View, place: int, end: int, file: FilePlan) -> int:
 # ── one piece ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, account: _Account) -> None:
+def _piece(offset: int, data: bytes, view: View, plan: Plan, file: FilePlan, account: Account) -> None:
     """Read one piece and add it to the account."""
     if file.format == "csv" and not file.profiles:
         _blanks(offset, data, file, account)
@@ -311,7 +239,7 @@ def _aside(fast: Quick | None, looked: Looked | None) -> Aside | None:
 
 
 def _joined(
-    places: _Places, text: Text, done: Typed, fast: Quick, looked: Looked | None, plan: Plan, account: _Account
+    places: _Places, text: Text, done: Typed, fast: Quick, looked: Looked | None, plan: Plan, account: Account
 ) -> tuple[Text, Typed, Repairs | None]:
     """Put the rows that were read at once, at the first look or the second, among those that were read as text."""
     assert fast.table is not None, "a piece that is done has nothing to be joined with"
@@ -325,7 +253,7 @@ def _joined(
     return text, done, None if looked is None else replace(looked.repairs, rows=place[looked.repairs.rows])
 
 
-def _whole(offset: int, data: bytes, fast: Quick, plan: Plan, file: FilePlan, account: _Account) -> None:
+def _whole(offset: int, data: bytes, fast: Quick, plan: Plan, file: FilePlan, account: Account) -> None:
     """Add a piece that was read at once, down to its last line."""
     text = Text(pl.DataFrame())
     account.take(fast)
@@ -372,7 +300,7 @@ def again(data: bytes, begins: NDArray[np.int64], plan: Plan, file: FilePlan) ->
     return done.frame, starts[rows].tolist(), replace(done, refused=[*text.refused, *done.refused])
 
 
-def _giant(offset: int, data: bytes, after: bytes, file: FilePlan, plan: Plan, account: _Account) -> None:
+def _giant(offset: int, data: bytes, after: bytes, file: FilePlan, plan: Plan, account: Account) -> None:
     """Put a piece of a row that is longer than a row may be into quarantine."""
     fix = f"a row of at most {plan.row_bytes:,} bytes; this line is longer"
     account.quarantine.append((file.label, offset, account.lines, data, "", "too-long", fix))
@@ -380,7 +308,7 @@ def _giant(offset: int, data: bytes, after: bytes, file: FilePlan, plan: Plan, a
     account.lines += _line_count(data, file, after)
 
 
-def _blanks(offset: int, data: bytes, file: FilePlan, account: _Account) -> None:
+def _blanks(offset: int, data: bytes, file: FilePlan, account: Account) -> None:
     """Account for an input in whose beginning no table was found: blank lines are skipped, any other is refused."""
     starts, _, ends = line_table(np.frombuffer(data, dtype=np.uint8), file.dialect)
     for number, (begin, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
@@ -515,7 +443,7 @@ class _Piece:
     repairs: Repairs | None = None
 
 
-def _add(piece: _Piece, plan: Plan, file: FilePlan, account: _Account) -> None:
+def _add(piece: _Piece, plan: Plan, file: FilePlan, account: Account) -> None:
     """Add what came of a piece to the account."""
     offset, data, text, done, places = piece.offset, piece.data, piece.text, piece.done, piece.places
     columns = [plan.outputs[target].name if target >= 0 else "" for target in file.targets]
@@ -558,7 +486,7 @@ def _line_count(data: bytes, file: FilePlan, after: bytes = b"") -> int:
     return ends
 
 
-def _repairs(piece: _Piece, rows: NDArray[np.int64], columns: list[str], file: FilePlan, account: _Account) -> None:
+def _repairs(piece: _Piece, rows: NDArray[np.int64], columns: list[str], file: FilePlan, account: Account) -> None:
     """Record the repairs of rows that made it into the result, by the number the row has there."""
     single = [*piece.text.repaired, *piece.done.repaired]
     many = piece.repairs or Repairs(np.zeros(0, dtype=np.int64), [], [], [])
@@ -584,10 +512,10 @@ def _repairs(piece: _Piece, rows: NDArray[np.int64], columns: list[str], file: F
     told["was"] += [was[n] for n in at]
 
 
-def _columnar(job: dict[str, Any], plan: Plan, file: FilePlan, done: Path) -> dict[str, Any]:
+def _columnar(job: dict[str, Any], plan: Plan, file: FilePlan) -> dict[str, Any]:
     """Read a range of a Parquet input."""
     frame, bad, why, share = columnar.read(job, plan, file)
-    account = _Account([Facts() for _ in plan.outputs], frames=[frame], rows=frame.height)
+    account = Account([Facts() for _ in plan.outputs], frames=[frame], rows=frame.height)
     whole = frame.height + bad.height
     account.quarantine_bytes = share * bad.height // whole if whole else 0
     account.row_bytes = share - account.quarantine_bytes
@@ -600,77 +528,6 @@ def _columnar(job: dict[str, Any], plan: Plan, file: FilePlan, done: Path) -> di
         column = frame.to_series(number)
         fact.rows, fact.null = len(column), column.null_count()
         fact.cells = fact.rows - fact.null
-    told = _told(account, 0, share)
-    _write(job["out"], account, plan, done, told)
+    told = account.told(0, share)
+    account.write(job["out"], told)
     return told
-
-
-# ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _told(account: _Account, begin: int, end: int) -> dict[str, Any]:
-    """Return the account as plain data; raises when its bytes do not add up, which would be a fault of ours."""
-    total = account.row_bytes + account.quarantine_bytes + sum(account.skipped.values())
-    if total != end - begin and not account.bailed:
-        hint = "please report this, with the range"
-        raise InputError(
-            sentence(f"{end - begin:,} bytes accounted for", f"{total:,}", at=f"bytes {begin} to {end}", hint=hint)
-        )
-    return {
-        "begin": begin,
-        "end": end,
-        "rows": account.rows,
-        "lines": account.lines,
-        "row_bytes": account.row_bytes,
-        "quarantine_bytes": account.quarantine_bytes,
-        "skipped": account.skipped,
-        "quarantined": account.spilled_rows + len(account.quarantine),
-        "repaired": len(set(account.repairs["row"])),
-        "repairs": len(account.repairs["row"]),
-        "encodings": account.encodings,
-        "last_row_end": account.last_row_end,
-        "stop": account.stop,
-        "bailed": account.bailed,
-        "unknown": account.unknown,
-        "columns": [fact.to_dict() for fact in account.facts],
-    }
-
-
-def _write(out: str, account: _Account, plan: Plan, done: Path, told: Mapping[str, Any]) -> None:
-    """Write the part, its quarantine and its repairs, then its account."""
-    if account.bailed:
-        return
-    if account.frames:
-        frame = account.frames[0] if len(account.frames) == 1 else pl.concat(account.frames)
-        if frame.height:
-            put(frame, Path(out + ".parquet"), compiled_bytes=account.row_bytes if account.compiled else 0)
-    if account.quarantine or account.spilled:
-        target = Path(out + ".quarantine.parquet")
-        if account.spilled:
-            account.spill(out, least=1)
-            whole = target.with_name(target.name + ".new")
-            parquet.join(account.spilled, whole)
-            whole.replace(target)
-            for path in account.spilled:
-                path.unlink()
-        else:
-            put(_records(account.quarantine, QUARANTINE), target)
-    if account.repairs["row"]:
-        put(pl.DataFrame(account.repairs, schema=REPAIRS), Path(out + ".repairs.parquet"))
-    temporary = done.with_name(done.name + ".new")
-    temporary.write_text(json.dumps(told), "utf-8")
-    temporary.replace(done)
-
-
-def _records(rows: Sequence[tuple[Any, ...]], schema: Mapping[str, Any]) -> pl.DataFrame:
-    """Build a frame of records, a column at a time."""
-    columns = zip(*rows, strict=True)
-    return pl.DataFrame([pl.Series(name, one, dtype=schema[name]) for name, one in zip(schema, columns, strict=True)])
-
-
-def put(frame: pl.DataFrame, path: Path, *, compiled_bytes: int = 0) -> None:
-    """Write a frame as Parquet under its name at once; compiled code does it where it is told how large about it is."""
-    temporary = path.with_name(path.name + ".new")
-    if not (compiled_bytes and pages.write(frame, temporary, size=compiled_bytes)):
-        frame.write_parquet(temporary, compression="zstd", compression_level=1)
-    temporary.replace(path)
