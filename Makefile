@@ -6,6 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Files of tests are shared out among processes; those of one file stay together, for they share what they set up.
 PYTEST := -m pytest -q -n logical --maxprocesses 4 --dist loadfile
+KERNELS := $(wildcard src/tenon/ingest/*.c src/tenon/ingest/*.h)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: demo test check format bench clean
@@ -32,13 +33,13 @@ bench: $(VENV)/.dev
 	PATH=$(BIN):$$PATH sh -e -c 'for script in bench/*.py; do case $$script in *measure.py|*mess.py|*lines.py|*serving_*.py) ;; *) python $$script ;; esac; done'
 
 # What the demo runs with: the package with its trainers, and the flights.
-$(VENV)/.demo: pyproject.toml src/tenon/ingest/_kernel.c src/tenon/ingest/_pages.c | $(VENV)/bin/python
+$(VENV)/.demo: pyproject.toml $(KERNELS) | $(VENV)/bin/python
 	$(PIP) install --quiet --editable '.[train,examples]'
 	$(BIN)/python -m compileall -q src  # what pip does for a wheel: the first start is as quick as the second
 	touch $@
 
 # What the tests run with: everything the demo needs, the tools, and a client for each server the store can use.
-$(VENV)/.dev: pyproject.toml src/tenon/ingest/_kernel.c src/tenon/ingest/_pages.c | $(VENV)/bin/python
+$(VENV)/.dev: pyproject.toml $(KERNELS) | $(VENV)/bin/python
 	$(PIP) install --quiet --editable '.[train,torch,examples,postgres,s3,ray,grpc,dev]'
 	$(BIN)/python -m compileall -q src
 	touch $@ $(VENV)/.demo

@@ -24,6 +24,8 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "_arrow.h"
 #ifdef __APPLE__
 #include <xlocale.h>
 #endif
@@ -40,22 +42,6 @@ enum { PLAIN = 0, HIGH = 1, SPECIAL = 2 };
 enum { MOST_DIGITS = 18, MOST_EXACT = 15, LONG_NUMBER = 64, INLINE = 12, MOST_GUESSED = 1 << 17 };
 
 /* ── Arrow ──────────────────────────────────────────────────────────────────────────────────────────────────────── */
-
-struct ArrowSchema {
-    const char *format, *name, *metadata;
-    int64_t flags, n_children;
-    struct ArrowSchema **children, *dictionary;
-    void (*release)(struct ArrowSchema *);
-    void *private_data;
-};
-
-struct ArrowArray {
-    int64_t length, null_count, offset, n_buffers, n_children;
-    const void **buffers;
-    struct ArrowArray **children, *dictionary;
-    void (*release)(struct ArrowArray *);
-    void *private_data;
-};
 
 /* What an exported array owns: its buffers, and the list of them. */
 typedef struct {

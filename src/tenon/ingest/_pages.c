@@ -25,6 +25,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "_arrow.h"
+
 #if !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "Parquet is written in little-endian order"
 #endif
@@ -36,22 +38,6 @@ enum { FIRST_LOOK = 4096, TOO_MANY = 3072, PROBES = 8, DICTIONARY_BYTES = 1 << 2
 enum { SAMPLED = 1 << 16, SAMPLE = 1 << 14, STATISTIC = 64 };
 
 /* ── Arrow ──────────────────────────────────────────────────────────────────────────────────────────────────────── */
-
-struct ArrowSchema {
-    const char *format, *name, *metadata;
-    int64_t flags, n_children;
-    struct ArrowSchema **children, *dictionary;
-    void (*release)(struct ArrowSchema *);
-    void *private_data;
-};
-
-struct ArrowArray {
-    int64_t length, null_count, offset, n_buffers, n_children;
-    const void **buffers;
-    struct ArrowArray **children, *dictionary;
-    void (*release)(struct ArrowArray *);
-    void *private_data;
-};
 
 struct ArrowArrayStream {
     int (*get_schema)(struct ArrowArrayStream *, struct ArrowSchema *);
