@@ -15,6 +15,7 @@ from sklearn import metrics as reference
 from tenon import metric
 from tenon.errors import InputError
 from tenon.metric import Estimate
+from tenon.model import gate
 
 Floats = NDArray[np.float64]
 
@@ -218,3 +219,7 @@ def test_an_estimate_is_plain_data_and_comes_back() -> None:
     found = Estimate(value=0.5, low=0.4, high=0.6)
     assert Estimate.from_dict({**found.to_dict(), "unit": "new in a later release"}) == found
     assert str(found) == "0.5000 [0.4000, 0.6000]"
+
+
+def test_a_gate_that_imports_no_numpy_knows_the_same_metrics() -> None:
+    assert gate.HIGHER_IS_BETTER == metric.HIGHER_IS_BETTER

@@ -147,30 +147,20 @@ class Project:
                     )
                 )
         known = {source.name for source in self.all_sources}
-        for model in self.models:
-            for feature in model.features:
-                if feature.of and feature.of not in known:
-                    place = f"model '{model.name}', feature '{feature.name}'"
-                    raise ConfigError(
-                        sentence(
-                            "a source of this project",
-                            f"'{feature.of}'",
-                            at=place,
-                            hint=f"{nearest(str(feature.of), known)}; a new one goes into Project(sources=[...])",
-                        )
-                    )
-        for source in self.all_sources:
-            for column in source.columns:
-                if column.of and column.of not in known:
-                    place = f"source '{source.name}', column '{column.name}'"
-                    raise ConfigError(
-                        sentence(
-                            "a source of this project",
-                            f"'{column.of}'",
-                            at=place,
-                            hint=f"{nearest(column.of, known)}; a new one goes into Project(sources=[...])",
-                        )
-                    )
+        named = [
+            (feature.of, f"model '{model.name}', feature '{feature.name}'")
+            for model in self.models
+            for feature in model.features
+        ]
+        named += [
+            (column.of, f"source '{source.name}', column '{column.name}'")
+            for source in self.all_sources
+            for column in source.columns
+        ]
+        for name, place in named:
+            if name and name not in known:
+                hint = f"{nearest(str(name), known)}; a new one goes into Project(sources=[...])"
+                raise ConfigError(sentence("a source of this project", f"'{name}'", at=place, hint=hint))
 
     @property
     def all_sources(self) -> tuple[Source, ...]:

@@ -37,6 +37,7 @@ ARROWS = {
     ("ledger", "energy"): "a meter reads the counters of energy",
     ("ingest", "contract"): "ingest reads what a contract says of a column",
     ("feature", "contract"): "features speak the contract's SQL and words",
+    ("ui", "report"): "a size reads alike on the page and in a report",
     ("flow", "project"): "the stages follow what the user declares",
     ("cli", "flow"): "a command is one call of a stage",
     ("__main__", "cli"): "python -m tenon is the command line",

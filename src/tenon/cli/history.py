@@ -15,6 +15,7 @@ import click
 
 from tenon.cli.output import Output, harmless, table, when
 from tenon.cli.shared import Command, json_flag, stored
+from tenon.report import word
 
 project_option: Callable[[Command], Command] = click.option(
     "--project", "-p", type=click.Path(file_okay=False, path_type=Path), default=".", help="The project folder."
@@ -48,8 +49,8 @@ def data_list(source: str, project: Path, as_json: bool) -> None:
             when(one["at"]),
             one["rows"],
             one["quarantined"],
-            _bytes(one["bytes"]),
-            _bytes(one["bytes"] - one["shared_bytes"]),
+            word.size(one["bytes"]),
+            word.size(one["bytes"] - one["shared_bytes"]),
             "changed" if one["contract_changed"] else "",
             "; ".join(one["why"]),
             _code(one["datasets"][0]["made"]),
@@ -106,7 +107,7 @@ def data_open(version: str, out: Path | None, force: bool, head: int, project: P
             size = piece.write(store, found.record, out)
             output.emit(
                 {**told, "file": str(out), "bytes": size},
-                f"wrote {harmless(str(out))}: {found.rows:,} rows of {harmless(found.name)}, {_bytes(size)}",
+                f"wrote {harmless(str(out))}: {found.rows:,} rows of {harmless(found.name)}, {word.size(size)}",
             )
             return
         rows = piece.scan(store, found.record).head(max(head, 0)).collect()
@@ -136,22 +137,17 @@ def data_gc(keep: int | None, yes: bool, project: Path, as_json: bool) -> None:
     rows = [[one["kind"], one["of"], one["id"], when(one["at"]), one["rows"]] for one in found.records]
     lines = [table(["", "of", "id", "made", "rows"], rows) + "\n"] if rows else []
     verb = "deleted" if found.done else "would delete"
-    lines.append(f"{verb} {found.blobs:,} blobs ({_bytes(found.bytes)}), {found.leftovers:,} leftover files")
+    lines.append(f"{verb} {found.blobs:,} blobs ({word.size(found.bytes)}), {found.leftovers:,} leftover files")
     if found.young_blobs:
-        lines.append(f"{found.young_blobs:,} more ({_bytes(found.young_bytes)}) were put within a day and stay for now")
+        lines.append(
+            f"{found.young_blobs:,} more ({word.size(found.young_bytes)}) were put within a day and stay for now"
+        )
     if not found.done and (found.blobs or found.leftovers or found.records):
         lines.append("nothing was deleted: add --yes to do it")
     output.emit(found.to_dict(), "\n".join(lines))
 
 
 # ── words ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _bytes(size: float) -> str:
-    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= step:
-            return f"{size / step:,.1f} {unit}"
-    return f"{size:,.0f} B"
 
 
 def _code(made: Mapping[str, Any]) -> str:
@@ -169,11 +165,11 @@ def _told(found: Mapping[str, Any]) -> Iterator[str]:
     old, new = found["rows"]
     moved = f", {new - old:+,} ({(new - old) / old:+.2%})" if old and new != old else ""
     yield f"rows         {old:,} -> {new:,}{moved}; {found['shared_rows']:,} stand in row groups that both have"
-    sizes = f"{_bytes(before['bytes'])} -> {_bytes(after['bytes'])}"
-    yield f"bytes        {sizes}, of which {_bytes(found['shared_bytes'])} are shared"
-    for word in ("quarantined", "repaired"):
-        if found[word][0] != found[word][1]:
-            yield f"{word:<12} {found[word][0]:,} -> {found[word][1]:,}"
+    sizes = f"{word.size(before['bytes'])} -> {word.size(after['bytes'])}"
+    yield f"bytes        {sizes}, of which {word.size(found['shared_bytes'])} are shared"
+    for kind in ("quarantined", "repaired"):
+        if found[kind][0] != found[kind][1]:
+            yield f"{kind:<12} {found[kind][0]:,} -> {found[kind][1]:,}"
     yield from _sections(found)
     shown = found["columns"][:MOST]
     if shown:
@@ -210,7 +206,7 @@ def _listed(title: str, lines: Sequence[str]) -> Iterator[str]:
 
 
 def _type(column: Mapping[str, Any]) -> str:
-    marks = [column["unit"] or "", *(word for word in ("derived", "late") if column[word])]
+    marks = [column["unit"] or "", *(one for one in ("derived", "late") if column[one])]
     return " ".join([column["name"], column["type"], *(mark for mark in marks if mark)])
 
 

@@ -23,7 +23,8 @@ from typing import Any
 
 from tenon.errors import UsageError, sentence
 from tenon.flow import history
-from tenon.store import Store
+from tenon.store import Garbage, Store
+from tenon.store.care import Spare
 
 GRACE_S = 24 * 3600.0
 # Kinds of records that can be made again, and the field that says what they are of.
@@ -56,28 +57,21 @@ def tidy(store: Store, *, keep: int | None = None, yes: bool = False, grace_s: f
     if keep is not None and keep < 1:
         raise UsageError(sentence("at least 1 version of each source to keep", str(keep), at="--keep"))
     before = time.time() - grace_s
-    if not yes:
+    if yes:
+        with store.atomic():
+            gone = _unneeded(store, keep, before)
+            for one in gone:
+                for place in (one["place"], one["stage"]):
+                    if place:
+                        store.delete(*place.split("/", 1))
+        freed: Garbage | Spare = store.gc(grace_s=grace_s)
+        left = store.spare(grace_s=grace_s)
+    else:
         gone = _unneeded(store, keep, before)
-        spare = store.spare(without={place for one in gone for place in (one["place"], one["stage"])}, grace_s=grace_s)
-        return Tidied(
-            done=False,
-            records=tuple(_said(one) for one in gone),
-            blobs=spare.blobs,
-            bytes=spare.size_bytes,
-            leftovers=spare.leftovers,
-            young_blobs=spare.young_blobs,
-            young_bytes=spare.young_bytes,
-        )
-    with store.atomic():
-        gone = _unneeded(store, keep, before)
-        for one in gone:
-            for place in (one["place"], one["stage"]):
-                if place:
-                    store.delete(*place.split("/", 1))
-    freed = store.gc(grace_s=grace_s)
-    left = store.spare(grace_s=grace_s)
+        places = {place for one in gone for place in (one["place"], one["stage"])}
+        freed = left = store.spare(without=places, grace_s=grace_s)
     return Tidied(
-        done=True,
+        done=yes,
         records=tuple(_said(one) for one in gone),
         blobs=freed.blobs,
         bytes=freed.size_bytes,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from tenon.errors import InputError, sentence
 from tenon.finding import Finding
 from tenon.model.build import Compiled
 from tenon.model.predict import Predictor
+from tenon.model.version import known
 
 TOLERANCE = 1e-5
 FLIPS = 10_000
@@ -68,7 +69,7 @@ class Parity:
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> Parity:
         """Read a proof back from plain data; unknown fields are skipped."""
-        return cls(**{one.name: body[one.name] for one in fields(cls) if one.name in body})
+        return cls(**known(cls, body))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +87,7 @@ class Latency:
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> Latency:
         """Read a measurement back from plain data; unknown fields are skipped."""
-        return cls(**{one.name: body[one.name] for one in fields(cls) if one.name in body})
+        return cls(**known(cls, body))
 
 
 def parity(fitted: Any, compiled: Compiled, x: Any, y: Any = None) -> Parity:

@@ -27,7 +27,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from tenon.model.build import Compiled
 from tenon.model.gate import Gate
 from tenon.model.predict import Predictor, open_session
 from tenon.model.proof import Latency, spread
+from tenon.model.version import known
 
 log = logging.getLogger("tenon.model")
 FULL = "full"
@@ -119,7 +120,7 @@ class Variant:
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> Variant:
         """Read a variant back from plain data; unknown fields are skipped."""
-        return cls(**{one.name: body[one.name] for one in fields(cls) if one.name in body})
+        return cls(**known(cls, body))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 
+def known(kind: type[Any], body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a kind of record knows of plain data: unknown fields are left out, absent ones default."""
+    return {one.name: body[one.name] for one in fields(kind) if one.name in body}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
     """One version of a model; the fields are those of a `version` record."""
@@ -50,5 +55,4 @@ class Version:
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> Version:
         """Read a version back from plain data; unknown fields are skipped and absent ones take their defaults."""
-        known = {one.name for one in fields(cls)}
-        return cls(**{name: value for name, value in body.items() if name in known})
+        return cls(**known(cls, body))

@@ -34,6 +34,7 @@ from tenon.serving.live import Live
 from tenon.serving.meter import Meter
 from tenon.serving.posting import Posting
 from tenon.serving.refusal import Refused
+from tenon.serving.relay import lifespan
 from tenon.serving.service import Seams, Service, Settings
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; the ASGI entry point."""
         if scope["type"] != "http":
-            await self._lifespan(scope, receive, send)
+            await lifespan(scope, receive, send, self.start, self.stop)
             return
         arrived = perf_counter()
         headers = {name: value for name, value in scope["headers"] if name in WANTED}
@@ -382,26 +383,6 @@ class App:
         self._refused_loads = {}
 
     # ── beginning and end ────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
-            return
-        if scope["type"] != "lifespan":
-            return
-        while True:
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                try:
-                    await self.start()
-                except TenonError as error:
-                    await send({"type": "lifespan.startup.failed", "message": str(error)})
-                    return
-                await send({"type": "lifespan.startup.complete"})
-            else:
-                await self.stop()
-                await send({"type": "lifespan.shutdown.complete"})
-                return
 
     def restore(self) -> None:
         """Apply the facts kept since the snapshots; raises StoreError when they cannot be read. Before serving only."""

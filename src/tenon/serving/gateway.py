@@ -33,7 +33,7 @@ from tenon.serving.engines import cache_tokens, metrics
 from tenon.serving.journal import Journal, LostError, Talk
 from tenon.serving.need import cached_in_stream, cached_units, capacity_blocks, need_of, repeatable
 from tenon.serving.refusal import Refused
-from tenon.serving.relay import HOP, JSON, Receive, Scope, Send, replace_file, say, trace
+from tenon.serving.relay import HOP, JSON, Receive, Scope, Send, lifespan, replace_file, say, trace
 from tenon.serving.replica import PROBE_ANSWER_S, Answer, Forward, Replica, Unanswered, ready_path
 from tenon.serving.route import Need, Router, Routing, Ticket
 from tenon.serving.service import Settings
@@ -207,7 +207,7 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; the ASGI entry point."""
         if scope["type"] != "http":
-            await self._lifespan(scope, receive, send)
+            await lifespan(scope, receive, send, self._begin, self._end)
             return
         arrived = self.clock()
         headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -489,34 +489,24 @@ class Gateway:
 
     # ── beginning, health and end ────────────────────────────────────────────────────────────────────────────────────
 
-    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
-            return
-        if scope["type"] != "lifespan":
-            return
-        while True:
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                await asyncio.gather(*(self._probe(number) for number in range(len(self._states))))
-                self._tasks = [asyncio.create_task(self._probe_all()), asyncio.create_task(self._save_often())]
-                if self.scaler is not None:
-                    self._tasks.append(asyncio.create_task(self.scaler.run()))
-                self.ready = True
-                await send({"type": "lifespan.startup.complete"})
-            else:
-                self.ready = False
-                for task in self._tasks:
-                    task.cancel()
-                await asyncio.gather(*self._tasks, return_exceptions=True)
-                await self._save()
-                await self.journal.close()
-                if self.scaler is not None:
-                    await self.scaler.close()
-                for state in self._states:
-                    await state.replica.close()
-                await send({"type": "lifespan.shutdown.complete"})
-                return
+    async def _begin(self) -> None:
+        await asyncio.gather(*(self._probe(number) for number in range(len(self._states))))
+        self._tasks = [asyncio.create_task(self._probe_all()), asyncio.create_task(self._save_often())]
+        if self.scaler is not None:
+            self._tasks.append(asyncio.create_task(self.scaler.run()))
+        self.ready = True
+
+    async def _end(self) -> None:
+        self.ready = False
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._save()
+        await self.journal.close()
+        if self.scaler is not None:
+            await self.scaler.close()
+        for state in self._states:
+            await state.replica.close()
 
     def restore(self) -> None:
         """Read what was learnt before; a file that cannot be read is nothing learnt."""

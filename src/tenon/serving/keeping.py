@@ -22,19 +22,12 @@ from typing import Any
 import polars as pl
 
 from tenon.contract.column import Column, Source
+from tenon.contract.frame import DTYPES
 from tenon.errors import MissingError, TenonError
 from tenon.limits import Admission, Answer
 from tenon.serving.service import Features, Keeps
 
 log = logging.getLogger("tenon.serving")
-DTYPES: dict[str, pl.DataType] = {
-    "int": pl.Int64(),
-    "float": pl.Float64(),
-    "text": pl.String(),
-    "bool": pl.Boolean(),
-    "date": pl.Date(),
-    "timestamp": pl.Datetime("us"),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ truth about predictions made earlier; monitoring reads them from the store.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -55,13 +55,10 @@ class Posting:
             return Batch(stream="facts", subject=source.name, frame=frame, first=first, last=last)
 
         async def post(asked: Asked) -> Result:
-            batch = await aside(len(asked.body), partial(read, asked))
-            if isinstance(batch, Refused):
-                return batch
-            kept = await self._keep(batch)
-            if isinstance(kept, Refused):
-                return kept
-            frame = batch.frame
+            done = await self._kept(asked, read)
+            if isinstance(done, Refused):
+                return done
+            frame, kept = done
             accepted = await self._apply(source.name, frame)
             if isinstance(accepted, Refused):
                 return accepted
@@ -94,15 +91,21 @@ class Posting:
             return Batch(stream="labels", subject=model, frame=frame, first=first, last=last)
 
         async def post(asked: Asked) -> Result:
-            batch = await aside(len(asked.body), partial(read, asked))
-            if isinstance(batch, Refused):
-                return batch
-            kept = await self._keep(batch)
-            if isinstance(kept, Refused):
-                return kept
-            return reply({"model": model, "accepted": batch.frame.height, "seq": kept})
+            done = await self._kept(asked, read)
+            if isinstance(done, Refused):
+                return done
+            frame, kept = done
+            return reply({"model": model, "accepted": frame.height, "seq": kept})
 
         return post
+
+    async def _kept(self, asked: Asked, read: Callable[[Asked], Batch | Refused]) -> tuple[pl.DataFrame, int] | Refused:
+        """Read what was posted and write it durably; returns the rows, and the number they are kept under."""
+        batch = await aside(len(asked.body), partial(read, asked))
+        if isinstance(batch, Refused):
+            return batch
+        kept = await self._keep(batch)
+        return kept if isinstance(kept, Refused) else (batch.frame, kept)
 
     async def _keep(self, batch: Batch) -> int | Refused:
         """Write a batch durably, or say why not."""

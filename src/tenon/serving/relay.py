@@ -1,7 +1,7 @@
 """The small parts of passing a request on, each of which needs nothing of the gateway's state.
 
-Headers that belong to one connection and stay behind, an answer written whole, the trace context with a span of ours, a
-file replaced whole or not at all.
+How an app begins and ends, headers that belong to one connection and stay behind, an answer written whole, the trace
+context with a span of ours, a file replaced whole or not at all.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import secrets
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from tenon.errors import TenonError
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -24,6 +26,32 @@ HOP = frozenset(
 )
 TRACEPARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 JSON = ((b"content-type", b"application/json"),)
+
+
+async def lifespan(
+    scope: Scope, receive: Receive, send: Send, begin: Callable[[], Awaitable[None]], end: Callable[[], Awaitable[None]]
+) -> None:
+    """Begin and end an app as its server says; a TenonError of `begin` is told to the server, which then stops.
+
+    A websocket, which nobody here speaks, is closed.
+    """
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+    if scope["type"] != "lifespan":
+        return
+    while True:
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            try:
+                await begin()
+            except TenonError as error:
+                await send({"type": "lifespan.startup.failed", "message": str(error)})
+                return
+            await send({"type": "lifespan.startup.complete"})
+        else:
+            await end()
+            await send({"type": "lifespan.shutdown.complete"})
+            return
 
 
 async def say(scope: Scope, send: Send, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:

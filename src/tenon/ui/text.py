@@ -12,6 +12,8 @@ import unicodedata
 from datetime import UTC, datetime
 from typing import Any
 
+from tenon.report import word
+
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _LONGEST = 600
 NONE = "–"
@@ -67,14 +69,7 @@ def money(value: Any) -> str:
 
 def size(value: Any) -> str:
     """Write bytes with a unit of thousands: ``34.1 MB``."""
-    if not _finite(value):
-        return NONE
-    number = float(value)
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(number) < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"
+    return word.size(value) if _finite(value) else NONE
 
 
 def seconds(value: Any) -> str:
