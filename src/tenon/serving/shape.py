@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
 
@@ -29,9 +30,22 @@ def shaped(shape: str, *, seconds: float, per_s: float, seed: int = 0) -> Iterat
     return SHAPES[shape](rng, seconds, per_s)
 
 
+def _one(_: random.Random) -> float:
+    return 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Habit:
+    """How sessions go on: what a turn adds in tokens, how many turns there are, seconds to think between two."""
+
+    more: Draw = _one
+    turns: Draw = _one
+    think: Draw = _one
+
+
 def _sessions(
-    rng: random.Random, arrivals: Iterator[float], first: Callable[[], tuple[list[int], int]], more: Draw, turns: Draw,
-    think: Draw, seconds: float, ids: Iterator[int],
+    rng: random.Random, arrivals: Iterator[float], first: Callable[[], tuple[list[int], int]], habit: _Habit,
+    seconds: float, ids: Iterator[int],
 ) -> Iterator[Request]:  # fmt: skip
     """Play sessions: each arrival begins one; each turn repeats the prompt so far and adds to it."""
     waiting: list[tuple[float, int, list[int], int, int]] = []
@@ -40,11 +54,11 @@ def _sessions(
     while at < seconds or waiting:
         if waiting and waiting[0][0] <= at:
             now, _, blocks, length, left = heappop(waiting)
-            length += max(1, int(more(rng)))
+            length += max(1, int(habit.more(rng)))
         elif at < seconds:
             now, at = at, next(arrivals, seconds)
             blocks, length = first()
-            left = max(1, int(turns(rng)))
+            left = max(1, int(habit.turns(rng)))
         else:
             return
         whole = length // BLOCK_TOKENS
@@ -52,7 +66,7 @@ def _sessions(
         answer = max(1, int(rng.expovariate(1 / 200)))
         yield Request(now * 1e3, length, answer, array("q", [*blocks, next(ids)] if length % BLOCK_TOKENS else blocks))
         if left > 1:
-            then = now + think(rng) + answer / 60
+            then = now + habit.think(rng) + answer / 60
             if then < seconds:
                 heappush(waiting, (then, next(order), blocks, length + answer, left - 1))
 
@@ -76,11 +90,14 @@ def _none() -> tuple[list[int], int]:
 
 
 def _chats(rng: random.Random, seconds: float, per_s: float) -> Iterator[Request]:
-    ids = count(1)
+    habit = _Habit(
+        more=lambda r: r.lognormvariate(6.5, 1),
+        turns=lambda r: r.expovariate(1 / 5),
+        think=lambda r: r.expovariate(1 / 40),
+    )
     return _sessions(
         rng, _poisson(rng, seconds, per_s / 5), lambda: ([0], BLOCK_TOKENS + int(rng.lognormvariate(7.5, 1.2))),
-        lambda r: r.lognormvariate(6.5, 1), lambda r: r.expovariate(1 / 5), lambda r: r.expovariate(1 / 40),
-        seconds, ids,
+        habit, seconds, count(1),
     )  # fmt: skip
 
 
@@ -92,34 +109,37 @@ def _agents(rng: random.Random, seconds: float, per_s: float) -> Iterator[Reques
         system = systems[min(int(rng.expovariate(0.7)), len(systems) - 1)]
         return list(system), len(system) * BLOCK_TOKENS + int(rng.expovariate(1 / 800))
 
-    return _sessions(
-        rng, _poisson(rng, seconds, per_s / 12), first, lambda r: r.lognormvariate(6.5, 1.2),
-        lambda r: r.expovariate(1 / 12), lambda r: r.expovariate(1 / 3), seconds, ids,
-    )  # fmt: skip
+    habit = _Habit(
+        more=lambda r: r.lognormvariate(6.5, 1.2),
+        turns=lambda r: r.expovariate(1 / 12),
+        think=lambda r: r.expovariate(1 / 3),
+    )
+    return _sessions(rng, _poisson(rng, seconds, per_s / 12), first, habit, seconds, ids)
 
 
 def _strangers(rng: random.Random, seconds: float, per_s: float) -> Iterator[Request]:
     def length() -> tuple[list[int], int]:
         return [], 1 + int(rng.lognormvariate(8.5, 1))
 
-    once: Draw = lambda r: 1.0  # noqa: E731
-    return _sessions(rng, _poisson(rng, seconds, per_s), length, once, once, once, seconds, count(1))
+    return _sessions(rng, _poisson(rng, seconds, per_s), length, _Habit(), seconds, count(1))
 
 
 def _bursts(rng: random.Random, seconds: float, per_s: float) -> Iterator[Request]:
+    habit = _Habit(
+        more=lambda r: r.lognormvariate(6.5, 1),
+        turns=lambda r: r.expovariate(1 / 4),
+        think=lambda r: r.expovariate(1 / 30),
+    )
     return _sessions(
         rng, _waves(rng, seconds, per_s / 4), lambda: ([0], BLOCK_TOKENS + int(rng.lognormvariate(8, 1.2))),
-        lambda r: r.lognormvariate(6.5, 1), lambda r: r.expovariate(1 / 4), lambda r: r.expovariate(1 / 30), seconds,
-        count(1),
+        habit, seconds, count(1),
     )  # fmt: skip
 
 
 def _tiny(rng: random.Random, seconds: float, per_s: float) -> Iterator[Request]:
-    once: Draw = lambda r: 1.0  # noqa: E731
     return _sessions(
-        rng, _poisson(rng, seconds, per_s), lambda: ([], rng.randint(1, BLOCK_TOKENS - 1)), once, once, once, seconds,
-        count(1),
-    )  # fmt: skip
+        rng, _poisson(rng, seconds, per_s), lambda: ([], rng.randint(1, BLOCK_TOKENS - 1)), _Habit(), seconds, count(1)
+    )
 
 
 def _crowd(rng: random.Random, seconds: float, per_s: float) -> Iterator[Request]:
@@ -139,8 +159,7 @@ def _crowd(rng: random.Random, seconds: float, per_s: float) -> Iterator[Request
             return [], 1 + int(rng.lognormvariate(7.5, 1))
         return list(document), len(document) * BLOCK_TOKENS + int(rng.expovariate(1 / 200))
 
-    once: Draw = lambda r: 1.0  # noqa: E731
-    return _sessions(rng, arrivals(), first, once, once, once, seconds, ids)
+    return _sessions(rng, arrivals(), first, _Habit(), seconds, ids)
 
 
 SHAPES: dict[str, Callable[[random.Random, float, float], Iterator[Request]]] = {

@@ -104,10 +104,11 @@ class Checkpoints:
     def write(self, file: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """Write tensors into a file, durably; returns its size, digest and count."""
         dense = {name: _alone(one.detach()) for name, one in tensors.items()}
+        safetensors = _safetensors()
         try:
-            _safetensors().save_file(dense, str(file))
+            safetensors.torch.save_file(dense, str(file))
             _sync(file)
-        except Exception as error:  # the edge to safetensors: it wraps what the system says in an error of its own
+        except (OSError, safetensors.SafetensorError) as error:  # safetensors wraps what the system says
             raise self._refused(error, file) from error
         return {"bytes": file.stat().st_size, "sha256": digest(file), "count": len(tensors)}
 
@@ -206,7 +207,7 @@ class Checkpoints:
         for one in body.get("ranks", ())[1:]:
             verify(place / one["file"], one)
         # What several ranks wrote is read part by part, by whoever needs it.
-        tensors = {} if "ranks" in body else _safetensors().load_file(str(place / TENSORS), device=device)
+        tensors = {} if "ranks" in body else _safetensors().torch.load_file(str(place / TENSORS), device=device)
         ranks = body.get("ranks", ())
         return Loaded(
             step=body["step"], tensors=tensors, state=body["state"], loss=body["loss"], path=place, ranks=ranks
@@ -322,7 +323,7 @@ def _safetensors() -> Any:
         import safetensors.torch
     except ImportError as error:
         raise missing_extra("safetensors", "torch", "write checkpoints") from error
-    return safetensors.torch
+    return safetensors
 
 
 def _alone(tensor: Any) -> Any:
