@@ -19,3 +19,12 @@ struct ArrowArray {
     void (*release)(struct ArrowArray *);
     void *private_data;
 };
+
+/* A cell of text: up to INLINE bytes lie in it from `prefix` on, more lie in a buffer. */
+enum { INLINE = 12 };
+
+typedef struct {
+    int32_t size;
+    uint8_t prefix[4];
+    int32_t buffer, offset;
+} View;

@@ -39,7 +39,7 @@
 
 enum { DONE = 0, GOOD = 1, BAD = 2, ODD = 4, QUOTED = 8 };
 enum { PLAIN = 0, HIGH = 1, SPECIAL = 2 };
-enum { MOST_DIGITS = 18, MOST_EXACT = 15, LONG_NUMBER = 64, INLINE = 12, MOST_GUESSED = 1 << 17 };
+enum { MOST_DIGITS = 18, MOST_EXACT = 15, LONG_NUMBER = 64, MOST_GUESSED = 1 << 17 };
 
 /* ── Arrow ──────────────────────────────────────────────────────────────────────────────────────────────────────── */
 
@@ -100,12 +100,6 @@ typedef struct {
     uint8_t *heap; /* text that is too long to lie in its view */
     size_t fill, capacity;
 } Column;
-
-typedef struct {
-    int32_t size;
-    uint8_t prefix[4];
-    int32_t buffer, offset;
-} View;
 
 typedef struct {
     const uint8_t *data;

@@ -33,7 +33,7 @@
 
 enum { PLAIN = 0, RLE = 3, DELTA_BINARY = 5, DELTA_LENGTH = 6, RLE_DICTIONARY = 8, BYTE_SPLIT = 9 };
 enum { BOOLEAN = 0, INT32 = 1, INT64 = 2, DOUBLE = 5, BYTE_ARRAY = 6 };
-enum { BLOCK = 128, MINIS = 4, MINI = 32, INLINE = 12 };
+enum { BLOCK = 128, MINIS = 4, MINI = 32 };
 enum { FIRST_LOOK = 4096, TOO_MANY = 3072, PROBES = 8, DICTIONARY_BYTES = 1 << 20 };
 enum { SAMPLED = 1 << 16, SAMPLE = 1 << 14, STATISTIC = 64 };
 
@@ -46,12 +46,6 @@ struct ArrowArrayStream {
     void (*release)(struct ArrowArrayStream *);
     void *private_data;
 };
-
-typedef struct {
-    int32_t size;
-    uint8_t prefix[4];
-    int32_t buffer, offset;
-} View;
 
 /* ── bytes ──────────────────────────────────────────────────────────────────────────────────────────────────────── */
 
