@@ -40,8 +40,23 @@ def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, f"{page.name}:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
 
 
-def test_no_page_names_a_file_that_is_not_there() -> None:
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text("utf-8")):
+def anchors(page: Path) -> set[str]:
+    """Name the headings of a page as links do: in lower case, without signs, with hyphens for spaces."""
+    heads = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+def test_every_link_leads_to_a_page_that_is_there_and_to_a_heading_it_has() -> None:
+    for page in [*PAGES, ROOT / "CHANGELOG.md", ROOT / "LOG.md", ROOT / "bench" / "RESULTS.md"]:
+        for target, heading in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text("utf-8")):
             if "://" not in target:
-                assert (page.parent / target).exists(), f"{page}: {target}"
+                found = page.parent / target if target else page
+                assert found.exists(), f"{page}: {target}"
+                assert not heading or heading in anchors(found), f"{page}: {target}#{heading}"
+
+
+def test_every_script_that_a_page_names_is_there() -> None:
+    named = re.compile(r"\b(?:bench|docs|examples|scripts|src|tests)/[\w./-]*\.(?:py|sh|md)\b")
+    for page in PAGES:
+        for path in named.findall(page.read_text("utf-8")):
+            assert (ROOT / path).exists() or (page.parent / path).exists(), f"{page}: {path}"
