@@ -24,7 +24,6 @@ naive rules: NaN only; patience (the best held-out loss is older than a fifth of
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections import Counter
@@ -453,9 +452,8 @@ def table(title: str, curves: list[Curve]) -> str:
 
 def main() -> None:
     """Train or load the curves, and print the table of both halves."""
-    parser = argparse.ArgumentParser()
+    parser = measure.options(__doc__)
     parser.add_argument("--train", action="store_true", help="train all runs anew and write the data file")
-    parser.add_argument("--record", action="store_true")
     if parser.parse_args().train:
         measure.needs("torch", "sklearn")
         import torch

@@ -34,7 +34,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from measure import machine, rows, show
+from measure import machine, options, rows, show
 
 from tenon.config import ServeConfig
 from tenon.limits import Limits, RouteLimits
@@ -439,12 +439,13 @@ def told(day: Day, played: Played, took_s: float) -> Iterator[str]:
 
 def main() -> None:
     """Play the day that the command line asks for."""
+    parser = options(__doc__)
+    parser.add_argument("--hours", type=float, default=24.0)
+    parser.add_argument("--peak", type=float, default=3.0, help="requests a second")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
     logging.getLogger("tenon.serving").setLevel(logging.ERROR)
-
-    def given(name: str, usual: float) -> float:
-        return float(sys.argv[sys.argv.index(name) + 1]) if name in sys.argv else usual
-
-    day = Day(hours=given("--hours", 24.0), peak_per_s=given("--peak", 3.0), seed=int(given("--seed", 0)))
+    day = Day(hours=asked.hours, peak_per_s=asked.peak, seed=asked.seed)
     began = time.perf_counter()
     played = play(day)
     show(*told(day, played, time.perf_counter() - began), machine())

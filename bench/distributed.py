@@ -8,7 +8,6 @@ included; on a crowded machine that is mostly waiting for a core, so processor t
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -96,9 +95,7 @@ def both(ranks: Any, out: str) -> None:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--record", action="store_true")
-    parser.parse_args()
+    measure.options(__doc__).parse_args()
     measure.needs("torch", "safetensors")
     from tenon.training.launch import launch
     from tenon.training.target import Target

@@ -10,7 +10,6 @@ that peer is left out. The last table examines a year of weekly windows, the fir
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -113,8 +112,7 @@ def year() -> tuple[float, float, int]:
 
 def main() -> None:
     """Run everything and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--record", action="store_true", help="append to bench/RESULTS.md")
+    parser = measure.options(__doc__)
     parser.add_argument("--evidently", default="", help="a Python that has Evidently")
     options = parser.parse_args()
     reference, other = table(0), table(1, 0.5)

@@ -280,6 +280,7 @@ def state_table(frames: dict[str, pl.DataFrame]) -> str:
 
 def main() -> None:
     """Print the tables."""
+    measure.options(__doc__).parse_args()
     facts, rows = data()
     parts = [*joins(facts, rows), *online(facts, rows), measure.machine("tenon", "polars", "duckdb", "numpy")]
     measure.show(*parts)

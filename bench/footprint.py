@@ -48,6 +48,7 @@ def milliseconds(command: list[str]) -> float:
 
 def main() -> None:
     """Install into a fresh environment and print the table."""
+    measure.options(__doc__).parse_args()
     with tempfile.TemporaryDirectory(prefix="tenon-footprint-") as folder:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         python = f"{folder}/bin/python"

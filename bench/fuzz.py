@@ -394,7 +394,7 @@ def _add(whole: Told, told: Told, kinds: Counter[str], folder: Path, kept: Path,
 
 def main() -> None:
     """Fuzz, and tell."""
-    parser = argparse.ArgumentParser(description="Hostile inputs against the promises of ingest.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2_000, help="how many inputs")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=3_600.0, help="give out no more after so long")

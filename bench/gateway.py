@@ -24,6 +24,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import measure
+from measure import free_port
 
 REPLICA = """
 import sys, uvicorn
@@ -40,13 +41,6 @@ ASK = b"POST /predict/m HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\
     len(ROW),
     ROW,
 )
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @contextmanager
@@ -113,7 +107,9 @@ def turns(ports: dict[str, int], connections: int, rounds: int, each: int) -> di
 
 def main() -> None:
     """Print the table."""
-    quick = "--quick" in sys.argv
+    parser = measure.options(__doc__)
+    parser.add_argument("--quick", action="store_true", help="a third of the rounds")
+    quick = parser.parse_args().quick
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         replica, gateway = free_port(), free_port()
         stack.enter_context(running([sys.executable, "-c", REPLICA, str(replica)], replica, Path(scratch)))

@@ -16,7 +16,6 @@ of step.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import random
 import shutil
@@ -208,8 +207,7 @@ def compared(torch: Any, name: str, kind: str, *, rows: int) -> list[str]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--record", action="store_true")
+    parser = measure.options(__doc__)
     parser.add_argument("--only", default="", help="one of the kinds: bare, losses, watched, all")
     parser.add_argument("--model", default="", help=f"one of {', '.join(MODELS)}")
     parser.add_argument("--rows", type=int, default=0, help="of a batch, instead of those of a ten-millisecond step")

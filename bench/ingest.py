@@ -13,9 +13,7 @@ against the truth that mess.py keeps. `--clean` leaves the broken file out.
 
 from __future__ import annotations
 
-import argparse
-import os
-import resource
+import json
 import shutil
 import subprocess
 import sys
@@ -49,12 +47,39 @@ POLARS = (
 TENON = "import sys; from tenon.cli import main; sys.exit(main())"
 
 
+STARTER = (
+    "import json, os, subprocess, sys\n"
+    "for line in sys.stdin:\n"
+    "    process = subprocess.Popen(json.loads(line), stdout=subprocess.DEVNULL)\n"
+    "    _, status, used = os.wait4(process.pid, 0)\n"
+    "    print(json.dumps([status, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]), flush=True)"
+)
+
+
+class Starter:
+    """A small process that starts the candidates: a process begins with the peak of the one that started it."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", STARTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __call__(self, command: list[str]) -> tuple[int, float, float]:
+        """Run a command to its end; returns its status, its processor seconds and its peak in MB."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+        status, cpu, peak = json.loads(self._process.stdout.readline())
+        return status, cpu, peak
+
+
 @dataclass(slots=True)
 class Alone:
     """A candidate in a process of its own, and what it took: processor seconds and MB of memory, of each run."""
 
     code: str
     target: Path
+    starter: Starter
     options: tuple[str, ...] = ()
     cpu: list[float] = field(default_factory=list)
     peak: list[float] = field(default_factory=list)
@@ -63,31 +88,27 @@ class Alone:
         shutil.rmtree(self.target.parent, ignore_errors=True)
         self.target.parent.mkdir()
         command = [sys.executable, "-c", self.code, *self.options]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        assert process.returncode == 0, command
-        self.cpu.append(used.ru_utime + used.ru_stime)
-        self.peak.append(used.ru_maxrss / 1024)
+        status, cpu, peak = self.starter(command)
+        assert status == 0, command
+        self.cpu.append(cpu)
+        self.peak.append(peak)
 
     def row(self, name: str) -> list[Any]:
         """Return a row of the table of what was taken and written."""
         cpu = sorted(self.cpu[1:])[len(self.cpu[1:]) // 2]
-        # A process begins with the peak of the one that started it, which made the file.
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        peak = f"{max(self.peak):.0f}" if max(self.peak) > own else f"at most {own:.0f}"
-        return [name, f"{cpu:.2f}", peak, f"{self.target.stat().st_size / 1e6:.1f}"]
+        return [name, f"{cpu:.2f}", f"{max(self.peak):.0f}", f"{self.target.stat().st_size / 1e6:.1f}"]
 
 
 def alone(path: Path, folder: Path) -> dict[str, Alone]:
     """Return every candidate for the clean file."""
     targets = [folder / name / "mess.parquet" for name in ("default", "duckdb", "polars", "tenon")]
     given = (str(path), str(targets[0]))
+    starter = Starter()
     return {
-        "DuckDB COPY as it comes (snappy)": Alone(DUCKDB, targets[0], (*given, "(format parquet)")),
-        "DuckDB COPY, zstd level 1": Alone(DUCKDB, targets[1], (given[0], str(targets[1]), COPY)),
-        "Polars sink_parquet, zstd level 1": Alone(POLARS, targets[2], (given[0], str(targets[2]))),
-        "tenon ingest": Alone(TENON, targets[3], ("ingest", given[0], "-o", str(targets[3].parent))),
+        "DuckDB COPY as it comes (snappy)": Alone(DUCKDB, targets[0], starter, (*given, "(format parquet)")),
+        "DuckDB COPY, zstd level 1": Alone(DUCKDB, targets[1], starter, (given[0], str(targets[1]), COPY)),
+        "Polars sink_parquet, zstd level 1": Alone(POLARS, targets[2], starter, (given[0], str(targets[2]))),
+        "tenon ingest": Alone(TENON, targets[3], starter, ("ingest", given[0], "-o", str(targets[3].parent))),
     }
 
 
@@ -111,12 +132,11 @@ def scored(name: str, truth: Path, loaded: Path) -> list[Any]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser()
+    parser = measure.options(__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clean", action="store_true")
-    parser.add_argument("--record", action="store_true")
-    args = parser.parse_args(sys.argv[1:])
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tenon-bench-") as name:
         folder = Path(name)
         clean = mess.make(folder / "clean", args.rows, broken=0.0, framing=False)

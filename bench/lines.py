@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "tenon"
 
 def main() -> None:
     """Print the meters of the house."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     rooms: Counter[str] = Counter()
     long_modules, long_functions = [], []
     for path in sorted(PACKAGE.rglob("*.py")):

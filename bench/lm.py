@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -135,7 +134,9 @@ def first_token(folder: Path) -> str:
 
 
 if __name__ == "__main__":
+    parser = measure.options(__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, help="an exported model")
+    asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        given = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-        where = Path(given[0]) if given else random_export(Path(scratch))
+        where = asked.folder or random_export(Path(scratch))
         measure.show("## Language model engine", measure.machine("torch", "numpy"), speed(where), first_token(where))

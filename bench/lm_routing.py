@@ -17,7 +17,6 @@ import http.client
 import json
 import os
 import random
-import socket
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import measure
+from measure import free_port
 
 measure.needs("torch", "safetensors")
 
@@ -51,13 +51,6 @@ class Talked:
     said: dict[int, str] = field(default_factory=dict)
     cached: int = 0
     prompt: int = 0
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @contextmanager
@@ -194,10 +187,13 @@ def table(folder: Path, bundle: Bundle, pages: int, repeats: int) -> str:
 
 
 if __name__ == "__main__":
+    parser = measure.options(__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, help="an exported model")
+    parser.add_argument("--quick", action="store_true", help="each policy once")
+    asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        given = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-        where = Path(given[0]).resolve() if given else worded(random_export(Path(scratch)))
+        where = asked.folder.resolve() if asked.folder else worded(random_export(Path(scratch)))
         opened = Bundle.open(where)
-        count = 1 if "--quick" in sys.argv else 2
+        count = 1 if asked.quick else 2
         parts = [table(where, opened, pages, count) for pages in (100, 260)]
         measure.show(*parts, measure.machine("torch"))

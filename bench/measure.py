@@ -8,10 +8,12 @@ cannot be run without something ends with such a line (`needs`).
 
 from __future__ import annotations
 
+import argparse
 import gc
 import platform
 import resource
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -23,6 +25,13 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
+
+
+def options(said: str | None) -> argparse.ArgumentParser:
+    """Return a script's parser: `--help` shows its docstring, and `--record` is known."""
+    parser = argparse.ArgumentParser(description=said, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", action="store_true", help="append what was measured to bench/RESULTS.md")
+    return parser
 
 
 def has(peer: str) -> bool:
@@ -78,6 +87,13 @@ def rows(title: str, header: Sequence[str], values: Sequence[Sequence[Any]]) -> 
     lines = [f"### {title}", "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(str(value) for value in row) + " |" for row in values]
     return "\n".join(lines)
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
 
 
 def machine(*packages: str) -> str:

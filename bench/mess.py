@@ -426,7 +426,7 @@ def judge(truth: Path, loaded: pl.DataFrame) -> Score:
 
 def main() -> None:
     """Make a mess from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--broken", type=float, default=5.0, help="percent of rows")

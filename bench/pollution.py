@@ -16,7 +16,6 @@ to the score, but they are not wrong.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import shutil
@@ -417,14 +416,13 @@ def judge(variants: Iterator[Variant], loader: Loader) -> dict[str, Tally]:
 
 def main() -> None:
     """Score our reading of every variant, and print the families with what was missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = measure.options(__doc__)
     parser.add_argument("--tables", default="")
     parser.add_argument("--every", type=int, default=7)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--height", type=int, default=30)
     parser.add_argument("--match", default="")
     parser.add_argument("--misses", type=int, default=0)
-    parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
     wanted = set(filter(None, args.tables.split(",")))
     chosen = [one for one in tables(args.seed, args.height) if not wanted or one.name in wanted]

@@ -14,7 +14,6 @@ left out, cells as spelt. Subjects, locales and sizes are drawn by a seeded gene
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -690,14 +689,13 @@ def one(frame: Frame, rng: Random, number: int) -> Variant:
 
 def main() -> None:
     """Score our reading of the files (and that of peers) by frame."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = measure.options(__doc__)
     parser.add_argument("--files", type=int, default=1440)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kinds", default="")
     parser.add_argument("--misses", type=int, default=0)
     parser.add_argument("--dump", type=int, default=-1, help="print file number N and end")
     parser.add_argument("--peers", action="store_true")
-    parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
     made = list(files(args.files, args.seed, frozenset(filter(None, args.kinds.split(",")))))
     if args.dump >= 0:

@@ -114,6 +114,7 @@ def forms(what: str, compiled: model.Compiled, data: training.Data) -> str:
 
 def main() -> None:
     """Print the tables."""
+    measure.options(__doc__).parse_args()
     data = make_data()
     fitted = train(data)
     compiled = model.compile(fitted, data)

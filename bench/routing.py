@@ -23,7 +23,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from measure import machine, rows, show
+from measure import machine, options, rows, show
 
 from tenon.serving.route import Need, Router, Routing
 from tenon.serving.shape import shaped
@@ -109,16 +109,20 @@ def decisions(count: int) -> str:
 
 def main() -> None:
     """Print the tables."""
-    quick = "--quick" in sys.argv
-    paths = [word for word in sys.argv[1:] if not word.startswith("--")]
-    traces = {Path(path).name: read_trace(Path(path)) for path in paths} or {
+    parser = options(__doc__)
+    parser.add_argument("trace", nargs="*", type=Path)
+    parser.add_argument("--quick", action="store_true", help="one seed, and a tenth of the decisions")
+    asked = parser.parse_args()
+    traces = {path.name: read_trace(path) for path in asked.trace} or {
         "synthetic chats": list(shaped("chats", seconds=600, per_s=25)),
         "synthetic agents": list(shaped("agents", seconds=600, per_s=60)),
     }
     parts = [
-        policies(name, trace, blocks, 1 if quick else 5) for name, trace in traces.items() for blocks in (6_000, 1_500)
+        policies(name, trace, blocks, 1 if asked.quick else 5)
+        for name, trace in traces.items()
+        for blocks in (6_000, 1_500)
     ]
-    show(*parts, decisions(2_000 if quick else 20_000), machine())
+    show(*parts, decisions(2_000 if asked.quick else 20_000), machine())
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ of quiet rounds (the least quarter of what the rounds had at the 99th percentile
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -32,7 +33,10 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 sys.path.insert(0, str(Path(__file__).parent))
 
-NAMES = [f"x{number}" for number in range(20)]
+import measure
+import serving_peers
+from serving_peers import NAMES
+
 CONNECTIONS = 32
 
 
@@ -103,21 +107,10 @@ def serve_bare(folder: Path, kind: str) -> None:
     """Serve the same model with nothing around it."""
     import socket
 
-    import msgspec
     import uvicorn
 
     if kind == "onnx":
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        session = onnxruntime.InferenceSession(folder / "model.onnx", options)
-        manifest = json.loads((folder / "manifest.json").read_text())
-        name, column, given = manifest["output"]["name"], manifest["output"]["column"], session.get_inputs()[0].name
-
-        def score(row: dict[str, float]) -> float:
-            found = session.run([name], {given: np.array([[row[name] for name in NAMES]], np.float32)})[0]
-            return float(found.reshape(1, -1)[0, column])
+        score = serving_peers.scorer(folder)
     else:
         import lightgbm
 
@@ -126,23 +119,19 @@ def serve_bare(folder: Path, kind: str) -> None:
         def score(row: dict[str, float]) -> float:
             return float(booster.predict(np.array([[row[name] for name in NAMES]]), num_threads=1)[0])
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        body, more = b"", True
-        while more:
-            message = await receive()
-            body, more = body + message["body"], message["more_body"]
-        answer = msgspec.json.encode({"score": score(msgspec.json.decode(body))})
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": answer})
-
     # The protocol is named so that asyncio turns Nagle's algorithm off, as it does for uvicorn's own sockets.
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.bind(("127.0.0.1", 0))
     sock.listen(2048)
     print(f"http://127.0.0.1:{sock.getsockname()[1]}/", flush=True)
     config = uvicorn.Config(
-        app, loop="asyncio", http="httptools", lifespan="off", log_level="error", access_log=False, proxy_headers=False
+        serving_peers.asgi(score),
+        loop="asyncio",
+        http="httptools",
+        lifespan="off",
+        log_level="error",
+        access_log=False,
+        proxy_headers=False,
     )
     uvicorn.Server(config).run(sockets=[sock])
 
@@ -273,21 +262,16 @@ def lines(found: dict[str, list[Figures]]) -> list[list[str]]:
     ]
 
 
-def peers_given(arguments: list[str]) -> dict[str, str]:
+def pythons(asked: argparse.Namespace) -> dict[str, str]:
     """Return the Python of each peer that was named."""
-    found: dict[str, str] = {}
-    for place, word in enumerate(arguments):
-        if word == "--peers":
-            found |= dict.fromkeys(PEERS, arguments[place + 1])
-        elif word == "--peer":
-            name, _, python = arguments[place + 1].partition("=")
-            found[name] = python
-    return found
+    return (dict.fromkeys(PEERS, asked.peers) if asked.peers else {}) | dict(one.split("=", 1) for one in asked.peer)
 
 
-def beside_peers(servers: dict[str, Server], folder: Path, rounds: int, row: dict[str, Any]) -> list[list[str]]:
+def beside_peers(
+    servers: dict[str, Server], folder: Path, rounds: int, row: dict[str, Any], given: dict[str, str]
+) -> list[list[str]]:
     """Measure each peer in turns with the bare app and tenon; a peer is up only meanwhile."""
-    given, found = peers_given(sys.argv), []
+    found = []
     for name, title in PEERS.items():
         if name not in given:
             print(f"left out: {title}; give --peer {name}=PYTHON", file=sys.stderr)
@@ -305,12 +289,9 @@ def beside_peers(servers: dict[str, Server], folder: Path, rounds: int, row: dic
     return found
 
 
-def main() -> None:
+def main(quick: bool, peers: dict[str, str]) -> None:
     """Start every candidate, ask in turns, and show the tables."""
-    import measure
-
     measure.needs("lightgbm", "onnx", program="wrk")  # the extra `train`, and the Debian package wrk
-    quick = "--quick" in sys.argv
     rounds = 4 if quick else 16
     rng = np.random.default_rng(3)
     values = {name: round(float(value), 4) for name, value in zip(NAMES, rng.normal(size=len(NAMES)), strict=True)}
@@ -331,7 +312,7 @@ def main() -> None:
                 found = turns(servers, times, 2, connections)
                 tables.append(measure.rows(title, header, lines(found)))
             servers.pop("bare, LightGBM").end()
-            compared = beside_peers(servers, folder, 2 if quick else 4, values)
+            compared = beside_peers(servers, folder, 2 if quick else 4, values, peers)
             if compared:
                 title = f"The same beside other servers, {CONNECTIONS} connections: each with those it took turns with"
                 tables.append(measure.rows(title, ["with", *header], compared))
@@ -345,10 +326,15 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if "--serve" in sys.argv:
-        place = sys.argv.index("--serve")
-        main_of(sys.argv[place + 1], Path(sys.argv[place + 2]))
+    parser = measure.options(__doc__)
+    parser.add_argument("--quick", action="store_true", help="a quarter of the rounds")
+    parser.add_argument("--peers", metavar="PYTHON", help="a Python that has all the peers")
+    parser.add_argument("--peer", metavar="NAME=PYTHON", action="append", default=[], help=", ".join(PEERS))
+    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)  # be a candidate, in a process of its own
+    asked = parser.parse_args()
+    if asked.serve:
+        main_of(asked.serve[0], Path(asked.serve[1]))
     else:
         started = time.perf_counter()
-        main()
+        main(asked.quick, pythons(asked))
         print(f"\n{time.perf_counter() - started:.0f} s", file=sys.stderr)

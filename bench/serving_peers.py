@@ -9,16 +9,19 @@ log, no telemetry, one worker.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from measure import free_port
 
 FOLDER = Path(os.environ.get("TENON_BENCH_FOLDER", "."))
 NAMES = [f"x{number}" for number in range(20)]
@@ -42,13 +45,6 @@ def scorer(folder: Path) -> Any:
     return score
 
 
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 def tell(url: str) -> threading.Thread:
     """Print the URL once the server answers a prediction, from a thread that then ends."""
 
@@ -69,11 +65,9 @@ def tell(url: str) -> threading.Thread:
     return thread
 
 
-def asgi(folder: Path) -> Any:
-    """Return the bare ASGI app."""
+def asgi(score: Callable[[dict[str, float]], float]) -> Any:
+    """Return the bare ASGI app around a function from a row to its score."""
     import msgspec
-
-    score = scorer(folder)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -101,7 +95,7 @@ def granian(folder: Path) -> None:
 
     port = free_port()
     tell(f"http://127.0.0.1:{port}/")
-    server = Server(asgi(folder), address="127.0.0.1", port=port, interface=Interfaces.ASGI, log_enabled=False)
+    server = Server(asgi(scorer(folder)), address="127.0.0.1", port=port, interface=Interfaces.ASGI, log_enabled=False)
     import asyncio
 
     asyncio.run(server.serve())
@@ -157,4 +151,8 @@ def bentoml(folder: Path) -> None:
 PEERS = {"granian": granian, "litserve": litserve, "bentoml": bentoml, "ray": ray}
 
 if __name__ == "__main__":
-    PEERS[sys.argv[1]](Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=PEERS)
+    parser.add_argument("folder", type=Path)
+    asked = parser.parse_args()
+    PEERS[asked.name](asked.folder)

@@ -67,6 +67,7 @@ def datasketches(frame: pl.DataFrame) -> int:
 
 def main() -> None:
     """Print the tables."""
+    measure.options(__doc__).parse_args()
     frame = table(0)
     builders: dict[str, Callable[[], Any]] = {"tenon profile": lambda: profile(frame)}
     if measure.has("datasketches"):

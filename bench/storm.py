@@ -35,6 +35,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import measure
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
@@ -655,12 +656,11 @@ def well(url: str, seen: Seen) -> dict[str, float]:
 
 def main() -> None:
     """Start the server, send the storm, and tell."""
-    parser = argparse.ArgumentParser()
+    parser = measure.options(__doc__)
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--record", action="store_true")
     asked = parser.parse_args()
     seen, memory = Seen(), []
     with tempfile.TemporaryDirectory() as temp, (Path(temp) / "log").open("w+b") as log:
@@ -716,9 +716,6 @@ def main() -> None:
 
 def show(told: dict[str, Any]) -> None:
     """Print, and with --record keep, the tables."""
-    sys.path.insert(0, str(Path(__file__).parent))
-    import measure
-
     memory = " / ".join(f"{told[name]:.0f}" for name in ("begun_mb", "middle_mb", "peak_mb", "left_mb"))
     five = sum(count for status, count in told["statuses"].items() if status >= 500)
     rows = [

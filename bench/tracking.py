@@ -9,7 +9,6 @@ last of them is durable. The naive baseline is what a person writes first: an IN
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sqlite3
@@ -176,9 +175,8 @@ def stalls() -> str:
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser()
+    parser = measure.options(__doc__)
     parser.add_argument("--mlflow", help="a Python that has MLflow installed")
-    parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args()
     if not arguments.mlflow:
         print("left out: MLflow (name a Python that has it with --mlflow)", file=sys.stderr)

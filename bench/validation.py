@@ -189,6 +189,7 @@ def states() -> dict[str, pl.DataFrame]:
 
 def main() -> None:
     """Print the tables."""
+    measure.options(__doc__).parse_args()
     found: dict[str, Callable[[pl.DataFrame], tuple[int, int]]] = {"tenon": tenon, "naive Polars filter": naive}
     if measure.has("dataframely"):
         found["dataframely"] = dataframely()
