@@ -20,6 +20,8 @@ from tenon.config import EngineConfig
 from tenon.errors import ConfigError, InputError, TenonError, UsageError
 from tenon.limits import EngineLimits
 
+from .waiting import eventually
+
 JOBS = """
     import os, signal, sys, time
     from pathlib import Path
@@ -254,18 +256,11 @@ def test_a_worker_does_not_outlive_its_parent(jobs: str, tmp_path: Path) -> None
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], env=environment)
-    until(lambda: file.exists() and bool(file.read_text()))
+    assert eventually(lambda: file.exists() and bool(file.read_text()))
     parent.kill()
     parent.wait()
     worker = int(file.read_text())
-    until(lambda: not alive(worker))
-
-
-def until(condition: Any) -> None:
-    deadline = time.monotonic() + 10.0
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    assert eventually(lambda: not alive(worker))
 
 
 def alive(pid: int) -> bool:

@@ -8,10 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from ..waiting import eventually
 
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "NO_COLOR": "1"}
 
@@ -136,9 +137,7 @@ def test_lost_blobs_are_said_and_the_next_run_brings_them_back(shop: Path, tmp_p
 def test_a_run_that_is_interrupted_says_so_and_the_next_one_goes_on(shop: Path) -> None:
     shutil.rmtree(shop / ".tenon")
     child = start("run", shop)
-    until = time.monotonic() + 30
-    while not (shop / ".tenon" / "tenon.db").exists() and time.monotonic() < until:
-        time.sleep(0.01)
+    eventually((shop / ".tenon" / "tenon.db").exists, 30)
     child.send_signal(signal.SIGINT)
     _, said = child.communicate(timeout=60)
     assert child.returncode == 130 and "interrupted" in said and "Traceback" not in said, said

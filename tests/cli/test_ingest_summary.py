@@ -14,7 +14,6 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ import pytest
 
 from tenon.cli.output import fitted, harmless, short, wide
 from tenon.cli.summary import summary
+
+from ..waiting import eventually
 
 TENON = [sys.executable, "-m", "tenon"]
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "NO_COLOR": "1"}
@@ -205,9 +206,7 @@ def test_an_interrupted_ingest_says_so_and_goes_on_from_there(large: Path, tmp_p
     child = subprocess.Popen(
         [*TENON, "ingest", large, "--out", tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV
     )
-    until = time.monotonic() + 60
-    while not any(tmp_path.glob(".large.ingest/parts-*/0*.json")) and time.monotonic() < until:
-        time.sleep(0.005)
+    eventually(lambda: any(tmp_path.glob(".large.ingest/parts-*/0*.json")), 60, every=0.005)
     child.send_signal(signal.SIGINT)
     out, said = child.communicate(timeout=60)
     assert child.returncode == 130 and out == b"", said

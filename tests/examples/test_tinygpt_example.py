@@ -19,6 +19,8 @@ import pytest
 
 from tenon.store import Store
 
+from ..script import loaded
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "tinygpt" / "train.py"
 
 
@@ -26,12 +28,7 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "tinygpt" / "train.py"
 def tinygpt() -> ModuleType:
     if find_spec("torch") is None or find_spec("safetensors") is None:
         pytest.skip("extra 'torch' is not installed")
-    spec = importlib.util.spec_from_file_location("tinygpt_train", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    sys.path.insert(0, str(SCRIPT.parent))  # as for any script: its own modules lie beside it
-    module = sys.modules["tinygpt_train"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded("examples/tinygpt/train.py")
 
 
 @pytest.fixture(scope="module")

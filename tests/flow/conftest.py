@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,8 @@ import pytest
 
 from tenon.flow import Outcome, Work, begin
 from tenon.flow import run as run_project
+
+from ..store.conftest import postgres, s3  # noqa: F401 - the same servers as the store's own tests start
 
 
 @pytest.fixture(scope="session")
@@ -56,14 +57,3 @@ def again(folder: Path) -> Outcome:
         return run_project(work)
     finally:
         work.store.close()
-
-
-# ── servers of a team ────────────────────────────────────────────────────────────────────────────────────────────────
-
-_spec = importlib.util.spec_from_file_location(
-    "tenon_tests_servers", Path(__file__).parents[1] / "store" / "conftest.py"
-)
-assert _spec is not None and _spec.loader is not None
-_servers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_servers)
-postgres, s3 = _servers.postgres, _servers.s3  # the same servers as the store's own tests start

@@ -10,12 +10,12 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from contextlib import closing
 from pathlib import Path
 
 from tenon.flow import Work, promote
 
+from ..waiting import eventually
 from .conftest import again, edit
 
 ROW = {"invoice": 9001, "customer": "C001", "amount": 1200.5, "sent": "2025-10-02T10:00:00"}
@@ -90,9 +90,7 @@ def test_a_running_service_takes_up_a_promotion_and_no_request_is_dropped(shop: 
             thread.start()
         edit(shop, 'train="logistic"', 'seed=5, train="logistic"')
         second = again(shop).models[0].version
-        until = time.monotonic() + 30
-        while answers[-1][1] != second and time.monotonic() < until:
-            time.sleep(0.05)
+        eventually(lambda: answers[-1][1] == second, 30, every=0.05)
     finally:
         stop.set()
         for thread in asking:

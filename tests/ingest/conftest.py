@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,8 @@ import polars as pl
 import pytest
 
 from tenon.ingest import Ingested, Job, ingest
+
+from ..script import loaded
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,4 @@ def read(tmp_path: Path) -> Read:
 @pytest.fixture(scope="module")
 def mess() -> ModuleType:
     """The generator, loaded from bench/."""
-    path = Path(__file__).parents[2] / "bench" / "mess.py"
-    spec = importlib.util.spec_from_file_location("tenon_bench_mess", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return loaded("bench/mess.py")

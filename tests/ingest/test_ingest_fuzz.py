@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
-import sys
 import tempfile
 from pathlib import Path
 from types import ModuleType
@@ -19,30 +17,20 @@ from tenon.errors import InputError
 from tenon.ingest import Job, ingest
 from tenon.limits import IngestLimits
 
+from ..script import loaded
 from .conftest import Read
-
-BENCH = Path(__file__).parents[2] / "bench"
-
-
-def loaded(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
 def hostile() -> ModuleType:
     """The generator of inputs."""
-    return loaded("hostile")
+    return loaded("bench/hostile.py")
 
 
 @pytest.fixture(scope="module")
 def fuzz(hostile: ModuleType) -> ModuleType:
     """The promises held against them."""
-    return loaded("fuzz")
+    return loaded("bench/fuzz.py")
 
 
 @pytest.mark.parametrize("first", range(0, 200, 50))

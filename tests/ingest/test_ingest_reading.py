@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import importlib.util
 import lzma
-import sys
 from datetime import date, datetime
 from pathlib import Path
 from types import ModuleType
@@ -22,33 +20,20 @@ from tenon.ingest.clean import clean
 from tenon.ingest.values import learn
 from tenon.limits import IngestLimits
 
+from ..script import loaded
 from .conftest import Read, read_back
-
-BENCH = Path(__file__).parents[2] / "bench"
-
-
-def _loaded(name: str) -> ModuleType:
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
 def pollution() -> ModuleType:
     """The generator of polluted tables, with the judge."""
-    _loaded("measure")
-    return _loaded("pollution")
+    return loaded("bench/pollution.py")
 
 
 @pytest.fixture(scope="module")
-def portals(pollution: ModuleType) -> ModuleType:
+def portals() -> ModuleType:
     """The generator of files of portals."""
-    return _loaded("portals")
+    return loaded("bench/portals.py")
 
 
 def test_pollutions_are_read_exactly_and_what_is_not_waits(pollution: ModuleType) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
@@ -13,16 +12,14 @@ import pytest
 from tenon import __version__
 from tenon.cli import COMMANDS, tenon
 
+from ..script import loaded
+
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def docs() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tenon_docs", ROOT / "scripts" / "docs.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded("scripts/docs.py")
 
 
 @pytest.mark.parametrize("name", ["cli.md", "configuration.md", "findings/README.md"])

@@ -15,6 +15,8 @@ from tenon.serving import Bounds, Evidence, Seams, Service, Settings, Trial, jud
 from tenon.serving.trial import Side, interval
 from tenon.store import Store
 
+from ..waiting import eventually
+
 QUICK = Settings(poll_s=0.02, judged_s=0.05)
 
 
@@ -55,16 +57,8 @@ class Slow:
         return found
 
 
-def wait_for(what: Callable[[], bool]) -> None:
-    for _ in range(500):
-        if what():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not happen within 5 s")
-
-
 def begun(ask: Any) -> None:
-    wait_for(lambda: b"tenon_trial_requests{" in ask("GET", "/metrics").raw)
+    assert eventually(lambda: b"tenon_trial_requests{" in ask("GET", "/metrics").raw, 5)
 
 
 def canary(share: float, **bounds: float) -> Trial:
@@ -131,7 +125,7 @@ def test_a_canary_that_fails_loses_no_answer_and_is_rolled_back_by_itself(start:
         answer = ask.predict(flights.ASK, {"x-route-key": str(number)})
         statuses.append((answer.status, answer.json["version"]))
     assert set(statuses) == {(200, "v1")}
-    wait_for(lambda: any(body["ended"] for body in glue.judged))
+    assert eventually(lambda: any(body["ended"] for body in glue.judged), 5)
     (last,) = [body for body in glue.judged if body["ended"]]
     assert last["verdict"]["answer"] == "bad" and "failed" in last["verdict"]["why"]
     time.sleep(0.1)
@@ -148,7 +142,7 @@ def test_a_canary_that_decides_otherwise_is_rolled_back_with_its_agreement(start
         if any(body["ended"] for body in glue.judged):
             break
         time.sleep(0.005)
-    wait_for(lambda: any(body["ended"] for body in glue.judged))
+    assert eventually(lambda: any(body["ended"] for body in glue.judged), 5)
     assert "0.00 % agree" in glue.judged[-1]["verdict"]["why"]
 
 
@@ -168,7 +162,7 @@ def test_a_shadow_scores_along_and_its_verdict_is_good_when_it_is_the_same(start
     for _ in range(60):
         assert ask.predict(flights.ASK).json["version"] == "v1"
         time.sleep(0.004)
-    wait_for(lambda: bool(glue.judged) and glue.judged[-1]["evidence"]["compared"] >= 20)
+    assert eventually(lambda: bool(glue.judged) and glue.judged[-1]["evidence"]["compared"] >= 20, 5)
     verdict = glue.judged[-1]["verdict"]
     assert verdict["checks"][0]["answer"] == "good"
     assert verdict["told"]["largest_difference"] == 0
@@ -191,7 +185,7 @@ def test_a_slow_shadow_slows_no_answer_and_what_it_cannot_do_is_dropped_and_coun
         assert ask.predict(flights.ASK).status == 200
         took.append(time.perf_counter() - began)
     assert sum(each > 0.15 for each in took) <= 3, "a slow candidate would show in each, another process in a few"
-    wait_for(lambda: bool(glue.judged) and glue.judged[-1]["evidence"]["dropped"] > 0)
+    assert eventually(lambda: bool(glue.judged) and glue.judged[-1]["evidence"]["dropped"] > 0, 5)
 
 
 def test_facts_reach_the_candidate_too(start: Any, flights: Any, store: Store) -> None:
@@ -213,7 +207,7 @@ def test_a_trial_goes_on_where_an_earlier_process_stopped(start: Any, flights: A
     trial = Trial(id="t1", model="late", version="v2", kind="shadow", evidence=earlier.to_dict())
     glue = Glue(flights.make_service, trial)
     start(seams=glue.seams(), settings=QUICK)
-    wait_for(lambda: bool(glue.judged))
+    assert eventually(lambda: bool(glue.judged), 5)
     assert glue.judged[-1]["evidence"]["base"]["requests"] == 500
     assert Evidence.from_dict(earlier.to_dict()) == earlier
 

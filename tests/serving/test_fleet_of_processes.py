@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -30,7 +28,9 @@ from tenon.serving.fleet import LocalFleet, Machine
 from tenon.serving.gateway import Gateway
 from tenon.serving.scale import Scaling, Starts
 
-BENCH = Path(__file__).parents[2] / "bench"
+from ..script import loaded
+from ..waiting import eventually
+
 REPLICA = """
 import asyncio, os, sys
 async def serve(reader, writer):
@@ -72,16 +72,6 @@ def fleet_of(url: str) -> Any:
     return json.loads(ask(url, "GET", "/replicas")[1])["fleet"]
 
 
-def eventually(check: Callable[[], Any], seconds: float = 20.0) -> Any:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        found = check()
-        if found:
-            return found
-        time.sleep(0.05)
-    return check()
-
-
 # ── real processes ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -109,11 +99,11 @@ def test_it_grows_from_nothing_under_load_replaces_the_killed_and_goes_back_to_n
         threads = [threading.Thread(target=load) for _ in range(6)]
         for thread in threads:
             thread.start()
-        assert eventually(lambda: fleet_of(url)["ready"] == 2)
+        assert eventually(lambda: fleet_of(url)["ready"] == 2, 20, every=0.05)
         victim = int(first[1])
         os.kill(victim, signal.SIGKILL)
-        assert eventually(lambda: {"died"} <= {event["what"] for event in fleet_of(url)["events"]})
-        assert eventually(lambda: fleet_of(url)["ready"] == 2 and len(pids) >= 3)
+        assert eventually(lambda: {"died"} <= {event["what"] for event in fleet_of(url)["events"]}, 20, every=0.05)
+        assert eventually(lambda: fleet_of(url)["ready"] == 2 and len(pids) >= 3, 20, every=0.05)
         stop.set()
         for thread in threads:
             thread.join()
@@ -121,7 +111,7 @@ def test_it_grows_from_nothing_under_load_replaces_the_killed_and_goes_back_to_n
         metrics = ask(url, "GET", "/metrics")[1].decode()
         assert 'tenon_fleet_replicas{state="ready"} 2.0' in metrics
         assert 'tenon_fleet_events_total{what="died"} 1.0' in metrics
-        assert eventually(lambda: fleet_of(url)["ready"] == 0 and not fleet_of(url)["leaving"])
+        assert eventually(lambda: fleet_of(url)["ready"] == 0 and not fleet_of(url)["leaving"], 20, every=0.05)
         assert ask(url)[0] == 200  # and from nothing once more
         left = psutil.Process().children(recursive=True)
     assert not any(process.is_running() and "replica.py" in " ".join(process.cmdline()) for process in left)
@@ -160,7 +150,7 @@ def test_a_killed_gateway_finds_its_replicas_again_and_leaves_none_when_it_does_
         gateway.kill()
         gateway.wait()
         process = psutil.Process(int(pid))
-        assert eventually(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, 15.0)
+        assert eventually(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, 15)
 
 
 def test_two_gateways_do_not_share_a_fleet(tmp_path: Path, replica: str) -> None:
@@ -277,17 +267,8 @@ def test_those_who_wait_for_a_first_replica_are_bounded_in_number_bytes_and_time
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(BENCH))
-    try:
-        spec = importlib.util.spec_from_file_location("tenon_bench_day", BENCH / "day.py")
-        assert spec is not None and spec.loader is not None
-        module = sys.modules["tenon_bench_day"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(BENCH))
-        sys.modules.pop("tenon_bench_day", None)
+def bench() -> ModuleType:
+    return loaded("bench/day.py")
 
 
 def test_a_day_of_traffic_loses_nothing_leaves_nothing_hanging_and_costs_less_than_a_fixed_fleet(

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from tenon.serving import running
 from tenon.serving.admission import Gate, Quota
 from tenon.serving.gateway import Gateway
 from tenon.serving.replica import Within, connect
+
+from ..waiting import eventually
 
 REPLICA = """
 import asyncio, json, sys, os
@@ -229,7 +231,7 @@ def test_a_replica_killed_under_load_fails_no_request_and_is_used_again_when_it_
         assert set(statuses) == {200}
         assert {"a", "b"} == set(names) and set(names[-20:]) == {"b"}
         with process("a", delay=0.01, port=int(a.rpartition(":")[2])):
-            assert eventually(lambda: "a" in hammer(url, 0.3)[1])
+            assert eventually(lambda: "a" in hammer(url, 0.3)[1], 8)
 
 
 def test_a_replica_that_hangs_is_found_out_and_its_requests_go_elsewhere() -> None:
@@ -353,11 +355,3 @@ def test_a_gateway_that_comes_back_knows_where_conversations_are(pair: list[str]
     state.write_bytes(b"\x00 broken")
     with gateway(pair, state=state) as url:
         assert ask(url, "POST", "/v1/completions", body(1))[0] == 200
-
-
-def eventually(check: Callable[[], bool], seconds: float = 8.0) -> bool:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if check():
-            return True
-    return False

@@ -19,6 +19,8 @@ from tenon.limits import ServingLimits
 from tenon.serving import Client, Seams, Settings, build_app, running, wire
 from tenon.serving.rpc import _tensors
 
+from ..waiting import eventually
+
 pytestmark = pytest.mark.skipif(
     find_spec("grpc") is None or find_spec("tritonclient") is None,
     reason="grpcio comes with the extra 'grpc', tritonclient with 'dev'",
@@ -168,9 +170,7 @@ def test_what_comes_by_grpc_is_observed_counted_and_costed(start: Any, flights: 
     url, address = start(seams=Seams(tap=tap))
     call(address, "ModelInfer", asked(flights))
     call(address, "ModelInfer", asked(flights, flight=10**6))
-    until = time.monotonic() + 10
-    while sum(len(batch["id"]) for batch in seen) < 2 and time.monotonic() < until:
-        time.sleep(0.02)
+    eventually(lambda: sum(len(batch["id"]) for batch in seen) >= 2)
     assert sorted(error for batch in seen for error in batch["error"]) == ["", "invalid"]
     import urllib.request
 
@@ -304,10 +304,7 @@ def test_calls_in_flight_finish_when_the_service_stops_and_new_ones_are_refused(
         assert gate.entered.wait(10)
         closing = threading.Thread(target=stack.pop_all().close)
         closing.start()
-        until = time.monotonic() + 10
-        while app.ready and time.monotonic() < until:
-            time.sleep(0.01)
-        assert not app.ready and not found
+        assert eventually(lambda: not app.ready) and not found
         gate.open.set()
         closing.join(20)
         asking.join(20)

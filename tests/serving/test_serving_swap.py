@@ -15,6 +15,8 @@ from tenon.errors import MissingError
 from tenon.serving import App, Seams, Service, Settings, build_app, running
 from tenon.store import Store
 
+from ..waiting import eventually
+
 QUICK = Settings(poll_s=0.05)
 
 
@@ -46,24 +48,16 @@ def version_of(ask: Any, flights: Any) -> str:
     return version
 
 
-def wait_for(what: Callable[[], bool]) -> None:
-    for _ in range(400):
-        if what():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not happen within 4 s")
-
-
 def test_the_alias_is_followed_and_each_change_is_recorded(start: Any, flights: Any) -> None:
     alias = Alias(flights.make_service)
     ask = start(seams=alias.seams(), settings=QUICK)
     assert version_of(ask, flights) == "v1"
     alias.version = "v2-better"
-    wait_for(lambda: version_of(ask, flights) == "v2-better")
+    assert eventually(lambda: version_of(ask, flights) == "v2-better", 4)
     assert ask("GET", "/readyz").json["models"] == {"late": "v2-better"}
     assert ask("GET", "/v2/models/late").json["versions"] == ["v2-better"]
     assert ask("GET", "/v2/models/late/versions/v1").status == 404
-    wait_for(lambda: len(alias.events) == 2)
+    assert eventually(lambda: len(alias.events) == 2, 4)
     (_, _, began), (kind, subject, swapped) = alias.events
     assert (kind, subject) == ("serving", "late")
     assert (began["state"], began["version"]) == ("start", "v1")
@@ -78,12 +72,12 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving_and_is_not_t
     alias = Alias(flights.make_service)
     ask = start(seams=alias.seams(), settings=QUICK)
     alias.fails, alias.version = True, "v2"
-    wait_for(lambda: bool(alias.loads))
+    assert eventually(lambda: bool(alias.loads), 4)
     time.sleep(0.3)
     assert alias.loads == ["v2"]
     assert version_of(ask, flights) == "v1"
     alias.fails, alias.version = False, "v3"
-    wait_for(lambda: version_of(ask, flights) == "v3")
+    assert eventually(lambda: version_of(ask, flights) == "v3", 4)
 
 
 def test_no_request_is_dropped_while_versions_change_under_load(start: Any, flights: Any) -> None:
@@ -106,7 +100,7 @@ def test_no_request_is_dropped_while_versions_change_under_load(start: Any, flig
         thread.start()
     for number in range(2, 6):
         alias.version = "v" * number
-        wait_for(lambda: alias.version in scores)
+        assert eventually(lambda: alias.version in scores, 4)
     stop.set()
     for thread in threads:
         thread.join()
@@ -131,7 +125,7 @@ def test_facts_posted_before_during_and_after_a_swap_reach_the_new_version(
     post(20)
     alias.version = "v2"
     post(60)
-    wait_for(lambda: version_of(ask, flights) == "v2")
+    assert eventually(lambda: version_of(ask, flights) == "v2", 4)
     post(20)
     expected = flights.make_service("v2", bias=2.0)
     from datetime import datetime

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from tenon.serving.fleet import LocalFleet
 from tenon.serving.gateway import Gateway
 from tenon.serving.replica import connect
 from tenon.serving.scale import Scaling
+
+from ..waiting import eventually
 
 TOKEN = "the fleet's own"
 COLUMNS = [Column("speed", "float"), Column("load", "float", nullable=True)]
@@ -113,16 +115,6 @@ def ask(
         return answer.status, found, {name.lower(): value for name, value in answer.getheaders()}
     finally:
         connection.close()
-
-
-def eventually(check: Callable[[], Any], seconds: float = 25.0) -> Any:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        found = check()
-        if found:
-            return found
-        time.sleep(0.05)
-    return check()
 
 
 # ── one replica ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -308,19 +300,19 @@ def test_sessions_say_the_same_whoever_drains_and_whoever_dies(tmp_path: Path) -
                 up = [one for one in replicas["replicas"] if one["up"]]
                 return up if replicas["fleet"]["ready"] == len(up) == 2 else []
 
-            assert eventually(ready)
+            assert eventually(ready, 25, every=0.05)
             threads = [threading.Thread(target=client, args=(name, url)) for name in said]
             for thread in threads:
                 thread.start()
-            assert eventually(lambda: min(map(len, said.values())) >= 20)
+            assert eventually(lambda: min(map(len, said.values())) >= 20, 25, every=0.05)
             drained, killed = ready()
             scaler.retire(drained["name"])
-            assert eventually(lambda: "left" in {event.what for event in scaler.events})
+            assert eventually(lambda: "left" in {event.what for event in scaler.events}, 25, every=0.05)
             process = fleet._running[killed["name"]][1]
             os.kill(process.pid, signal.SIGKILL)
             least = min(map(len, said.values()))
-            assert eventually(ready)
-            assert eventually(lambda: min(map(len, said.values())) >= least + 20)
+            assert eventually(ready, 25, every=0.05)
+            assert eventually(lambda: min(map(len, said.values())) >= least + 20, 25, every=0.05)
             stop.set()
             for thread in threads:
                 thread.join()

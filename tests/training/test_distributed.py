@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ from tenon.training.collectives import Begun, compare
 from tenon.training.launch import launch
 from tenon.training.target import Target
 from tenon.training.watchdog import Ended
+
+from ..waiting import eventually
 
 TORCH = pytest.importorskip("torch", reason="the extra 'torch' is not installed")
 SCRIPT = Path(__file__).with_name("several_ranks.py")
@@ -300,11 +301,12 @@ def test_nothing_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
 
     launcher = subprocess.Popen([sys.executable, "-c", outer, str(tmp_path), *command])
     try:
-        wait_for(lambda: len(written()) == 4)  # two ranks, and a child of each in a session of its own
+        # two ranks, and a child of each in a session of its own
+        assert eventually(lambda: len(written()) == 4, 30, every=0.05)
     finally:
         launcher.kill()
         launcher.wait()
-    wait_for(lambda: not any(living(pid) for pid in written()))
+    assert eventually(lambda: not any(living(pid) for pid in written()), 30, every=0.05)
 
 
 def test_two_launches_at_once_meet_in_different_places_and_leave_nothing(tmp_path: Path) -> None:
@@ -348,13 +350,6 @@ def test_the_command_says_on_stdout_only_what_came_of_it(tmp_path: Path) -> None
         wrong = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
         assert wrong.returncode == 2
         assert "expected a script or function to run on processes, or a project's folder" in wrong.stderr
-
-
-def wait_for(what: Any) -> None:
-    end = time.monotonic() + 30
-    while not what():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.05)
 
 
 def living(pid: int) -> bool:

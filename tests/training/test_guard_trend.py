@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -14,21 +11,12 @@ import pytest
 from tenon.errors import TrainingError, UsageError
 from tenon.training import Guard, Plan, Rules
 
-BENCH = Path(__file__).parents[2] / "bench"
+from ..script import loaded
 
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    sys.path.insert(0, str(BENCH))
-    try:
-        spec = importlib.util.spec_from_file_location("tenon_bench_curves", BENCH / "curves.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(BENCH))
+    return loaded("bench/curves.py")
 
 
 def evaluate(guard: Guard, losses: list[float], steps: int = 1_000, *, gains: list[float] | None = None) -> int | None:

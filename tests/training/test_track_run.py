@@ -28,6 +28,8 @@ from tenon.training import track
 from tenon.training.packing import unpack
 from tenon.training.track import Run
 
+from ..waiting import eventually
+
 OFTEN = TrackLimits(flush_s=0.01)
 SELDOM = TrackLimits(flush_s=3600.0)
 
@@ -232,19 +234,12 @@ def test_params_and_findings_reach_the_store_while_the_run_goes_on(store: Store)
     run = Run.start(store, "r", "m", limits=OFTEN)
     run.param(rate=0.1)
     run.finding(Finding(code="training/flat", severity="info", place="run/r", said="nothing more to gain"))
-    until(lambda: track.load(store, "r")["params"] == {"rate": 0.1})
+    assert eventually(lambda: track.load(store, "r")["params"] == {"rate": 0.1})
     assert track.load(store, "r")["findings"][0]["said"] == "nothing more to gain"
     assert track.load(store, "r")["status"] == "running"
     run.finish("stopped", reason="enough")
     run.finish("done")
     assert (track.load(store, "r")["status"], track.load(store, "r")["reason"]) == ("stopped", "enough")
-
-
-def until(condition: Any) -> None:
-    deadline = time.monotonic() + 10.0
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ from tenon.store import Store
 from tenon.watch import Collector
 from tenon.watch.observation import NAMES, decode, encode, frame_of, settled, stack
 
+from ..waiting import eventually
+
 QUICK = WatchLimits(flush_s=0.02, retry_s=0.05, close_s=2.0)
 NOON = datetime(2013, 11, 25, 12)
 
@@ -72,10 +74,7 @@ class TestEveryRowIsKeptOrCounted:
         collector = Collector(store, "late", QUICK)
         try:
             collector.offer(batch())
-            until = time.monotonic() + 5
-            while collector.counts().written == 0 and time.monotonic() < until:
-                time.sleep(0.01)
-            assert collector.counts().written == 3
+            assert eventually(lambda: collector.counts().written, 5) == 3
         finally:
             collector.close()
 
@@ -201,10 +200,8 @@ class TestItOutlivesAFailingStore:
         with blocker.atomic():
             blocker.put("note", "a", {})
             collector.offer(batch(3))
-            until = time.monotonic() + 10
-            while collector.counts().failures == 0 and time.monotonic() < until:
-                time.sleep(0.01)
-            assert collector.counts().failures > 0 and collector.counts().waiting == 3
+            assert eventually(lambda: collector.counts().failures)
+            assert collector.counts().waiting == 3
         collector.close()
         assert collector.counts().written == 3 and collector.counts().balances
         assert read(store)["id"].to_list() == ["r0", "r1", "r2"]

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from tenon.config import ServeConfig
 from tenon.serving import Settings
 
+from ...waiting import eventually
+
 openai = pytest.importorskip("openai", reason="openai, a package of `dev`, is not installed")
 Serve = Callable[..., str]
 
@@ -254,16 +256,17 @@ def raw(url: str, body: dict[str, Any]) -> socket.socket:
     return sock
 
 
+def idle(url: str) -> bool:
+    return metric(url, "tenon_lm_running") + metric(url, "tenon_lm_waiting") == 0
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_reader_that_vanishes_is_taken_out_of_the_batch(serve_tiny: Serve, stream: bool) -> None:
     url = serve_tiny(batch=2)
     how = {"model": "tiny", "prompt": "x", "max_tokens": 250, "seed": 3, "n": 8, "stream": stream}
     for _ in range(4):
         raw(url, how).close()
-    deadline = time.monotonic() + 10
-    while metric(url, "tenon_lm_running") + metric(url, "tenon_lm_waiting") > 0:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    assert eventually(lambda: idle(url), 10)
     assert metric(url, "tenon_lm_texts_total") == 32
     assert metric(url, "tenon_lm_new_tokens_total") < 32 * 250
     assert metric(url, "tenon_lm_pages_available") == metric(url, "tenon_lm_pages")
@@ -277,9 +280,6 @@ def test_a_reader_who_does_not_read_holds_up_nobody(serve_tiny: Serve) -> None:
         began = time.monotonic()
         said = asking.completions.create(model="tiny", prompt="hello", temperature=0, max_tokens=5)
         assert said.usage.completion_tokens <= 5 and time.monotonic() - began < 10
-    deadline = time.monotonic() + 20
-    while metric(url, "tenon_lm_running") + metric(url, "tenon_lm_waiting") > 0:
-        assert time.monotonic() < deadline, "the texts of a slow reader end and free their pages unread"
-        time.sleep(0.05)
+    assert eventually(lambda: idle(url), 20), "the texts of a slow reader end and free their pages unread"
     for sock in slow:
         sock.close()
