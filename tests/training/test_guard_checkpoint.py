@@ -143,6 +143,18 @@ def test_a_write_that_fails_half_way_leaves_what_was_there(tmp_path: Path) -> No
     assert not list(tmp_path.glob(".writing*"))
 
 
+def test_without_the_package_it_says_what_to_install_and_not_that_the_disk_is_full(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['safetensors'] = None\n"
+        "from tenon.training import Checkpoints\n"
+        "from pathlib import Path\n"
+        "Checkpoints(Path(sys.argv[1])).save(1, {}, {})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert "MissingError: expected the package 'safetensors' to write checkpoints" in done.stderr
+    assert "room for a checkpoint" not in done.stderr
+
+
 def test_a_folder_has_one_writer(tmp_path: Path) -> None:
     first, second = filled(tmp_path, 1), Checkpoints(tmp_path)
     with pytest.raises(StoreError, match="expected one writer, got another one"):
