@@ -11,20 +11,7 @@ from pathlib import Path
 
 import pytest
 
-TENON = [sys.executable, "-m", "tenon"]
-
-
-def tenon(*args: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command as its users do, in a process of its own."""
-    return subprocess.run(
-        [*TENON, *map(str, args)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "NO_COLOR": "1"},
-        check=False,
-        timeout=120,
-    )
+from ..command import TENON, tenon
 
 
 @pytest.fixture(scope="module")

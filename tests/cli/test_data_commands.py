@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import polars as pl
 import pytest
+
+from ..command import tenon
 
 PROJECT = """
 from tenon import Column, Feature, Gate, Label, Model, Project, Source
@@ -22,17 +22,6 @@ model = Model("big", of=shops, label=Label("amount > 50"), features=[Feature("id
               split=("2025-01-10", "2025-01-20"), train="logistic", gate=Gate())
 project = Project("shops", models=[model])
 """
-
-
-def tenon(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tenon", *map(str, args)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "NO_COLOR": "1"},
-        check=False,
-        timeout=120,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -23,10 +23,9 @@ import pytest
 from tenon.cli.output import fitted, harmless, short, wide
 from tenon.cli.summary import summary
 
+from ..command import ENV, TENON
 from ..waiting import eventually
 
-TENON = [sys.executable, "-m", "tenon"]
-ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "NO_COLOR": "1"}
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,19 +15,9 @@ from tenon.config import Prices
 from tenon.store import Store
 from tenon.training.track import Run
 
+from ..command import tenon
+
 HOSTILE = "acc<script>\x1b[2J"
-
-
-def tenon(*args: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tenon", *map(str, args)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "NO_COLOR": "1"},
-        check=False,
-        timeout=120,
-    )
 
 
 @pytest.fixture(scope="module")
