@@ -385,6 +385,8 @@ def test_random_states_are_kept_only_for_a_forward_that_takes_random_numbers() -
     model[1].p = 0.5  # a schedule of dropout begins
     steps(4, 520)
     assert len(model._forward_pre_hooks) == 1  # it was looked at again
+    steps(524, 1_100)
+    assert len(model._forward_pre_hooks) == 1  # and found, once
 
 
 def test_after_close_the_model_has_no_hooks_left() -> None:

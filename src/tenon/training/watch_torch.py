@@ -170,7 +170,7 @@ class Watch:
 
     def _norm_of(self, probe: float) -> float:
         """Return the norm of all gradients, measured when it is due and else from that of the probes."""
-        if self._steps >= self._relearn and not self._learning and self._handles:
+        if self._steps >= self._relearn and len(self._handles) == 1:
             self._learning, self._relearn = SURE, self._steps + LEARN
             self._handles.append(self.model.register_forward_pre_hook(self._before))
         turn = self._steps % len(self._groups)
