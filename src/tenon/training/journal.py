@@ -55,6 +55,7 @@ class Journal:
         "_folded",
         "_held",
         "_lock",
+        "_looking",
         "_names",
         "_packed",
         "_pid",
@@ -101,10 +102,12 @@ class Journal:
         self._since_fold = 0
         self._tally = Tally()
         self._thread = threading.Thread(target=_work, args=(self,), name=f"tenon-track-{self.id}", daemon=True)
+        self._looking = threading.Thread(target=_look, args=(self,), name=f"tenon-setting-{self.id}", daemon=True)
 
     def begin(self) -> None:
-        """Start the thread."""
+        """Start the thread, and another that looks at the setting: what is logged meanwhile does not wait for it."""
         self._thread.start()
+        self._looking.start()
         journal = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _forked(journal()))
 
@@ -227,6 +230,8 @@ class Journal:
             # The last turn answers the caller who ends the run: one taken by the clock would leave them unanswered.
             ending = self._ending and asked > self._served
         error: Exception | None = None
+        if ending:
+            self._looking.join()
         try:
             self._drain()
             if ending or self._since_fold >= FOLD:
@@ -327,10 +332,14 @@ class Journal:
 
 def _work(journal: Journal) -> None:
     """Be the thread of a journal."""
-    journal.update(code(journal.store, journal.limits.code_bytes))  # first: a person may go on editing
-    journal.update(setting(journal.store.root))
     while journal.turn():
         pass
+
+
+def _look(journal: Journal) -> None:
+    """Keep the code and the setting of a run in its record."""
+    journal.update(code(journal.store, journal.limits.code_bytes))  # first: a person may go on editing
+    journal.update(setting(journal.store.root))
 
 
 def _forked(journal: Journal | None) -> None:

@@ -5,8 +5,8 @@ was changed since, and not every folder is a repository. Files that did not chan
 and says how many files were left out.
 
 It answers, months later, what a result was made with. Nothing here may stop a run: no git, no repository, a machine
-that does not say what it is, all give less and not an error. `tenon.training.track` calls it from the thread that also
-writes metrics, so it gives way to other threads between packages, of which there may be hundreds.
+that does not say what it is, all give less and not an error. A run's journal calls it in a thread of
+its own, which gives way to others between packages, of which there may be hundreds.
 """
 
 from __future__ import annotations
