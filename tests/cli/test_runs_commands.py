@@ -65,6 +65,16 @@ def test_sql_is_answered_and_can_change_nothing(loops: Path) -> None:
     assert (loops / ".tenon" / "tenon.db").read_bytes() == before
 
 
+def test_a_narrow_terminal_gets_narrow_pictures_and_tables_in_parts(loops: Path) -> None:
+    lines = tenon("runs", "compare", "aaaa11", "cccc33", loops, COLUMNS="46").stdout.splitlines()
+    drawn = [line for line in lines if "│" in line or "└" in line or "─" in line]
+    assert drawn and max(map(len, drawn)) <= 46
+    heads = [line.split() for line in lines]
+    assert ["run", "model", "trainer", "status", "seconds"] in heads and ["cost"] in heads, "the runs come in two parts"
+    whole = tenon("runs", "compare", "aaaa11", "cccc33", loops).stdout
+    assert max(map(len, whole.splitlines())) > 46 and "trainer  status" in whole
+
+
 def test_curves_are_drawn_within_80_columns_and_harmlessly(loops: Path) -> None:
     done = tenon("runs", "show", "mine@latest", loops)
     assert done.returncode == 0, done.stderr

@@ -370,8 +370,9 @@ def test_a_target_is_a_script_or_a_function_with_what_it_is_given(tmp_path: Path
         Target.of(f"{file}:fit", ["--lr"]).named()
     with pytest.raises(MissingError, match="expected a script, got no file"):
         Target.of(str(tmp_path / "none.py"))
-    with pytest.raises(UsageError, match=r"expected script\.py"):
-        Target.of("nothing")
+    for nothing in ("nothing", ":fit", "", "mine.py:not a name"):
+        with pytest.raises(UsageError, match=r"expected script\.py"):
+            Target.of(nothing)
     done = subprocess.run(
         [*Target.of(f"{file}:fti").command], capture_output=True, text=True, check=False, env={**os.environ}
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tenon.cli.output import Output, harmless, priced, seconds, table, usd
+from tenon.cli.output import Output, harmless, priced, seconds, stacked, table, usd
 from tenon.cli.shared import json_flag, model_option, opened, project_argument
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def told(outcome: Outcome, project: Path) -> str:
         if model.scores:
             lines.append("")
             header, rows = ["on the test period", *model.metrics], [list(row) for row in model.scores]
-            lines.append(table(*priced(header, rows, model.costs)))
+            lines.append(stacked(*priced(header, rows, model.costs)))
         parts.append("\n".join(lines))
     done = [stage for stage in outcome.stages if stage.done]
     parts.append(

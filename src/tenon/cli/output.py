@@ -167,6 +167,21 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, cut: int = 60
     return "\n".join(lines + [line(row) for row in cells])
 
 
+def stacked(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Lay out a table; where a terminal is too narrow for it, in parts that each begin with the first column."""
+    whole = table(header, rows)
+    looked_at = sys.stdout.isatty() or "COLUMNS" in os.environ
+    if not looked_at or len(header) < 3 or _across(whole) <= terminal_width():
+        return whole
+    tried = [(n, table(header[:n], [row[:n] for row in rows])) for n in range(len(header) - 1, 1, -1)]
+    n, part = next((one for one in tried if _across(one[1]) <= terminal_width()), tried[-1])
+    return f"{part}\n\n{stacked([header[0], *header[n:]], [[row[0], *row[n:]] for row in rows])}"
+
+
+def _across(text: str) -> int:
+    return max(map(wide, text.splitlines()))
+
+
 def priced(
     header: list[str], rows: list[list[Any]], costs: Mapping[str, Mapping[str, float]]
 ) -> tuple[list[str], list[list[Any]]]:

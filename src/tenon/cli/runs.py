@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from tenon.cli.output import Output, harmless, priced, seconds, table, terminal_width, usd, when
+from tenon.cli.output import Output, harmless, priced, seconds, stacked, table, terminal_width, usd, when
 from tenon.cli.shared import Command, json_flag, model_option, project_argument, stored
 
 PICTURES = 12  # metrics that are drawn in a terminal; --html draws more, --json has all
@@ -227,7 +227,7 @@ def _figure(value: Any) -> str:
 def _drawn_tables(tables: Tables) -> Iterator[str]:
     for heads, rows in tables.values():
         if rows:
-            yield "\n" + table([harmless(str(head)) for head in heads], rows)
+            yield "\n" + stacked([harmless(str(head)) for head in heads], rows)
 
 
 # ── curves ───────────────────────────────────────────────────────────────────────────────────────────────────────────

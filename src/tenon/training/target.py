@@ -40,7 +40,7 @@ class Target:
         """Read `script.py`, `script.py:function` or `module:function`; UsageError for anything else."""
         place, _, function = text.rpartition(":") if ":" in text else (text, "", "")
         script = place.endswith(".py")
-        if (not script and not function) or (function and not function.isidentifier()):
+        if not place or (not script and not function) or (function and not function.isidentifier()):
             raise UsageError(sentence("script.py, script.py:function or module:function", f"'{text}'"))
         if script and not Path(place).is_file():
             raise MissingError(sentence("a script", f"no file '{place}'", hint="name one that is there"))

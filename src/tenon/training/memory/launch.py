@@ -27,6 +27,8 @@ from tenon.training.memory.step import pytorch
 if TYPE_CHECKING:
     from tenon.store import Store
 
+DRIVERS = ("nvidia*", "nvhost*", "dxg", "kfd")  # of NVIDIA, of its small boards, of a GPU under WSL, of AMD
+
 
 def here() -> Device | None:
     """Return the GPU of this process as the driver describes it, or None without one."""
@@ -73,7 +75,12 @@ def asked(path: Path, batch: int, *, store: Store | None = None, device: Device 
 
 
 def seen() -> Device | None:
-    """Return what `here` says in a process of its own, so that this one never holds a part of the GPU."""
+    """Return what `here` says in a process of its own, so that this one never holds a part of the GPU.
+
+    None at once where the system shows no such device: importing PyTorch would take seconds to find out the same.
+    """
+    if sys.platform == "linux" and not any(next(Path("/dev").glob(one), None) for one in DRIVERS):
+        return None
     script = "import json; from dataclasses import asdict; from tenon.training.memory import here; found = here(); "
     script += "print(json.dumps(asdict(found) if found is not None else None))"
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False).stdout

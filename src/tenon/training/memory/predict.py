@@ -321,7 +321,7 @@ def extrapolated(question: Question, why: str) -> Step:
         for size in sorted(set(sizes)):
             got = worker.trace(size)
             if isinstance(got, str):
-                hint = f"with fake tensors: {why}"
+                hint = "" if got == why else f"with fake tensors: {why}"
                 raise InputError(sentence("a step that runs", got, at=str(question.path), hint=hint))
             found.append((size, peak(got[0], question.settings), *got))
     (small, low, _, _), (large, high, trace, counts) = found[0], found[-1]
