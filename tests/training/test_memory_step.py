@@ -210,6 +210,15 @@ def test_a_step_is_predicted_part_by_part_and_what_fits_is_said_to_fit(fitting: 
     assert json.loads(json.dumps(found.to_dict()))["verdict"] == "fits"
 
 
+def test_a_model_that_is_built_on_the_meta_device_is_predicted_as_if_it_had_weights(
+    tmp_path: Path, fitting: Any
+) -> None:
+    text = GPT.replace('    return Net().to("cuda")', "    with torch.device('meta'):\n        return Net()")
+    assert text != GPT
+    found = asked(written(tmp_path, text), batch=fitting.question.batch)
+    assert found.step.peak == fitting.step.peak and found.step.extrapolated == ""
+
+
 def test_what_does_not_fit_is_refused_with_the_cheapest_change_that_does(tmp_path: Path) -> None:
     folder = written(tmp_path, GPT)
     found = asked(folder, gpu="l4", batch=1_024, total_gib=1.6)

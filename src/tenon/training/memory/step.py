@@ -151,6 +151,8 @@ def run(job: Job) -> dict[str, int]:
     with job.mode or contextlib.nullcontext(), recorder.watching():
         recorder.enter("build")
         model = job.parts.model()
+        if any(one.device.type == "meta" for one in (*model.parameters(), *model.buffers())):
+            model = model.to_empty(device="cpu")  # built without weights, which here take no memory anyway
         recorder.name(model)
         for tensor in (*model.parameters(), *model.buffers()):
             recorder.own(tensor, "parameters")
