@@ -40,7 +40,7 @@ from tenon.ledger import Budget, Spent
 from tenon.training.clock import Clock
 from tenon.training.gpu import Reading, Throttle, readings
 from tenon.training.ranks import HELD_OUT, TOLD
-from tenon.training.trend import Evidence, Plan, Rules, Trend
+from tenon.training.trend import Evidence, Plan, Rules, Trend, rolled
 
 SPENT_S = 1.0  # between readings of what has been spent, at first
 SPENT_SHARE = 0.01  # of the time so far, later
@@ -265,17 +265,18 @@ class Guard:
         """Say whether to go on after a loss on held-out rows; with a plan, a run that learns nothing is told to stop.
 
         `mixed` is the loss of the same answers held against the targets of other rows, ``loss_of(answers, y.roll(1,
-        0))``: it needs no forward pass, and shows that a run learns before the loss does. A held-out loss that is no
-        number is refused like any other.
+        0))``: it needs no forward pass, and shows that a run learns before the loss does. Give a list of several, for
+        rolls of 1, 2, 3 and so on: how far they lie apart tells what is known from what is chance. A held-out loss
+        that is no number is refused like any other.
         Of several ranks each must tell its own losses, which may be of its own part of the rows: they are averaged.
         """
         loss = float(loss.item()) if hasattr(loss, "item") else float(loss)
-        other = float(mixed.item()) if hasattr(mixed, "item") else mixed
+        other, chance = rolled(mixed)
         if self._together is not None:
-            return self._stopped is None and bool(self._together.asked(self, HELD_OUT, step, loss, other))
+            return self._stopped is None and bool(self._together.asked(self, HELD_OUT, step, loss, other, chance))
         if not math.isfinite(loss):
             self._not_finite(step, "held-out loss", loss)
-        return self._stopped is None and self._heed(step, self.trend.evaluated(step, loss, other))
+        return self._stopped is None and self._heed(step, self.trend.evaluated(step, loss, other, chance))
 
     # ── what has been spent ──────────────────────────────────────────────────────────────────────────────────────────
 

@@ -15,6 +15,11 @@ or growing, by that factor. There is hope when the held-out loss so comes to the
 becomes worth it while the held-out loss stands near the constant, when the gain already is, and, where the rate decays,
 for a curve that bounces.
 
+With several mixed losses, for several rolls, their spread is what *chance* does to one of them: the noise of the gain
+is known at every evaluation, and need not be guessed from few points. A gain beyond it that came during the run is
+knowledge, however small it still is and whatever the loss does meanwhile: what leaves a saddle grows without bound in
+units of chance before it shows in any loss. A run that has it, and moves, is left alone.
+
 Without mixed losses only the first is known (`alone`), and a plateau that will end cannot be told from one that never
 does. Rejected: gradient norms (the norm does not tell a saddle that is being left from noise; a classifier that was
 given norms and training losses did no better than one without), and a power law (its exponent is not known before the
@@ -33,14 +38,16 @@ FALLS = 2.5  # standard errors of its slope from which a held-out loss falls
 GROWS = 1.0  # and from which a gain grows
 HASTE = 1.3  # times as fast as forecast that a loss may fall
 WORTH_OF_GAIN = 0.5  # of the gain that is to come, by which the held-out loss falls meanwhile
-NEAR_CONSTANT = 0.02  # above the constant, up to which a held-out loss stands near it
+NEAR_CONSTANT = 0.05  # above the constant, up to which a held-out loss stands near it
 NEARLY = 0.75  # of what is worth having, that a growing gain is forecast to be worth
 KNOWS = 0.7  # of what is worth having: a gain so large already knows something
-GROWN = 0.25  # of what is worth having, that it must have grown by, or will
+GROWN = 0.25  # of what is worth having, that it must have grown by, or will; and that a curve moves by
 SURELY = 8.0  # standard errors from which a gain that does not slow down is believed to go on, however small it is
 STEADILY = 0.9  # times the slope of the first half
 MUCH = 5.0  # times what is worth having: a gain so large, above a loss that falls, has only to be calibrated
-CLOSE = 0.025  # above the constant, up to which such a gain counts
+KNOWN = 5.0  # times what chance gives, in either direction: such a gain is none of chance
+CAME = 4.0  # times what it was at first, that such a gain must have been: it came by training
+BEYOND = 2.0  # times what chance gives, that a gain must be for a sudden fall to count
 BOUNCE = 0.5  # of the constant: a curve that rises so much may calm down when the learning rate decays
 BLOWN = 100.0  # times the constant: a loss that will not calm down
 LEAST = 1e-3  # of the constant: a smaller change is none
@@ -51,9 +58,17 @@ BOUNCE_ALONE = 0.25
 MOST = 6.0  # e-foldings that growth goes on for
 
 
-def paired(valid: Floats, mixed: Floats, at: Floats, *, worth: float, decays: bool) -> bool:
-    """Tell whether there is hope, from losses in units of the constant's, each with the share of rate spent by then."""
+def paired(
+    valid: Floats, mixed: Floats, at: Floats, *, worth: float, decays: bool, chance: Floats | None = None
+) -> bool:
+    """Tell whether there is hope, from losses in units of the constant's, each with the share of rate spent by then.
+
+    `chance` is the spread of mixed losses of other rolls, where it is known.
+    """
     gain = mixed - valid
+    moves = max(float(np.abs(np.diff(valid)).mean()), abs(float(gain[-1] - gain[-2])))
+    if moves > GROWN * worth and chance is not None and came(gain, chance):
+        return True
     now, known, goal = float(valid[-1]), float(gain[-1]), 1 - worth
     to_come = ahead(at, gain)
     slope, error = line(at, valid)
@@ -64,14 +79,21 @@ def paired(valid: Floats, mixed: Floats, at: Floats, *, worth: float, decays: bo
         return True
     slope, error = line(at, gain)
     if slope > GROWS * error:
-        if slope > SURELY * error and now < 1 + CLOSE and to_come > GROWN * worth and not slows(at, gain):
+        if slope > SURELY * error and now < 1 + NEAR_CONSTANT and to_come > GROWN * worth and not slows(at, gain):
             return True
         if now < 1 + NEAR_CONSTANT and now - WORTH_OF_GAIN * to_come <= 1 - NEARLY * worth:
             return True
-        if now < 1 + CLOSE and known > KNOWS * worth and known - float(gain[0]) > GROWN * worth:
+        if now < 1 + NEAR_CONSTANT and known > KNOWS * worth and known - float(gain[0]) > GROWN * worth:
             return True
     bounces = decays and float(np.diff(valid).max()) > BOUNCE and now < BLOWN
-    return sudden(valid) or (bounces and known >= worth)
+    falls = sudden(valid) and (chance is None or known >= BEYOND * float(chance[-1]))
+    return falls or (bounces and float(gain.max()) >= worth)
+
+
+def came(gain: Floats, chance: Floats) -> bool:
+    """Tell whether a gain beyond chance came by training: in either direction, for answers may be turned around."""
+    beyond = bool((np.abs(gain[-3:]) >= KNOWN * chance[-3:]).any())
+    return beyond and float(np.abs(gain).max()) > CAME * abs(float(gain[0]))
 
 
 def alone(values: Floats, left: float, *, worth: float, decays: bool) -> bool:

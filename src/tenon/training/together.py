@@ -70,18 +70,29 @@ class Together:
             self._decide(guard, step, heard.loss)
         return True
 
-    def asked(self, guard: Guard, kind: int, step: int, loss: float, mixed: float | None = None) -> bool:
+    def asked(
+        self,
+        guard: Guard,
+        kind: int,
+        step: int,
+        loss: float,
+        mixed: float | None = None,
+        chance: float | None = None,
+    ) -> bool:
         """Take a loss told outside of steps (held-out rows, a logged loss): averaged, and judged by the first rank.
 
-        A `mixed` loss, which all ranks tell or none, is averaged with it.
+        A `mixed` loss and its spread by chance, which all ranks tell or none, are those of all rows together.
         """
         wrong = 0 if math.isfinite(loss) else LOSS
         heard = self._hear(guard, kind, step, loss, mixed or 0.0, wrong)
         if heard.wrong:
             self._refuse(guard, step, heard, "held-out loss" if kind == HELD_OUT else "loss")
+        if chance is not None:  # each rank has rows of its own: variances add up
+            square = self.ranks.hear(Said(kind=kind, step=step, square=chance * chance)).square
+            chance = math.sqrt(square) / self.ranks.size
         if self.ranks.first and heard.loss is not None:
             other = heard.square / self.ranks.size if mixed is not None else None
-            self._try(guard, lambda: self._judge(guard, kind, step, heard.loss, other))
+            self._try(guard, lambda: self._judge(guard, kind, step, heard.loss, other, chance))
         # Whoever tells losses so may not come to another step: what the first rank decides is told at once.
         if self.ranks.hear(Said(kind=kind, step=step, stop=self._due is not None)).stop:
             return self._stop(guard, finishing=False)
@@ -153,10 +164,10 @@ class Together:
         if self._due is None and loss is not None and (evidence := guard.trend.take(step, loss)) is not None:
             self._try(guard, lambda: guard._heed(step, evidence))
 
-    def _judge(self, guard: Guard, kind: int, step: int, loss: float | None, mixed: float | None) -> None:
+    def _judge(self, guard: Guard, kind: int, step: int, loss: float | None, *mixed: float | None) -> None:
         assert loss is not None
         if kind == HELD_OUT:
-            guard._heed(step, guard.trend.evaluated(step, loss, mixed))
+            guard._heed(step, guard.trend.evaluated(step, loss, *mixed))
         elif kind == TOLD:
             guard._heed(step, guard.trend.take(step, loss))
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,7 @@ FLAT_LEAST = 50  # steps, and the least
 FLAT_STEPS = 300  # before which a loss that has noise is not called flat
 FROM, UNTIL = 0.65, 2.0  # times `show_by`: evaluations before and after are not judged
 EVALUATIONS = 4  # that it takes
+ROLLS = 4  # mixed losses from which their spread is known
 PROMISE = 0.5  # of what is worth having: a run that had so much once, and moves, is left to show more
 
 
@@ -112,6 +114,7 @@ class Trend:
 
     __slots__ = (
         "_at",
+        "_chance",
         "_every",
         "_flat_at",
         "_fresh",
@@ -140,6 +143,7 @@ class Trend:
         self._flat_at = 0.0  # the step before which it is not asked again whether the loss lies flat
         self._valid: list[float] = []
         self._mixed: list[float] = []  # losses of the same answers, held against the targets of other rows
+        self._chance: list[float] = []  # how far chance moves one of those
         self._at: list[int] = []  # steps that were done at each
         self._spent: Floats | None = None
         self._learnt = False
@@ -262,10 +266,13 @@ class Trend:
 
     # ── learning nothing ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def evaluated(self, step: int, loss: float, mixed: float | None = None) -> Evidence | None:
+    def evaluated(
+        self, step: int, loss: float, mixed: float | None = None, chance: float | None = None
+    ) -> Evidence | None:
         """Take a held-out loss; returns why to stop when this one and another of the last three show nothing."""
         self._valid.append(loss)
         self._mixed.append(math.nan if mixed is None else mixed)
+        self._chance.append(math.nan if chance is None else chance)
         self._at.append(step + 1)
         if self.plan is None:
             return None
@@ -281,7 +288,9 @@ class Trend:
         if bool(np.isfinite(mixed_losses).all()):
             self._spent = plan.spent() if self._spent is None else self._spent
             at = np.interp(np.asarray(self._at[first:]) / plan.steps, np.linspace(0, 1, SLICES + 1), self._spent)
-            hopes = hope.paired(valid, mixed_losses, at, worth=plan.worth, decays=plan.decays)
+            spread = np.asarray(self._chance[first:]) / plan.constant
+            known = spread if bool(np.isfinite(spread).all()) else None
+            hopes = hope.paired(valid, mixed_losses, at, worth=plan.worth, decays=plan.decays, chance=known)
         else:
             hopes = self._alone(valid, share, plan)
         self._worse = [*self._worse[-2:], not hopes]
@@ -310,6 +319,15 @@ class Trend:
 def noise(losses: Floats) -> float:
     """Estimate the standard deviation of a loss around its trend from successive differences."""
     return float(np.median(np.abs(np.diff(losses)))) / 0.6745 / math.sqrt(2)
+
+
+def rolled(mixed: Any) -> tuple[float | None, float | None]:
+    """Return the mean of mixed losses, and how far chance moves one: None when there are too few to tell."""
+    if mixed is None:
+        return None, None
+    told = mixed.tolist() if hasattr(mixed, "tolist") else mixed
+    values = [float(one) for one in (told if isinstance(told, list | tuple) else [told])]
+    return sum(values) / len(values), float(np.std(values, ddof=1)) if len(values) >= ROLLS else None
 
 
 def _times(ratio: float) -> str:
