@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -227,6 +228,12 @@ def test_a_checkpoint_due_by_time_is_due_by_the_first_ranks_clock(guarded: list[
     for one in guarded:
         assert one["ddp timed"]["error"] == ""
         assert set(one["ddp timed"]["saved"]) >= {38, 39}
+
+
+def test_mixed_losses_of_ranks_are_those_of_all_rows_together(guarded: list[dict[str, Any]]) -> None:
+    first, other = (one["ddp evaluated"]["mixed"] for one in guarded)
+    assert first == pytest.approx([(3.5 + 5.0) / 2, math.sqrt(5 / 3 + 20 / 3) / 2])
+    assert other == []  # the first rank judges
 
 
 def test_a_held_out_loss_and_ranks_that_lost_step_are_refused_on_all(guarded: list[dict[str, Any]]) -> None:
