@@ -112,5 +112,6 @@ def test_several_gpus_share_the_batch_and_may_share_the_model(tmp_path: Path) ->
     each, way = admitted(whole, 8)  # an eighth of the rows each, one more copy of the gradients, and NCCL
     assert each and way == "" and each.question.batch == 8
     assert each.question.used_bytes == 1024**3 + each.step.counts["parameter_bytes"]
-    refused, way = admitted(replace(whole, device=find("t4", total_gib=2.3)), 8)
-    assert not refused and way.startswith("FSDP over "), "the whole model with its copy does not fit, in parts it does"
+    # The whole model with its copy does not fit, in parts it does: two examples are too few for four GPUs, so one each.
+    refused, way = admitted(replace(whole, device=find("t4", total_gib=2.3), batch=2), 8)
+    assert not refused and way == "FSDP over 4 GPUs with a batch of 4"

@@ -141,10 +141,14 @@ def _split(fit: StepFit, worker: Worker, whole: Step) -> list[Plan]:
 
 
 def _sharded(fit: StepFit, worker: Worker) -> list[Plan]:
-    """Return the fewest GPUs over which FSDP fits, with its share of the batch on each; by formula."""
-    question, counts = fit.question, fit.step.counts
+    """Return the fewest GPUs over which FSDP fits, with its share of the batch on each; by formula.
+
+    More GPUs than the batch has examples have one each, so that the batch grows with them.
+    """
+    question, counts, plans = fit.question, fit.step.counts, []
     for gpus in GPUS:
-        if question.batch % gpus:
+        grown = gpus > question.batch
+        if question.batch % gpus and not grown:
             continue
         step = worker.step(Change(micro_batches=gpus))
         if isinstance(step, str):
@@ -154,12 +158,18 @@ def _sharded(fit: StepFit, worker: Worker) -> list[Plan]:
         gathered = 3 * counts["largest_block"]  # this block, the next one, and the gradient of this one
         allocated = step.peak.allocated_bytes - kept + kept / gpus + gathered + NCCL_BYTES
         need = int(allocated * step.peak.reserved_bytes / max(step.peak.allocated_bytes, 1))
-        fits = fit.margin.over(need) <= question.usable_bytes
         link = "nvlink" if question.device.name.split("-")[0] in NVLINKED else "pcie"
         moved = 3 * counts["parameter_bytes"] * (gpus - 1) / gpus / LINK_BYTES_PER_S[link]
-        times = (step.seconds / gpus + moved) / fit.step.seconds if fit.step.seconds else 1.0
-        if fits or gpus == GPUS[-1]:
-            return [
-                Plan(said=f"FSDP over {gpus} GPUs", need_bytes=need, fits=fits, times=times, gpus=gpus, formula=True)
-            ]
-    return []
+        plan = Plan(
+            said=f"FSDP over {gpus} GPUs" + f" with a batch of {gpus}" * grown,
+            need_bytes=need,
+            fits=fit.margin.over(need) <= question.usable_bytes,
+            times=(step.seconds / gpus + moved) / fit.step.seconds if fit.step.seconds else 1.0,
+            gpus=gpus,
+            keeps_result=not grown,
+            formula=True,
+        )
+        plans.append(plan)
+        if plan.fits:
+            break
+    return plans[-1:]
