@@ -13,7 +13,7 @@ judged on the same held-out tokens; a network that does not beat it is not worth
 The network is a decoder in the shape of Llama (RMS norms, rotary positions, gated MLP), so that others can open what is
 exported. It begins where counting pairs of tokens ends. Hidden matrices are trained by Muon, the rest by Adam. A guard
 watches the loss, a run remembers it, `tenon fit` asks the four functions `model`, `optimizer`, `batch` and `loss` what
-a step would need.
+a step would need. Checkpoints are kept until it is exported: killed at any point, the same command goes on from the last.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from tenon.errors import GateError, UsageError, sentence
 from tenon.flow import language
 from tenon.ledger import Budget
 from tenon.store import Store
-from tenon.training import Guard, Rules, Run
+from tenon.training import Guard, Resume, Rules, Run
 from tenon.training.ranks import Ranks
 
 HERE = Path(__file__).parent
@@ -156,7 +157,7 @@ def begin_from_counts(net: nn.Module, tokens: Tokens, shape: Shape, prior: float
 
     The table of log P(next | token), smoothed towards the unigram by `prior` counts, is cut down to `width` dimensions:
     its singular vectors embed the tokens, and least squares, weighted by how common a token is, give the output.
-    The layers between begin by adding nothing.
+    The layers between begin by adding nothing. Solved in double precision, so that it is the same bits every time.
     """
     vocab, text = shape.vocab, tokens.astype(np.int64)
     pairs = np.bincount(text[:-1] * vocab + text[1:], minlength=vocab * vocab).reshape(vocab, vocab)
@@ -167,13 +168,14 @@ def begin_from_counts(net: nn.Module, tokens: Tokens, shape: Shape, prior: float
     surprise = wanted - chance.log()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        _, _, directions = torch.svd_lowrank(surprise * weight.sqrt(), q=shape.width - 1, niter=2)
-    inner = surprise @ directions
+        _, _, directions = torch.svd_lowrank((surprise * weight.sqrt()).double(), q=shape.width - 1, niter=2)
+    inner = surprise @ directions.float()
     inner = torch.cat([inner / inner.square().mean().sqrt(), torch.full((vocab, 1), 2.0)], dim=1)  # one for the unigram
     inner = inner / inner.square().mean(1, keepdim=True).sqrt()
     named = dict(net.named_parameters())
     named[OUTER[0]].copy_(inner)
-    named[OUTER[1]].copy_(torch.linalg.lstsq(inner * weight, wanted * weight).solution.T)
+    solved = torch.linalg.lstsq((inner * weight).double(), (wanted * weight).double()).solution
+    named[OUTER[1]].copy_(solved.T)
 
 
 class Muon(torch.optim.Optimizer):
@@ -289,6 +291,35 @@ class Plan:
     valid_tokens: int = 1 << 30  # of those held out, how many to judge by
     gpu: str = ""  # refuse to begin unless a step fits this one; without a name, the GPU that is here, if any
     every: int = 1  # take every so-manieth file of the library
+    keep: int = 0  # steps between checkpoints; 0: a minute between them
+
+    @property
+    def id(self) -> str:
+        """Name what would be trained: the same plan is the same run."""
+        known = [asdict(self.shape), self.minutes, self.tokens, self.every, BATCH, SEED]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:12]
+
+    @property
+    def checkpoints(self) -> Path:
+        """Return where the run keeps its checkpoints while it trains."""
+        return self.home / "checkpoints" / self.id
+
+
+class Stopwatch:
+    """The seconds trained, those before a resume included."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._since
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self._since = time.monotonic() - state["seconds"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -336,16 +367,22 @@ def pace(part: float) -> float:
 
 
 def train(plan: Plan, text: Corpus, run: Run | None, guard: Guard, say: Callable[[str], None]) -> tuple[nn.Module, int]:
-    """Train a new network until the time or the tokens are spent, or the guard says stop; return it and the tokens."""
+    """Train until the time or the tokens are spent, or the guard says stop; return the network and the tokens seen.
+
+    It goes on from the last checkpoint of the same plan: what was seen by then is passed over, in the same order.
+    """
     ranks = guard.ranks or Ranks()
     net = model(plan.shape)
     begin_from_counts(net, text.train, plan.shape)
     shared = nn.parallel.DistributedDataParallel(net) if ranks.size > 1 else net
-    steps = optimizer(net)
-    began = time.monotonic()
-    seen, shown = 0, began
-    for step, whole in enumerate(batches(text.train, BATCH, plan.shape.context, SEED)):
-        part = seen / plan.tokens if plan.tokens else (time.monotonic() - began) / (60 * plan.minutes)
+    steps, watch = optimizer(net), Stopwatch()
+    parts = {"model": shared, "optimizer": steps, "watch": watch}
+    resume = Resume(plan.checkpoints, every=plan.keep, seconds=60.0, guard=guard, **parts)
+    first = resume.restore()
+    began, shown = watch.seconds, watch.seconds
+    seen, before = 0, first * BATCH * plan.shape.context
+    for step, whole in enumerate(islice(batches(text.train, BATCH, plan.shape.context, SEED), first, None), first):
+        part = (before + seen) / plan.tokens if plan.tokens else watch.seconds / (60 * plan.minutes)
         part = ranks.words(part)[0]  # the first one's clock: all must have the same rate and the same last step
         if part >= 1:
             break
@@ -361,12 +398,15 @@ def train(plan: Plan, text: Corpus, run: Run | None, guard: Guard, say: Callable
             break
         steps.step()
         seen += whole[0].numel()
+        resume.done(step, loss=reached)
         if run is not None:
-            run.log(step, loss=reached, grad_norm=norm, tokens=seen)
-        if ranks.first and time.monotonic() - shown > 15:
-            shown = time.monotonic()
-            say(f"{part:4.0%}  step {step:,}  {seen:,} tokens  loss {reached:.3f}  {seen / (shown - began):,.0f}/s")
-    return net, seen
+            run.log(step, loss=reached, grad_norm=norm, tokens=before + seen)
+        if ranks.first and watch.seconds - shown > 15:
+            shown = watch.seconds
+            rate = seen / (shown - began)
+            say(f"{part:4.0%}  step {step:,}  {before + seen:,} tokens  loss {reached:.3f}  {rate:,.0f}/s")
+    resume.checkpoints.close()
+    return net, before + seen
 
 
 def export(net: nn.Module, text: Corpus, plan: Plan, folder: Path, about: dict[str, Any]) -> None:
@@ -438,10 +478,9 @@ def main(plan: Plan, say: Callable[[str], None], ranks: Ranks | None = None) -> 
     simple = ngram_loss(text.train, valid, plan.shape.vocab)
     say(f"5-gram: loss {simple:.4f}, {simple * per_byte:.4f} bits per byte")
     budget = Budget(hours=plan.minutes / 60 * 1.5 + 0.05)
-    id = hashlib.sha256(json.dumps([asdict(plan.shape), plan.minutes, plan.tokens, SEED]).encode()).hexdigest()[:12]
     with Store.open(plan.home.parent if plan.home.name == ".tenon" else plan.home) as store:
         params = {**asdict(plan.shape), "batch": BATCH, "minutes": plan.minutes, "tokens": plan.tokens}
-        with Run.start(store, id, "tinygpt", trainer="tinygpt", seed=SEED, params=params, task="language") as run:
+        with Run.start(store, plan.id, "tinygpt", trainer="tinygpt", seed=SEED, params=params, task="language") as run:
             # The rate goes down to nothing at the end, so a loss that lies flat for a while is no reason to stop.
             guard = Guard(budget=budget, run=run, rules=Rules(flat=False), ranks=ranks)
             guard.fits(Path(__file__), BATCH, store=store, device=plan.gpu or None)
@@ -464,11 +503,15 @@ def main(plan: Plan, say: Callable[[str], None], ranks: Ranks | None = None) -> 
             run.update(valid=asdict(judged))
             say(f"tinygpt: loss {reached:.4f}, {judged.bits_per_byte:.4f} bits per byte, {seen:,} tokens seen")
             if not plan.tokens and plan.minutes >= 5 and reached >= simple:
-                got = f"{reached:.4f}"
-                raise GateError(sentence(f"a loss under the 5-gram's {simple:.4f}", got, hint="train for longer"))
-            about = {"about": "Python source, from its standard library", "run": id, "valid": asdict(judged)}
+                refused = sentence(f"a loss under the 5-gram's {simple:.4f}", f"{reached:.4f}", hint="train for longer")
+                shutil.rmtree(plan.checkpoints)
+                if ranks is not None:
+                    ranks.refused(refused)  # begun again from the last checkpoint it would be no better
+                raise GateError(refused)
+            about = {"about": "Python source, from its standard library", "run": plan.id, "valid": asdict(judged)}
             export(net, text, plan, plan.home / "export", about)
-            language.keep(store, plan.home / "export", run=id)
+            language.keep(store, plan.home / "export", run=plan.id)
+            shutil.rmtree(plan.checkpoints)
             say(f"exported to {plan.home / 'export'}")
     return judged
 

@@ -59,34 +59,74 @@ def test_a_short_run_learns_exports_and_is_remembered(tinygpt: ModuleType, train
         assert sum(batch.rows for batch in store.read("metrics", run["id"])) >= 40
 
 
-def test_two_processes_train_it_as_one_and_the_first_does_the_rest(
-    tinygpt: ModuleType, trained: Any, tmp_path: Path
-) -> None:
+# Is killed once at each of these: (rank, how often it has asked for a loss), and at two changes of files.
+DYING = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {examples!r})
+import train
+from tenon.training.ranks import Ranks
+
+home, dies = Path({home!r}), {dies}
+rank, asked, real = os.environ["RANK"], 0, train.loss
+
+def die(why):
+    mark = home / f"died-{{why}}"
+    if why in dies and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def loss(model, batch):
+    global asked
+    die(f"{{rank}} at {{asked}}")
+    asked += 1
+    return real(model, batch)
+
+def see(event, args):
+    if event == "os.rename" and not home.joinpath("export").exists():
+        die("keeping" if "step-" in str(args[1]) and asked > 20 else "exporting" if "export" in str(args[1]) else "")
+
+sys.addaudithook(see)
+train.loss = loss
+shape = train.Shape(vocab=320, context=64, width=32, layers=2, heads=2, hidden=48)
+plan = train.Plan(tokens=64 * 4 * 40, home=home, shape=shape, valid_tokens=2000, every=6, keep=7)
+with Ranks.of(os.environ) as ranks:
+    train.main(plan, print, ranks) if ranks.first else train.helped(plan, ranks)
+"""
+
+
+def in_two_processes(folder: Path, text: Path, dies: Sequence[str] = ()) -> tuple[Path, Any]:
+    """Train it in two processes, with the text read already; return where everything is kept, and how it ended."""
     from tenon.training.launch import launch
 
-    judged, plan, _ = trained
-    home = tmp_path / "project" / ".tenon"
+    home = folder / ".tenon"
     home.mkdir(parents=True)
-    for kept in plan.home.iterdir():  # the text as tokens, read once
-        if kept.is_file() and kept.suffix not in (".db", ".db-wal", ".db-shm"):
-            shutil.copy(kept, home)
-    script = tmp_path / "small.py"
-    script.write_text(
-        f"import os, sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); from pathlib import Path; import train\n"
-        "from tenon.training.ranks import Ranks\n"
-        "shape = train.Shape(vocab=320, context=64, width=32, layers=2, heads=2, hidden=48)\n"
-        f"plan = train.Plan(tokens=64 * 4 * 40, home=Path({str(home)!r}), shape=shape, valid_tokens=2000, every=6)\n"
-        "with Ranks.of(os.environ) as ranks:\n"
-        "    train.main(plan, print, ranks) if ranks.first else train.helped(plan, ranks)\n"
-    )
-    ended = launch([sys.executable, str(script)], nproc=2, folder=tmp_path / "watch", restarts=0)
-    assert ended, ended.findings
+    shutil.copytree(text / "corpus", home / "corpus")
+    script = folder / "small.py"
+    script.write_text(DYING.format(examples=str(SCRIPT.parent), home=str(home), dies=list(dies)))
+    return home, launch([sys.executable, str(script)], nproc=2, folder=folder / "watch", restarts=len(dies))
+
+
+def test_two_processes_train_it_as_one_and_go_on_exactly_wherever_they_are_killed(
+    tinygpt: ModuleType, trained: Any, tmp_path: Path
+) -> None:
+    judged, plan, _ = trained
+    home, ended = in_two_processes(tmp_path / "whole", plan.home)
+    assert ended and ended.attempts == 1, ended.findings
     with Store.open(home.parent, read_only=True) as store:
         (run,) = store.find("run")
     assert run["status"] == "done" and run["valid"]["tokens"] == judged.tokens
     # The same batches in halves: what differs is the order in which gradients are added.
     assert run["valid"]["loss"] == pytest.approx(judged.loss, rel=0.01)
-    assert (home / "export" / "model.safetensors").exists()
+    dies = ("1 at 9", "keeping", "exporting")
+    again, ended = in_two_processes(tmp_path / "broken", plan.home, dies)
+    assert ended and ended.attempts == 1 + len(dies), ended.findings
+    for name in ("model.safetensors", "config.json"):
+        assert (again / "export" / name).read_bytes() == (home / "export" / name).read_bytes()
+    with Store.open(again.parent, read_only=True) as store:
+        (went_on,) = store.find("run")
+    assert went_on["valid"]["loss"] == run["valid"]["loss"] and went_on["valid"]["tokens"] == run["valid"]["tokens"]
+    assert not any((one / "checkpoints").exists() and list((one / "checkpoints").iterdir()) for one in (home, again))
 
 
 def test_what_was_exported_says_what_was_trained(tinygpt: ModuleType, trained: Any) -> None:
