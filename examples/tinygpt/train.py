@@ -13,7 +13,7 @@ judged on the same held-out tokens; a network that does not beat it is not worth
 The network is a decoder in the shape of Llama (RMS norms, rotary positions, gated MLP), so that others can open what is
 exported. It begins where counting pairs of tokens ends. Hidden matrices are trained by Muon, the rest by Adam. A guard
 watches the loss, a run remembers it, `tenon fit` asks the four functions `model`, `optimizer`, `batch` and `loss` what
-a step would need. Checkpoints are kept until it is exported: killed at any point, the same command goes on from the last.
+a step would need. Checkpoints are kept until it is exported; killed at any point, the same command goes on from there.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,24 @@ def killed_once(ranks: Ranks, folder: str, steps: int, at: int) -> None:
     train(ranks, "ddp", Path(folder), steps, {at: "kill"} if ranks.rank == ranks.size - 1 else {})
 
 
+def hangs_once(ranks: Ranks, folder: str, steps: int, at: int) -> None:
+    """Train DDP, and have the last rank hang at a step, once; wherever it runs."""
+    train(ranks, "ddp", Path(folder), steps, {at: "hang"} if ranks.rank == ranks.size - 1 else {})
+
+
+def spoiled(ranks: Ranks) -> None:
+    """Train DDP, and meet NaN on the last rank, whose error then goes where every error goes."""
+    model, kept = parts(ranks, "ddp")
+    guard = Guard(ranks=ranks).watch(model, kept["optimizer"])
+    for step in range(10):
+        value = float("nan") if step == 5 and ranks.rank == ranks.size - 1 else 1.0
+        loss = (model(torch.full((4, 8), 0.5 + step)) * value).square().mean()
+        kept["optimizer"].zero_grad()
+        loss.backward()
+        guard.step(step, loss=loss)
+        kept["optimizer"].step()
+
+
 def weights(model: nn.Module) -> dict[str, list[float]]:
     """Return every weight of a model, whole."""
     found = {}
@@ -187,6 +206,57 @@ def refused(ranks: Ranks, folder: Path) -> dict[str, Any]:
     resume.checkpoints.close()
     left = sorted(one.name for one in folder.iterdir())
     return {"said": every, "steps": steps, "gone on": ranks.words(gone_on), "left": left}
+
+
+# ── where the time goes ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def far(bucket: Any) -> Any:
+    """Add gradients up as DDP does, and be told of it later, as over a slow network; computing goes on meanwhile."""
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+    sent, arrived = allreduce_hook(None, bucket), torch.futures.Future()
+    threading.Timer(0.08, lambda: arrived.set_result(sent.wait())).start()
+    return arrived
+
+
+def pace(ranks: Ranks, kind: str, watched: bool) -> dict[str, Any]:
+    """Train while the last rank is late (`ddp`, `fsdp`), or while the network is slow (`far`)."""
+    model, kept = parts(ranks, "ddp" if kind == "far" else kind)
+    x = torch.randn(200, 8, generator=torch.Generator().manual_seed(1))
+    y = x[:, :5] * 2
+    if kind == "far":
+        model.register_comm_hook(None, lambda state, bucket: far(bucket))
+    shown: list[dict[str, Any]] = []
+    guard = Guard(ranks=ranks, rules=Rules(flat=False), clock=lambda: time.monotonic() * 20)  # a reading each 50 ms
+    if watched:
+        guard.show = lambda stands: shown.append(dict(stands))
+        guard.watch(model, kept["optimizer"])
+        guard._watch.work_after_s = 0.0
+    losses = []
+    for step, rows in zip(range(40), kept["data"].forever(), strict=False):
+        if watched and kind != "far" and ranks.rank == ranks.size - 1:
+            time.sleep(0.08)
+        loss = (model(x[rows]) - y[rows]).square().mean()
+        kept["optimizer"].zero_grad()
+        loss.backward()
+        guard.step(step, loss=loss)
+        kept["optimizer"].step()
+        losses.append(loss.item().hex())
+    work = guard._watch.work if watched else None
+    guard.close()
+    findings = [one.to_dict() for one in guard.findings]
+    flops = work.flops if work is not None else 0.0
+    return {"losses": losses, "shown": shown[1:], "findings": findings, "flops": flops}
+
+
+def paced(ranks: Ranks, folder: str) -> None:
+    """Go through the kinds, watched and not, and write what each rank saw."""
+    told = {
+        f"{kind}{' bare' * (not watched)}": pace(ranks, kind, watched)
+        for kind, watched in (("ddp", True), ("ddp", False), ("fsdp", True), ("fsdp", False), ("far", True))
+    }
+    Path(folder, f"paced-{ranks.rank}.json").write_text(json.dumps(told))
 
 
 # ── a guard's step ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import threading
@@ -128,6 +129,15 @@ def test_three_ranks_go_on_bit_for_bit_too_and_what_would_not_is_said(
     assert "DDP lays 'model' out anew after its first step, and 3 ranks then add gradients" in told["plain"][0]
 
 
+def test_three_ranks_of_which_one_is_killed_are_begun_again_and_go_on_bit_for_bit(
+    moved: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    ended = started("killed_once", 3, tmp_path, f"folder={tmp_path}", "steps=30", "at=17", restarts=1)
+    assert ended and [one.code for one in ended.findings] == ["training/rank-died", "training/restarted"]
+    assert "Rank 2 of 3 was killed by SIGKILL" in ended.findings[0].said
+    went_on_exactly(moved[0] / "ddp-3-whole", tmp_path, ranks=3, steps=30)
+
+
 def test_what_one_rank_cannot_write_or_read_is_refused_or_passed_over_by_all(
     moved: tuple[Path, dict[str, Any]],
 ) -> None:
@@ -154,29 +164,60 @@ def alone(folder: Path) -> dict[str, list[float]]:
     return found
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # Ray's own
-def test_ray_train_runs_the_same_function_to_the_same_bits_and_begins_again_when_a_worker_is_killed(
-    broken: tuple[Path, Ended], tmp_path: Path
-) -> None:
+def on_ray(function: str, folder: Path, *given: str, **patience: Any) -> tuple[Ended, list[str]]:
+    """Run a function on two workers of a real cluster of this machine; return how it ended and what was told."""
     pytest.importorskip("ray", reason="the extra 'ray' is not installed")
     pytest.importorskip("pyarrow", reason="the extra 'ray' is not installed")
     from tenon.training import cluster
 
-    target = Target.of(f"{SCRIPT}:killed_once", [f"folder={tmp_path}", f"steps={STEPS}", "at=17"])
     told: list[str] = []
-    ended = cluster.run(
-        target, nproc=2, folder=tmp_path / "ray", restarts=2, tell=lambda finding: told.append(finding.code)
-    )
+    target = Target.of(f"{SCRIPT}:{function}", given)
+    ended = cluster.run(target, nproc=2, folder=folder, tell=lambda finding: told.append(finding.code), **patience)
+    return ended, told
+
+
+def went_on_exactly(whole: Path, broken: Path, *, ranks: int = 2, steps: int = STEPS) -> None:
+    """Check the losses of each rank against those of a run that nothing befell."""
+    for rank in range(ranks):
+        expected, found = dict(lines(whole / f"losses-{rank}")), lines(broken / f"losses-{rank}")
+        assert all(expected[step] == loss for step, loss in found)
+        assert {step for step, _ in found} == set(range(steps))
+        assert len(found) - steps < 7  # from the last checkpoint: one is kept each seven steps
+
+
+RAYS_OWN = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@RAYS_OWN
+def test_ray_train_runs_the_same_function_to_the_same_bits_and_begins_again_when_a_worker_is_killed(
+    broken: tuple[Path, Ended], tmp_path: Path
+) -> None:
+    ended, told = on_ray("killed_once", tmp_path / "ray", f"folder={tmp_path}", f"steps={STEPS}", "at=17", restarts=2)
     assert ended and ended.attempts == 2, [one.said for one in ended.findings]
     assert told == ["training/rank-died", "training/restarted"]
     assert re.match(r"Rank 1 of 2 ended: its process \d+ on \S+ died or was killed\.", ended.findings[0].said)
-    folder, _ = broken
-    for rank in range(2):
-        expected = dict(lines(folder / "ddp-whole" / f"losses-{rank}"))
-        found = lines(tmp_path / f"losses-{rank}")
-        assert all(expected[step] == loss for step, loss in found)
-        assert {step for step, _ in found} == set(range(STEPS))
-        assert len(found) - STEPS < 7  # from the checkpoint after step 13
+    went_on_exactly(broken[0] / "ddp-whole", tmp_path)
+
+
+@RAYS_OWN
+def test_a_hang_under_ray_is_seen_told_and_begun_again(broken: tuple[Path, Ended], tmp_path: Path) -> None:
+    given = (f"folder={tmp_path}", f"steps={STEPS}", "at=17")
+    ended, told = on_ray("hangs_once", tmp_path / "ray", *given, restarts=2, silence_s=12.0)
+    assert ended and ended.attempts == 2, [one.said for one in ended.findings]
+    assert told == ["training/hang", "training/restarted"]
+    hung = ended.findings[0]
+    assert "Rank 1 never reached gloo broadcast of" in hung.said and "in which rank 0 waits." in hung.said
+    assert "Rank 1 stands after step 16 in load_rows (several_ranks.py:" in hung.said
+    went_on_exactly(broken[0] / "ddp-whole", tmp_path)
+
+
+@RAYS_OWN
+def test_what_the_guard_refused_under_ray_is_not_begun_again(tmp_path: Path) -> None:
+    ended, told = on_ray("spoiled", tmp_path / "ray", restarts=2)
+    assert not ended and ended.attempts == 1
+    assert told == ["training/gave-up"]
+    assert "its guard refused it, and would refuse the same step again (" in ended.findings[0].said
+    assert "expected a finite loss, got one that is not on rank 1 of 2" in ended.findings[0].said
 
 
 # ── the guard's step ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -218,8 +259,8 @@ def test_a_budget_counts_all_ranks_and_stops_them_at_the_same_step(guarded: list
     first, second = (one["ddp budget"] for one in guarded)
     assert first["steps"] == second["steps"] < 40
     assert first["error"] == second["error"] == ""
-    assert [code for code, _ in first["findings"]] == [code for code, _ in second["findings"]]
-    assert first["findings"][0][0] == "training/budget-spent"
+    assert first["findings"][-1] == second["findings"][-1]
+    assert first["findings"][-1][0] == "training/budget-spent"
     both, own = first["core_s"]
     assert both > own * 1.2
 
@@ -242,6 +283,46 @@ def test_a_held_out_loss_and_ranks_that_lost_step_are_refused_on_all(guarded: li
         lost = one["ddp lost"]
         assert "expected all ranks at the same step, got rank 0 at step 5, rank 1 at step 6" in lost["error"]
         assert one["ddp none"]["steps"] == 40 and one["ddp none"]["findings"] == []
+
+
+# ── where the time goes ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def paced(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two ranks saw of a late rank, and of many gradients."""
+    folder = tmp_path_factory.mktemp("paced")
+    ended = started("paced", 2, folder, f"folder={folder}", restarts=0, start_s=120.0)
+    assert ended, ended.findings
+    return [json.loads((folder / f"paced-{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_the_rank_that_the_others_wait_for_is_named(paced: list[dict[str, Any]], mode: str) -> None:
+    told = [one for one in paced[0][mode]["findings"] if one["code"] == "training/straggler"]
+    assert len(told) == 1
+    assert told[0]["said"].startswith("Rank 1 of 2 is late: a step takes it ")
+    assert told[0]["numbers"]["rank"] == 1
+    assert told[0]["numbers"]["own_ms"] - told[0]["numbers"]["others_ms"] > 50  # of the 80 ms that it slept
+    assert statistics.median(one["late"] for one in paced[0][mode]["shown"]) > 0.1
+    assert not paced[1][mode]["shown"]
+
+
+def test_a_step_that_mostly_exchanges_gradients_is_told(paced: list[dict[str, Any]]) -> None:
+    told = [one for one in paced[0]["far"]["findings"] if one["code"] == "training/communication-bound"]
+    assert len(told) == 1 and "of a step is spent exchanging between 2 ranks, beside computing." in told[0]["said"]
+    assert statistics.median(one["communicating"] for one in paced[0]["far"]["shown"]) > 0.3
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_the_operations_of_all_ranks_are_counted_and_the_losses_stay_what_they_were(
+    paced: list[dict[str, Any]], mode: str
+) -> None:
+    both = 2 * 12 * (2 * (8 * 15 + 15 * 5))  # the products of 12 rows on each rank
+    assert [one[mode]["flops"] for one in paced] == [3 * both] * 2
+    assert paced[0][mode]["shown"][-1]["flops_per_s"] > 0
+    for one in paced:
+        assert one[mode]["losses"] == one[f"{mode} bare"]["losses"]
 
 
 # ── the launcher ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -153,6 +153,7 @@ def _run(target: Target, command: list[str], settings: Any, several: Several, fo
             target,
             nproc=several.nproc,
             folder=folder,
+            silence_s=several.silence_s,
             restarts=several.restarts,
             address=settings.engine.ray_address,
             tell=tell,

@@ -135,7 +135,12 @@ def _money(stands: Mapping[str, Any]) -> str:
 
 
 def _time(stands: Mapping[str, Any]) -> str:
-    shares = {"waiting for data": stands.get("waiting"), "waiting for the device": stands.get("device")}
+    shares = {
+        "waiting for data": stands.get("waiting"),
+        "waiting for the device": stands.get("device"),
+        "exchanging between ranks": stands.get("communicating"),
+        "waiting for the slowest rank": stands.get("late"),
+    }
     known = {name: float(share) for name, share in shares.items() if share is not None}
     parts = [
         f"{max(1 - sum(known.values()), 0):.0%} working",

@@ -8,8 +8,10 @@ Ray Train starts the workers, opens the process group and, when a worker dies, b
 goes on from the newest good one in a folder that all workers see. Failures are noted in `folder` where they are seen,
 in Ray's controller, and come back as the same findings.
 
-A run that its guard refused ends without being begun again. Not seen here is a hang: it ends when the group's own
-timeout does.
+A run that its guard refused ends without being begun again. A worker's watchdog is a process beside it, on its own
+machine (`BESIDE`): after a silence it has the worker write its stacks and collectives into `folder`, says so there, and
+ends it, whereupon Ray begins again. Hanging ranks fall silent together, so none of these needs word from another, and
+the driver only reads what they wrote. Rejected: a thread in the worker, for the interpreter it needs may be what hangs.
 """
 
 from __future__ import annotations
@@ -17,9 +19,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
+import shutil
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,18 +33,39 @@ from typing import Any
 from tenon import engine
 from tenon.errors import MissingError, TrainingError, UsageError, missing_extra, sentence
 from tenon.finding import Finding
-from tenon.training import watchdog
-from tenon.training.launch import given_up
+from tenon.training import collectives, watchdog
+from tenon.training.launch import RECORDED, given_up
 from tenon.training.ranks import REFUSED, refusal
 from tenon.training.target import Target
 from tenon.training.together import REFUSAL
-from tenon.training.watchdog import ATTEMPT, Ended
+from tenon.training.watchdog import ATTEMPT, FOLDER, POLL_S, Ended
 
 FAILURES = "failures.jsonl"
-STARTS = "starts"
 PATIENCE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 START_S = 600.0  # Ray's own 60 s are short for importing PyTorch where others are at work
 WORKER = re.compile(r"health check failed.*?hostname='(?P<host>[^']+)'.*?pid=(?P<pid>\d+)")  # how Ray Train words it
+
+# Ends a worker that was silent for too long, when it has written its stacks and collectives; ends with the worker.
+BESIDE = """
+import os, signal, struct, sys, time
+pid, place, silence, start = int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), float(sys.argv[4])
+while os.getppid() == pid:
+    time.sleep(0.2)
+    try:
+        with open(place + ".beat", "rb") as file: said, at, step = struct.unpack("<qdq", file.read())
+    except (OSError, struct.error): continue
+    if not said or time.time() - at < (silence if step >= 0 else start): continue
+    try:
+        os.kill(pid, signal.SIGUSR1)
+        pipe = os.open(place + ".ask", os.O_WRONLY | os.O_NONBLOCK)
+        os.write(pipe, b"?")
+    except OSError: pass
+    time.sleep(3)
+    with open(place + ".writing", "w") as file: file.write(f"{pid} {at} {step} {time.time()}")
+    os.rename(place + ".writing", place + ".late")
+    time.sleep(5)
+    os.kill(pid, signal.SIGKILL)
+"""
 
 
 def run(
@@ -46,23 +73,35 @@ def run(
     *,
     nproc: int,
     folder: Path,
+    silence_s: float = 600.0,
+    start_s: float = 1_200.0,
     restarts: int = 3,
     address: str = "",
     tell: Callable[[Finding], None] = lambda finding: None,
 ) -> Ended:
     """Run a target in `nproc` workers of the cluster at `address` ("" starts one here), restarts bounded.
 
-    `folder` must be one that the driver and all workers see. MissingError without what Ray Train needs.
+    `folder` must be one that the driver and all workers see. A rank with a guard that takes no step for `silence_s` is
+    ended, `start_s` before its first. Findings are told when they are made. MissingError without what Ray Train needs.
     """
-    if nproc < 1 or restarts < 0:
-        got = f"nproc={nproc}, restarts={restarts}"
-        raise UsageError(sentence("nproc of 1 or more and restarts of 0 or more", got, at="cluster.run"))
+    if nproc < 1 or restarts < 0 or silence_s <= 0:
+        got = f"nproc={nproc}, restarts={restarts}, silence_s={silence_s}"
+        wanted = "nproc of 1 or more, restarts of 0 or more and a silence above 0"
+        raise UsageError(sentence(wanted, got, at="cluster.run"))
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (FAILURES, STARTS, REFUSED):
+    for old in (FAILURES, REFUSED):
         (folder / old).unlink(missing_ok=True)
+    for attempt in folder.glob("attempt-*"):
+        shutil.rmtree(attempt)
+    findings: list[Finding] = []
+
+    def say(finding: Finding) -> None:
+        findings.append(finding)
+        tell(finding)
+
     with engine.Ray(address) as cluster:
-        trainer = _trainer(target, nproc, folder, restarts)
+        trainer = _trainer(target, nproc, folder, restarts, (silence_s, start_s))
         if cluster.workers < nproc:
             hint = "give the cluster more cores, or take fewer processes"
             wanted = f"{nproc} cores for workers"
@@ -71,11 +110,15 @@ def run(
             )
         failed = ""
         try:
-            with _patience():
+            with _patience(), _followed(folder, nproc, restarts, say):
                 trainer.fit()
         except Exception as error:  # noqa: BLE001 - the edge to Ray Train: it ends with errors of several libraries
             failed = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-    return _ended(folder, nproc, restarts, failed, tell)
+    failures = len(_lines(folder / FAILURES))
+    refused = refusal(folder)
+    if refused or failed:
+        say(given_up(failures + 1 if refused else max(failures, 1), 1, refused or failed))
+    return Ended(code=1 if failed or refused else 0, attempts=failures + (not failed), findings=tuple(findings))
 
 
 @contextmanager
@@ -90,7 +133,7 @@ def _patience() -> Iterator[None]:
             del os.environ[PATIENCE]
 
 
-def _trainer(target: Target, nproc: int, folder: Path, restarts: int) -> Any:
+def _trainer(target: Target, nproc: int, folder: Path, restarts: int, patience: tuple[float, float]) -> Any:
     try:
         train: Any = import_module("ray.train")
         ray_torch: Any = import_module("ray.train.torch")
@@ -112,6 +155,7 @@ def _trainer(target: Target, nproc: int, folder: Path, restarts: int) -> Any:
             "function": target.function,
             "given": list(target.given),
             "folder": str(folder),
+            "patience": list(patience),
         },
         scaling_config=train.ScalingConfig(num_workers=nproc, use_gpu=bool(gpus)),
         torch_config=ray_torch.TorchConfig(backend=None if gpus else "gloo"),
@@ -120,6 +164,7 @@ def _trainer(target: Target, nproc: int, folder: Path, restarts: int) -> Any:
             storage_path=str(folder / "ray"),
             failure_config=train.FailureConfig(max_failures=restarts),
             callbacks=[Noted()],
+            worker_runtime_env={"env_vars": {"TORCH_FR_BUFFER_SIZE": RECORDED}},
         ),
     )
 
@@ -128,20 +173,24 @@ def begin(job: dict[str, Any]) -> None:
     """Be one worker: run the target as one of the ranks whose group Ray Train has opened."""
     from ray import train
 
-    folder, context = Path(job["folder"]), train.get_context()
-    attempt = len(_lines(folder / STARTS))
-    if context.get_world_rank() == 0:
-        with (folder / STARTS).open("a", encoding="utf-8") as file:
-            file.write(f"{time.time()}\n")
-    environ = {**os.environ, ATTEMPT: str(attempt)}
+    folder, rank = Path(job["folder"]), train.get_context().get_world_rank()
+    attempt = len(_lines(folder / FAILURES))  # noted before Ray begins again, so that it is the same on all ranks
+    here = folder / f"attempt-{attempt}"
+    here.mkdir(exist_ok=True)
+    os.environ.update({ATTEMPT: str(attempt), FOLDER: str(here), "RANK": str(rank)})
     target = Target(place=job["place"], function=job["function"], given=tuple(job["given"]))
+    words = [str(os.getpid()), str(here / f"rank-{rank}"), *map(str, job["patience"])]
+    beside = subprocess.Popen([sys.executable, "-I", "-S", "-c", BESIDE, *words], stdin=subprocess.DEVNULL)
     try:
-        target.call(environ)
+        target.call(os.environ)
     except TrainingError as error:
         if REFUSAL not in getattr(error, "__notes__", ()):
             raise
-        if context.get_world_rank() == 0:
+        if rank == 0:
             (folder / REFUSED).write_text(json.dumps({"said": str(error)}), "utf-8")
+    finally:
+        beside.kill()
+        beside.wait()
 
 
 def note(folder: str, failed: Mapping[int, str]) -> None:
@@ -150,22 +199,46 @@ def note(folder: str, failed: Mapping[int, str]) -> None:
         file.write(json.dumps({str(rank): said for rank, said in failed.items()}) + "\n")
 
 
-def _ended(folder: Path, nproc: int, restarts: int, failed: str, tell: Callable[[Finding], None]) -> Ended:
-    """Say what came of it: each failure, each restart, and how it ended."""
-    findings: list[Finding] = []
-    failures = [json.loads(line) for line in _lines(folder / FAILURES)]
-    for attempt, ranks in enumerate(failures):
-        findings.append(_died(attempt, nproc, ranks))
-        if attempt < restarts and (attempt + 1 < len(failures) or not failed):
-            findings.append(watchdog.again(attempt + 1, restarts, 1))
-    refused = refusal(folder)
-    if refused:
-        findings.append(given_up(len(failures) + 1, 1, refused))
-    elif failed:
-        findings.append(given_up(max(len(failures), 1), 1, failed))
-    for one in findings:
-        tell(one)
-    return Ended(code=1 if failed or refused else 0, attempts=len(failures) + (not failed), findings=tuple(findings))
+@contextmanager
+def _followed(folder: Path, nproc: int, restarts: int, say: Callable[[Finding], None]) -> Iterator[None]:
+    """Tell of each failure, and of each restart, as Ray's controller notes it."""
+    done = threading.Event()
+
+    def follow() -> None:
+        told, last = 0, False
+        while not last:
+            last = done.wait(POLL_S)  # then one more look
+            failures = _lines(folder / FAILURES)
+            for attempt in range(told, len(failures)):
+                hung = _hung(folder / f"attempt-{attempt}")
+                say(hung or _died(attempt, nproc, json.loads(failures[attempt])))
+                if attempt < restarts:
+                    say(watchdog.again(attempt + 1, restarts, -signal.SIGKILL if hung else 1))
+            told = len(failures)
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _hung(folder: Path) -> Finding | None:
+    """Say where each rank of an attempt stood when it was ended for its silence; None when none was."""
+    ranks, now = [], 0.0
+    for file in sorted(folder.glob("rank-*.late")):
+        rank = int(file.stem.removeprefix("rank-"))
+        pid, at, step, then = map(float, file.read_text("ascii").split())
+        now = max(now, then)
+        with suppress(OSError):
+            stack = watchdog.stack_of(folder, rank)
+            ranks.append(watchdog.Rank(rank=rank, pid=int(pid), at=at, step=int(step), stack=stack))
+    if not ranks:
+        return None
+    never, behind = collectives.compare(collectives.answers(folder, [one.rank for one in ranks]))
+    return watchdog.hang(ranks, now, never=never, behind=behind)
 
 
 def _died(attempt: int, nproc: int, ranks: Mapping[str, str]) -> Finding:

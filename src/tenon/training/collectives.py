@@ -90,8 +90,13 @@ def ask(folder: Path, ranks: Sequence[int]) -> dict[int, dict[str, Begun]]:
     end = time.monotonic() + ASK_S
     while time.monotonic() < end and not all((folder / f"rank-{rank}.collectives").exists() for rank in waiting):
         time.sleep(0.02)
+    return answers(folder, waiting)
+
+
+def answers(folder: Path, ranks: Sequence[int]) -> dict[int, dict[str, Begun]]:
+    """Return what these ranks have answered."""
     found = {}
-    for rank in waiting:
+    for rank in ranks:
         with suppress(OSError, ValueError, KeyError):
             entries = json.loads((folder / f"rank-{rank}.collectives").read_text("utf-8"))
             found[rank] = {entry["group"]: _begun(entry) for entry in entries}

@@ -330,6 +330,7 @@ class Guard:
             read = self.readings()
             for finding in self._gpu.look(read, step, steps_per_s=per_s, usd_per_s=usd_per_s, waiting=waiting or 0.0):
                 self.tell(finding)
+        shares = self._together.stands(self, step, usd_per_s) if self._together is not None else {}
         if step > FIT_STEPS:
             self._learn()
         if self.run is None and self.show is None:
@@ -343,6 +344,7 @@ class Guard:
             **{f"{name}_of": getattr(self.budget, name) for name in ("usd", "hours", "kwh")},
             "waiting": waiting,
             "lost": self._gpu.lost if self.readings is not None else None,
+            **shares,
         }
         if self._watch is not None:
             stands["device"] = self._watch.waited_s / max(now - self._start, 1e-9) if self._watch.gpus else None

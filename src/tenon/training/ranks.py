@@ -18,6 +18,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,8 @@ class Said:
     news: bool = False  # it has findings to tell
     stop: bool = False  # heard of the first rank only
     save: bool = False  # heard of the first rank only
+    count: bool = False  # heard of the first rank only
+    own_s: float = 0.0  # what a step takes this rank besides waiting for others; 0 for not known
     cpu_s: float = 0.0
     peak_bytes: int = 0
     gpus: int = 0
@@ -72,6 +75,8 @@ class Heard:
     news: tuple[int, ...]  # ranks that have findings to tell
     stop: bool
     save: bool
+    count: bool
+    own_s: tuple[float, ...]  # of each rank
     cpu_s: float
     peak_bytes: int
     gpus: int
@@ -80,7 +85,7 @@ class Heard:
 class Ranks:
     """This process among those that train with it; see the module's docstring. `close` ends a group that it began."""
 
-    __slots__ = ("_began", "_folder", "_group", "_torch", "beat", "before", "local", "rank", "size")
+    __slots__ = ("_began", "_folder", "_group", "_torch", "beat", "before", "local", "rank", "size", "waited_s")
 
     def __init__(
         self,
@@ -99,6 +104,7 @@ class Ranks:
         self._folder = beat.path.parent if beat is not None else None
         self._torch: Any = torch_or_missing("train on several processes") if size > 1 else None
         self._began = False
+        self.waited_s = 0.0  # in agreements, for the other ranks
 
     @classmethod
     def of(cls, environ: Mapping[str, str], *, backend: str = "", timeout_s: float = 1_800.0) -> Self:
@@ -161,11 +167,12 @@ class Ranks:
     def hear(self, said: Said) -> Heard:
         """Say it to all and hear what all say; every rank must call it. TrainingError when they have lost step."""
         n = self.size
-        values = [0.0] * (2 * n + 8)
+        values = [0.0] * (3 * n + 9)
         values[self.rank] = float(said.step * 8 + said.kind)
         values[n + self.rank] = float(said.wrong + NEWS * said.news)
+        values[2 * n + self.rank] = said.own_s
         loss = said.loss is not None and math.isfinite(said.loss)
-        values[2 * n :] = [
+        values[3 * n :] = [
             said.loss if loss and said.loss is not None else 0.0,
             float(loss),
             said.square if math.isfinite(said.square) else 0.0,
@@ -174,10 +181,11 @@ class Ranks:
             float(said.gpus),
             float(said.stop and self.first),
             float(said.save and self.first),
+            float(said.count and self.first),
         ]
         if n > 1:
             values = self._sum(values, said)
-        where, rest = values[:n], values[2 * n :]
+        where, own_s, rest = values[:n], values[2 * n : 3 * n], values[3 * n :]
         flags = [int(one) for one in values[n : 2 * n]]
         if len(set(where)) > 1:
             raise TrainingError(_lost(where))
@@ -190,17 +198,20 @@ class Ranks:
             news=_flagged(flags, NEWS),
             stop=rest[6] > 0,
             save=rest[7] > 0,
+            count=rest[8] > 0,
+            own_s=tuple(own_s),
             cpu_s=rest[3],
             peak_bytes=int(rest[4]),
             gpus=int(rest[5]),
         )
 
     def _sum(self, values: list[float], said: Said) -> list[float]:
-        tensor = self._torch.tensor(values, dtype=self._torch.float64)
+        tensor, start = self._torch.tensor(values, dtype=self._torch.float64), time.perf_counter()
         try:
             self._torch.distributed.all_reduce(tensor, group=self._group)
         except RuntimeError as error:
             raise self._alone(f"{KINDS[said.kind]}step {said.step}", error) from error
+        self.waited_s += time.perf_counter() - start
         total: list[float] = tensor.tolist()
         return total
 
@@ -213,10 +224,11 @@ class Ranks:
         """Return what every rank says, in the order of ranks; every rank must call it."""
         if self.size == 1:
             return [said]
-        torch, dist = self._torch, self._torch.distributed
+        torch, dist, start = self._torch, self._torch.distributed, time.perf_counter()
         try:
             sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
             dist.all_gather(sizes, torch.tensor([len(said)]), group=self._group)
+            self.waited_s += time.perf_counter() - start
             longest = max(int(one) for one in sizes)
             if not longest:
                 return [b""] * self.size

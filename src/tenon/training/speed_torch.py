@@ -14,10 +14,11 @@ processor's are measured here, by a product of matrices and a copy, a few hundre
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
-from tenon.training.blame_torch import Call, as_it_was, flat
+from tenon.training.blame_torch import Call, as_it_was, flat, local, sharded
 
 SIZE = 512  # of the matrices that a processor's limit is measured with
 COPY_BYTES = 32 * 1024**2
@@ -42,6 +43,12 @@ class Work:
             "of_flops": flops / self.most_flops if self.most_flops else 0.0,
             "of_bytes": moved / self.most_bytes if self.most_bytes else 0.0,
         }
+
+
+def added(every: Sequence[Work]) -> Work:
+    """Return what several ranks do together in a step, and could do at most."""
+    names = [one.name for one in fields(Work)]
+    return Work(**{name: sum(getattr(one, name) for one in every) for name in names})
 
 
 def count(torch: Any, model: Any, calls: list[Call], optimizer: Any) -> Work:
@@ -70,9 +77,14 @@ def count(torch: Any, model: Any, calls: list[Call], optimizer: Any) -> Work:
         cast = torch.autocast(call.kind, dtype=call.cast, enabled=call.cast is not None)
         with as_it_was(torch, inner, call), torch.no_grad(), cast, counter:
             inner(*call.args, **call.kwargs)
-    weights = sum(one.numel() * one.element_size() for one in model.parameters() if one.requires_grad)
+    for module in inner.modules() if sharded(inner) else ():
+        if hasattr(module, "reshard"):  # FSDP2 keeps the root's gathered weights, which the optimiser makes old
+            module.reshard()
+    held = [local(one) for one in model.parameters() if one.requires_grad]
+    weights = sum(one.numel() * one.element_size() for one in held)
     state = optimizer.state.values() if optimizer is not None else ()
-    kept = sum(one.numel() * one.element_size() for one in flat(torch, [list(part.values()) for part in state]))
+    parts = [local(one) for one in flat(torch, [list(part.values()) for part in state])]
+    kept = sum(one.numel() * one.element_size() for one in parts)
     most_flops, most_bytes = limits(torch, calls[-1])
     return Work(
         flops=3 * counter.flops,

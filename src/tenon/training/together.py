@@ -12,6 +12,8 @@ What is spent is that of all ranks, and of earlier attempts when a launcher bega
 from __future__ import annotations
 
 import math
+import time
+from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,6 +21,7 @@ from tenon.errors import TrainingError, sentence
 from tenon.finding import Finding
 from tenon.ledger import Usage
 from tenon.training.blame_torch import Blame
+from tenon.training.exchange import WINDOW, Pace
 from tenon.training.ranks import GRADIENT, HELD_OUT, LOSS, SAVE, STEP, TOLD, Heard, Ranks, Said
 
 if TYPE_CHECKING:
@@ -32,7 +35,20 @@ ALONE = Usage(wall_s=0.0, cpu_s=0.0, peak_bytes=0)
 class Together:
     """What one guard knows of the other ranks; made by a Guard that is given `Ranks`."""
 
-    __slots__ = ("_due", "_mine", "_read", "news", "others", "ranks", "saving")
+    __slots__ = (
+        "_due",
+        "_marks",
+        "_mine",
+        "_own",
+        "_pace",
+        "_read",
+        "_step_s",
+        "_steps",
+        "news",
+        "others",
+        "ranks",
+        "saving",
+    )
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
@@ -42,6 +58,12 @@ class Together:
         self._due: Finding | None = None  # why the first rank wants to stop, to be told at the next step
         self._mine = ALONE
         self._read = -math.inf
+        self._steps = 0  # since what a step takes was last measured
+        # When it was measured, what had been waited for others by then, and how many steps had been taken.
+        self._marks = deque([(time.perf_counter(), 0.0, 0)], maxlen=WINDOW + 1)
+        self._step_s = 0.0
+        self._own: tuple[float, ...] = (0.0,) * ranks.size  # what a step takes each rank besides waiting for others
+        self._pace = Pace()
 
     def step(self, guard: Guard, step: int, loss: float | None, norm: float | None, *, given: bool) -> bool:
         """Take the step with the other ranks; the same answer, or the same TrainingError, on all of them.
@@ -59,6 +81,9 @@ class Together:
         if heard.stop:
             return self._stop(guard)
         self.saving = heard.save
+        self._steps += 1
+        if heard.count and watch is not None:
+            watch.count(self.ranks)
         if watch is not None:
             mean = heard.square / self.ranks.size if given or not watch.sharded else heard.square
             self._look(guard, step, math.sqrt(mean) if norm is not None else None, skipped)
@@ -109,6 +134,7 @@ class Together:
         if now - self._read >= USAGE_S:
             self._read = now
             self._mine = guard.own_usage(now)
+            self._measure(guard)
         if not self.ranks.first and guard._time is not None and now >= guard._read:
             guard._read = now + USAGE_S
             guard.tell(guard._time.look(step))
@@ -123,11 +149,14 @@ class Together:
                 news=bool(self.news),
                 stop=self._due is not None,
                 save=self.ranks.first and keeper is not None and keeper.late(),
+                count=self.ranks.first and guard._watch is not None and guard._watch.due,
+                own_s=self._own[self.ranks.rank],
                 cpu_s=self._mine.cpu_s,
                 peak_bytes=self._mine.peak_bytes,
                 gpus=self._mine.gpus,
             )
         )
+        self._own = heard.own_s
         before = self.ranks.before or ALONE
         self.others = Usage(
             wall_s=before.wall_s,
@@ -140,6 +169,27 @@ class Together:
         if heard.news:
             self._news(guard)
         return heard
+
+    def _measure(self, guard: Guard) -> None:
+        """Measure what a step has taken since the last time, and how much of that was not waiting for others."""
+        if not self._steps:
+            return
+        inside = guard._watch.exchange.waited_s(self._steps) if guard._watch is not None else 0.0
+        self._marks.append((time.perf_counter(), self.ranks.waited_s + inside, self._marks[-1][2] + self._steps))
+        self._steps = 0
+        wall, waited, steps = (now - then for now, then in zip(self._marks[-1], self._marks[0], strict=True))
+        self._step_s = wall / steps
+        own = max(wall - waited, 1e-9) / steps
+        self._own = tuple(own if rank == self.ranks.rank else one for rank, one in enumerate(self._own))
+
+    def stands(self, guard: Guard, step: int, usd_per_s: float) -> dict[str, float]:
+        """On the first rank: return the shares of exchanging and of waiting for the slowest rank; tells of both."""
+        if self.ranks.size == 1:
+            return {}
+        shares, findings = self._pace.look(step, self._own, self._step_s, usd_per_s)
+        for finding in findings:
+            guard.tell(finding)
+        return shares
 
     def _news(self, guard: Guard) -> None:
         """Hand the findings of all ranks to the first, which keeps each kind once."""

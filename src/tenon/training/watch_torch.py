@@ -27,13 +27,15 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from dataclasses import asdict
 from typing import Any
 
 from tenon.errors import UsageError, missing_extra, sentence
 from tenon.finding import Finding
 from tenon.training.blame_torch import Blame, Call, blame, flat, local, sharded
+from tenon.training.exchange import Exchange
 from tenon.training.health_torch import Health
-from tenon.training.speed_torch import Work, count
+from tenon.training.speed_torch import Work, added, count
 
 HOLD_BYTES = 64 * 1024 * 1024  # of gradients at the model's outputs, held from backward until the guard is asked
 EVERY = 4  # steps, after which there is a norm on a processor at the latest, measured when that is due
@@ -78,6 +80,7 @@ class Watch:
         "_relearn",
         "_steps",
         "_torch",
+        "exchange",
         "gpus",
         "health",
         "model",
@@ -94,6 +97,7 @@ class Watch:
         torch = torch_or_missing("watch a model")
         if not isinstance(model, torch.nn.Module) or isinstance(model, torch.jit.ScriptModule):
             raise UsageError(sentence("a torch.nn.Module to watch", type(model).__name__, at="guard.watch"))
+        self.exchange = Exchange(torch, model)
         if isinstance(model, torch.nn.parallel.DistributedDataParallel):
             model = model.module  # its forward can be done again by one rank alone
         self._torch = torch
@@ -134,6 +138,7 @@ class Watch:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self.exchange.close()
         self._let_go()
 
     def read(self, step: int, loss: Any, norm: float | None = None) -> tuple[float | None, float | None]:
@@ -185,8 +190,8 @@ class Watch:
         # Of processor time and not of wall time, so that a crowded machine is not taken for a leisurely one.
         start = time.thread_time()
         since = start - self._began
-        if self.work is None and since > self.work_after_s:
-            self._count()
+        if self.work is None and since > self.work_after_s and not self._among():
+            self.count()
         left = self._paid / (self.health.share / 2) - since
         if not scaled:
             self._due = self._steps + max(EVERY, int(left / since * self._steps) if since > 0 else 0)
@@ -232,19 +237,29 @@ class Watch:
             self._quiet = False
             self._let_go()
 
-    def _count(self) -> None:
-        """Count what a step does, once; not in a distributed run, whose ranks would have to do it together."""
+    @property
+    def due(self) -> bool:
+        """Tell whether it is time to count what a step does."""
+        return self.work is None and time.thread_time() - self._began > self.work_after_s
+
+    def count(self, ranks: Any = None) -> None:
+        """Count what a step does, once; several `ranks` at the same step, because a forward may need them all."""
         self.work = Work(flops=0.0, bytes=0.0)
-        distributed = self._torch.distributed
-        if not self._calls or (distributed.is_available() and distributed.is_initialized()):
-            return
         self._quiet = True
         try:
-            self.work = count(self._torch, self.model, list(self._calls), self.optimizer)
+            self.work = count(self._torch, self.model, list(self._calls), self.optimizer) if self._calls else self.work
         except Exception:  # noqa: BLE001 - the edge to the user's own modules, done again: then nothing is told of speed
             self.work = Work(flops=0.0, bytes=0.0)
         finally:
             self._quiet = False
+        if ranks is not None:
+            every = [Work(**one) for one in ranks.words(asdict(self.work))]
+            self.work = added(every) if all(one.flops for one in every) else Work(flops=0.0, bytes=0.0)
+
+    def _among(self) -> bool:
+        """Tell whether this is one of several processes, which count together or not at all."""
+        distributed = self._torch.distributed
+        return bool(distributed.is_available() and distributed.is_initialized())
 
     # ── hooks ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -27,7 +27,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +91,12 @@ class Rank:
 
     @property
     def frames(self) -> list[tuple[str, int, str]]:
-        """Return the frames of the main thread, innermost first, as (file, line, function)."""
+        """Return the frames of the thread that trains, innermost first, as (file, line, function)."""
         threads = [part for part in re.split(r"\n\n|(?=(?:Current )?[Tt]hread 0x)", self.stack) if "File" in part]
-        main = next((part for part in threads if "in <module>" in part), threads[-1] if threads else "")
-        return [(found["file"], int(found["line"]), found["name"]) for found in FRAME.finditer(main)]
+        # Ray runs what trains in a thread beside the main one.
+        marks = ("tenon/training/target.py", "in <module>")
+        trains = next((part for mark in marks for part in threads if mark in part), threads[-1] if threads else "")
+        return [(found["file"], int(found["line"]), found["name"]) for found in FRAME.finditer(trains)]
 
     @property
     def collective(self) -> str:
@@ -218,14 +220,12 @@ def _stacks(folder: Path, ranks: Sequence[Rank]) -> list[Rank]:
             break
         sizes = now
         time.sleep(POLL_S)
-    return [
-        Rank(rank=one.rank, pid=one.pid, at=one.at, step=one.step, stack=_text(folder / f"rank-{one.rank}.stacks"))
-        for one in ranks
-    ]
+    return [replace(one, stack=stack_of(folder, one.rank)) for one in ranks]
 
 
-def _text(path: Path) -> str:
-    return path.read_text("utf-8", errors="replace")[-STACK_CHARS:]
+def stack_of(folder: Path, rank: int) -> str:
+    """Return the stacks that a rank has written last."""
+    return (folder / f"rank-{rank}.stacks").read_text("utf-8", errors="replace")[-STACK_CHARS:]
 
 
 def hang(ranks: Sequence[Rank], now: float, *, never: str = "", behind: Sequence[int] = ()) -> Finding:
