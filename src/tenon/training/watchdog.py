@@ -27,6 +27,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ END_S = 5.0  # between asking a process to end and ending it
 STACK_CHARS = 20_000
 FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<name>\S+)')
 COLLECTIVE = "distributed_c10d.py"
+AGREEMENT = ("tenon/training/agree.py", "add_up")  # the guard's own, through shared memory
 WRAPPERS = {"wrapper", "wait", "inner"}
 
 
@@ -101,6 +103,8 @@ class Rank:
     @property
     def collective(self) -> str:
         """Return the collective that the rank waits in, "" for none."""
+        if any(file.endswith(AGREEMENT[0]) and name == AGREEMENT[1] for file, _, name in self.frames):
+            return "the guard's agreement"
         names = [name for file, _, name in self.frames if file.endswith(COLLECTIVE)]
         return next((name for name in reversed(names) if not name.startswith("_") and name not in WRAPPERS), "")
 
@@ -198,6 +202,17 @@ def read(folder: Path) -> list[Rank]:
             pid, at, step = BEAT.unpack(body)
             found.append(Rank(rank=int(path.stem.removeprefix("rank-")), pid=pid, at=at, step=step))
     return sorted((one for one in found if one.pid), key=lambda one: one.rank)
+
+
+def living(folder: Path, rank: int) -> bool:
+    """Tell whether a rank of this machine has not ended, as far as its beat tells."""
+    with suppress(OSError, struct.error):
+        pid, _, _ = BEAT.unpack((folder / f"rank-{rank}.beat").read_bytes())
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+    return True
 
 
 def seen_hanging(folder: Path, ranks: Sequence[Rank]) -> Finding:
