@@ -42,7 +42,7 @@ class Exchange:
         if self._ddp is not None:
             self._ddp._set_ddp_runtime_logging_sample_rate(RATE)
             self._ddp._sync_buffers = _Timed(self._ddp._sync_buffers, self._spent)
-        elif torch.distributed.is_available() and all(one.device.type == "cpu" for one in model.parameters()):
+        elif torch.distributed.is_available() and torch.distributed.is_initialized():
             self._time(model)
 
     def waited_s(self, steps: int) -> float:
@@ -65,7 +65,8 @@ class Exchange:
     def _time(self, model: Any) -> None:
         from torch.distributed.fsdp import FSDPModule
 
-        for module in model.modules():
+        here = all(one.device.type == "cpu" for one in model.parameters())
+        for module in model.modules() if here else ():
             groups: Any = module._get_fsdp_state()._fsdp_param_groups if isinstance(module, FSDPModule) else ()
             if len(groups) == 1:
                 gather, scatter = groups[0]._all_gather_comm, groups[0]._reduce_scatter_comm
