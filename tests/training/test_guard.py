@@ -209,3 +209,9 @@ def test_a_step_costs_next_to_nothing() -> None:
         guard.step(step, loss=loss)
     # A hundredth of a step of 10 ms would be 100 microseconds; bounded loosely, machines are shared.
     assert (time.process_time() - start) / len(losses) < 100e-6
+
+
+def test_a_budget_of_nothing_is_spent_at_the_first_step() -> None:
+    guard = Guard(budget=Budget(hours=0))
+    assert not guard.step(0, loss=1.0)
+    assert guard.stopped is not None and guard.stopped.code == "training/budget-spent"

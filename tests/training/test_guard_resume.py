@@ -222,6 +222,22 @@ def test_parts_that_are_missing_or_cannot_be_kept_are_named(tmp_path: Path) -> N
         Resume(tmp_path, model=torch.nn.Linear(3, 1)).restore()
 
 
+def test_another_optimiser_than_the_run_began_with_is_refused_in_words(tmp_path: Path) -> None:
+    model = torch.nn.Linear(4, 1)
+
+    def resume(kind: Any) -> Resume:
+        return Resume(tmp_path, model=model, optimizer=kind(model.parameters(), lr=0.1))
+
+    began = resume(torch.optim.AdamW)
+    began.save(3)
+    began.checkpoints.close()
+    other = resume(torch.optim.SGD)
+    with pytest.raises(InputError, match=r"expected the optimiser AdamW as 'optimizer', got SGD .* resume with AdamW"):
+        other.restore()
+    other.checkpoints.close()
+    assert resume(torch.optim.AdamW).restore() == 4
+
+
 def test_generators_of_all_three_libraries_go_on(tmp_path: Path) -> None:
     def generators() -> dict[str, Any]:
         return {"a": torch.Generator(), "b": np.random.default_rng(1), "c": random.Random(2)}

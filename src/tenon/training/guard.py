@@ -106,7 +106,8 @@ class Guard:
         self._start = clock()
         self._cpu = ledger.cpu_seconds()
         self._peak = 0
-        self._read = self._start + SPENT_S  # when it is next read what has been spent
+        # When it is next read what has been spent; a budget of nothing is spent before the first step.
+        self._read = self._start + (SPENT_S if 0 not in (self.budget.usd, self.budget.hours, self.budget.kwh) else 0)
         self.plan = plan
         self.trend = Trend(rules, plan)
         self._stopped: Finding | None = None

@@ -41,6 +41,7 @@ from tenon.training.watchdog import ATTEMPT, FOLDER, POLL_S, Ended
 LAST_LINES = 200  # of what a rank wrote on stderr, kept for its last words
 WORDS_CHARS = 300
 EARLY_S = 60.0  # a script that never says where it is, and fails within them, has failed at its start
+MOST = 1_024  # processes on one machine
 OTHERS_S = 2.0  # for the other ranks to end by themselves, once one has
 RECORDED = "200"  # collectives that PyTorch's flight recorder keeps
 LOOPBACK = Path("/sys/class/net/lo")
@@ -105,9 +106,9 @@ def launch(
     `silence_s` must be longer than the longest step, evaluation and checkpoint together; before its first step a rank
     has `start_s`. Ranks without a guard are not watched for hangs. Beats, stacks and last words are kept in `folder`.
     """
-    if not command or nproc < 1 or silence_s <= 0 or restarts < 0:
+    if not command or not 1 <= nproc <= MOST or not silence_s > 0 or restarts < 0:
         got = f"{list(command)}, nproc={nproc}, silence_s={silence_s}, restarts={restarts}"
-        wanted = "a command, nproc of 1 or more, a silence above 0 and restarts of 0 or more"
+        wanted = f"a command, nproc from 1 to {MOST:,}, a silence above 0 and restarts of 0 or more"
         raise UsageError(sentence(wanted, got, at="launch"))
     findings: list[Finding] = []
 

@@ -109,6 +109,7 @@ class Resume:
             self._tell(_differing(loaded.step, differs))
         elif self._relaid and size > 2:
             self._tell(_adds_anew(loaded.step, self._relaid[0], size))
+        self._same_optimizers(loaded)
         kept, random_state = self._kept(loaded)
         for name, part in self.parts.items():
             if name not in kept:
@@ -152,6 +153,19 @@ class Resume:
             got = ", ".join(sorted(self.parts))
             raise InputError(sentence(f"the parts {', '.join(sorted(names))}", got, at=str(loaded.path)))
 
+    def _same_optimizers(self, loaded: Loaded) -> None:
+        """Refuse another optimiser than the run began with: its state may well fit, and would mean something else."""
+        now = self._optimizers()
+        for name, then in loaded.state.get("optimizers", {}).items():
+            if now.get(name, then) != then:
+                hint = f"resume with {then}, or begin a new run from the model's weights"
+                raise InputError(
+                    sentence(f"the optimiser {then} as '{name}'", now[name], at=str(loaded.path), hint=hint)
+                )
+
+    def _optimizers(self) -> dict[str, str]:
+        return {name: type(part).__name__ for name, part in self.parts.items() if _is_optimizer(part)}
+
     def late(self) -> bool:
         """Tell whether a checkpoint is due by time."""
         return self._clock() - self._saved >= self.seconds
@@ -181,6 +195,7 @@ class Resume:
                 "parts": {name: encode(_state(part), name, tensors, seen) for name, part in self.parts.items()},
                 "random": encode(_random(), "random", tensors, seen),
                 "setting": _setting(),
+                "optimizers": self._optimizers(),
             }
             place = self.checkpoints.save(step, tensors, state, loss=number, suspect=suspect)
         else:
@@ -195,6 +210,7 @@ class Resume:
         shared = {
             "parts": {name: encode(_state(part), name, tensors, seen) for name, part in common.items()},
             "setting": _setting(),
+            "optimizers": self._optimizers(),
         }
         plain = frozenset(tensors)
         rest = {name: part for name, part in self.parts.items() if name not in common}

@@ -149,7 +149,7 @@ def watch(
     `silence_s` must be longer than the longest step, evaluation and checkpoint together; before its first step a rank
     has `start_s`. Stacks are kept in `folder`. Each finding is told when it is made.
     """
-    if not command or silence_s <= 0 or restarts < 0:
+    if not command or not silence_s > 0 or restarts < 0:
         got = f"{list(command)}, silence_s={silence_s}, restarts={restarts}"
         raise UsageError(sentence("a command, a silence above 0 and restarts of 0 or more", got, at="watchdog.watch"))
     findings: list[Finding] = []
