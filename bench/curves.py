@@ -43,7 +43,7 @@ from tenon.training.trend import Plan, Rules, Trend
 
 FILE = Path(__file__).parent / "data" / "curves.npz"
 TUNING = (*range(880), *range(2000, 2880))
-HELD_OUT = range(2880, 3320)
+HELD_OUT = range(2880, 3760)
 SCHEDULES = ("constant", "warm-up", "cosine", "decay")
 WORTH = 0.98  # of the constant's loss
 EARLY = 0.30
