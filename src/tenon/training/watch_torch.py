@@ -43,7 +43,7 @@ VECTORS, COLUMNS = 16, 4  # probes that are read at every step
 TURNS = 15  # steps in which all others are read once, at most; odd, so that each turn comes when a norm is due
 LEARN = 512  # forwards, after which it is looked again whether they take random numbers
 SURE = 3  # forwards that took none
-WORK_AFTER_S = 20.0  # of processor time, after which a step's work is counted: that takes about a two-hundredth of it
+WORK_AFTER_S = 60.0  # of processor time, after which a step's work is counted: that takes about a two-hundredth of it
 CALLS = 16  # forwards of one step that are remembered: micro-batches that are accumulated
 
 
