@@ -122,32 +122,23 @@ class Loop:
             self.resume = Resume(folder, seconds=1e9, guard=self.guard, model=model, optimizer=optimizer)
             self.batches = self.guard.batches(self.plain)
 
-    def step(self) -> float:
-        """Train for a bare step; return the seconds of processor time that it took."""
+    def step(self, *, guarded: bool) -> float:
+        """Train for a step; return the seconds of processor time that it took."""
+        guard, run, resume = (self.guard, self.run, self.resume) if guarded else (None, None, None)
+        model, batches = (self.model, self.batches) if guarded else (self.bare, self.plain)
         start = time.thread_time()
-        inputs, labels = next(self.plain)
+        inputs, labels = next(batches)
         self.optimizer.zero_grad()
-        loss = self.torch.nn.functional.cross_entropy(self.bare(inputs), labels)
+        loss = self.torch.nn.functional.cross_entropy(model(inputs), labels)
         loss.backward()
+        if guard is not None:
+            guard.step(self.at, loss=loss)
         self.optimizer.step()
-        if self.kind == "all":
-            loss.item()
-        return time.thread_time() - start
-
-    def guarded(self) -> float:
-        """Train for a guarded step; return the seconds of processor time that it took."""
-        start = time.thread_time()
-        inputs, labels = next(self.batches)
-        self.optimizer.zero_grad()
-        loss = self.torch.nn.functional.cross_entropy(self.model(inputs), labels)
-        loss.backward()
-        if self.guard is not None:
-            self.guard.step(self.at, loss=loss)
-        self.optimizer.step()
-        if self.run is not None and self.resume is not None:
-            self.run.log(self.at, loss=loss.item(), rate=0.01)
-            self.resume.done(self.at, loss=loss)
-        self.at += 1
+        value = loss.item() if self.kind == "all" else 0.0
+        if run is not None and resume is not None:
+            run.log(self.at, loss=value, rate=0.01)
+            resume.done(self.at, loss=loss)
+        self.at += guarded
         return time.thread_time() - start
 
     def close(self) -> None:
@@ -162,7 +153,7 @@ def calibrated(torch: Any, name: str) -> int:
     rows = 8
     while rows < 4096:
         loop = Loop(torch, name, "bare", rows=rows)
-        took = statistics.median([loop.step() for _ in range(25)][5:])
+        took = statistics.median([loop.step(guarded=False) for _ in range(25)][5:])
         loop.close()
         if took >= 0.95 * STEP_S:
             break
@@ -174,22 +165,22 @@ def compared(torch: Any, name: str, kind: str, *, rows: int) -> list[str]:
     """Take bare and guarded steps in turns; return a row of the table."""
     loop, order = Loop(torch, name, kind, rows=rows), random.Random(0)
     for _ in range(20):
-        loop.step(), loop.guarded()
+        loop.step(guarded=False), loop.step(guarded=True)
     bare, added = [], []
     for _ in range(BLOCKS):
         plain = watched = 0.0
         for _ in range(PAIRS):
             if order.random() < 0.5:
-                plain += loop.step()
-                watched += loop.guarded()
+                plain += loop.step(guarded=False)
+                watched += loop.step(guarded=True)
             else:
-                watched += loop.guarded()
-                plain += loop.step()
+                watched += loop.step(guarded=True)
+                plain += loop.step(guarded=False)
         bare.append(plain / PAIRS)
         added.append((watched - plain) / PAIRS)
     before = time.process_time() - time.thread_time()
     for _ in range(BESIDE):
-        loop.guarded()
+        loop.step(guarded=True)
     beside = (time.process_time() - time.thread_time() - before) / BESIDE
     loop.close()
     step = statistics.median(bare)

@@ -223,13 +223,17 @@ def test_what_the_guard_refused_under_ray_is_not_begun_again(tmp_path: Path) -> 
 # ── the guard's step ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def seen_by_two(name: str, folder: Path) -> list[dict[str, Any]]:
+    """Run a function of `several_ranks` on two ranks, and return what each wrote of what it saw."""
+    ended = started(name, 2, folder, f"folder={folder}", restarts=0, start_s=120.0)
+    assert ended, ended.findings
+    return [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(2)]
+
+
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two ranks saw of each fault."""
-    folder = tmp_path_factory.mktemp("guarded")
-    ended = started("guarded", 2, folder, f"folder={folder}", restarts=0, start_s=120.0)
-    assert ended, ended.findings
-    return [json.loads((folder / f"guarded-{rank}.json").read_text()) for rank in range(2)]
+    return seen_by_two("guarded", tmp_path_factory.mktemp("guarded"))
 
 
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])
@@ -291,10 +295,7 @@ def test_a_held_out_loss_and_ranks_that_lost_step_are_refused_on_all(guarded: li
 @pytest.fixture(scope="module")
 def paced(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two ranks saw of a late rank, and of many gradients."""
-    folder = tmp_path_factory.mktemp("paced")
-    ended = started("paced", 2, folder, f"folder={folder}", restarts=0, start_s=120.0)
-    assert ended, ended.findings
-    return [json.loads((folder / f"paced-{rank}.json").read_text()) for rank in range(2)]
+    return seen_by_two("paced", tmp_path_factory.mktemp("paced"))
 
 
 @pytest.mark.parametrize("mode", ["ddp", "fsdp"])

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tenon.cli import fit
-from tenon.cli.fit import told
 from tenon.cli.output import Output
 from tenon.errors import InputError, UsageError, sentence
 
@@ -60,7 +59,7 @@ def seen_through(text: str, given: tuple[str, ...], several: Several, output: Ou
     found = _fitting(target, several, output)
     if found is not None and not found:
         refused = {"code": 1, "attempts": 0, "findings": [one.to_dict() for one in found.findings]}
-        output.emit({**refused, "fit": found.to_dict()}, told(found))
+        output.emit({**refused, "fit": found.to_dict()}, fit.told(found))
         return False
     folder = Path(tempfile.mkdtemp(prefix="tenon-launch-"))
 

@@ -304,8 +304,7 @@ def _module(model: Any, name: str, what: str, *, does: str = "produced") -> Blam
 
 
 def _bad(torch: Any, tensor: Any) -> bool:
-    tensor = tensor.coalesce().values() if tensor.is_sparse else tensor
-    return not bool(torch.isfinite(tensor).all())
+    return not bool(torch.isfinite(dense(tensor)).all())
 
 
 def sharded(model: Any) -> bool:
@@ -316,6 +315,11 @@ def sharded(model: Any) -> bool:
 def local(tensor: Any) -> Any:
     """Return the part of a tensor that this rank holds; reading more of it would need the other ranks."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def dense(tensor: Any) -> Any:
+    """Return the values that a tensor holds: of a sparse one those that are not left out."""
+    return tensor.coalesce().values() if tensor.is_sparse else tensor
 
 
 def flat(torch: Any, value: Any) -> list[Any]:

@@ -84,7 +84,7 @@ def run(
     `folder` must be one that the driver and all workers see. A rank with a guard that takes no step for `silence_s` is
     ended, `start_s` before its first. Findings are told when they are made. MissingError without what Ray Train needs.
     """
-    if nproc < 1 or restarts < 0 or silence_s <= 0:
+    if nproc < 1 or restarts < 0 or not silence_s > 0:
         got = f"nproc={nproc}, restarts={restarts}, silence_s={silence_s}"
         wanted = "nproc of 1 or more, restarts of 0 or more and a silence above 0"
         raise UsageError(sentence(wanted, got, at="cluster.run"))

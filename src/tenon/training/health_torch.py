@@ -125,7 +125,7 @@ class Health:
             if left <= 0:
                 self._begin()
                 self._paid += time.thread_time() - start
-            self._due = self._steps + max(EVERY, int(left / since * self._steps) if since > 0 else 0)
+            self._due = again(self._steps, left, since, EVERY)
         if not self._found:
             return None
         found, self._found = self._found, []
@@ -261,6 +261,11 @@ class Health:
         self._told.add(code)
         finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
         return Finding(code=code, severity=severity, place=f"run/{step}", said=said, hint=hint, numbers=finite)
+
+
+def again(steps: int, left_s: float, since_s: float, every: int) -> int:
+    """Return the step at which what cost too much by `left_s` seconds is affordable, at the pace of `since_s`."""
+    return steps + max(every, int(left_s / since_s * steps) if since_s > 0 else 0)
 
 
 def _some(weight: Any) -> Any:

@@ -227,16 +227,16 @@ class Ranks:
 
     def _sum(self, values: list[float], said: Said) -> list[float]:
         start = time.perf_counter()
-        if self._near is not None:
-            total = self._near.add_up(values)
-            self.waited_s += time.perf_counter() - start
-            return total
+        total = self._near.add_up(values) if self._near is not None else self._reduced(values, said)
+        self.waited_s += time.perf_counter() - start
+        return total
+
+    def _reduced(self, values: list[float], said: Said) -> list[float]:
         tensor = self._torch.tensor(values, dtype=self._torch.float64)
         try:
             self._torch.distributed.all_reduce(tensor, group=self._group)
         except RuntimeError as error:
             raise self._alone(f"{KINDS[said.kind]}step {said.step}", error) from error
-        self.waited_s += time.perf_counter() - start
         return list(tensor.tolist())
 
     def _alone(self, place: str, error: Exception) -> TrainingError:

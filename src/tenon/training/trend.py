@@ -173,9 +173,9 @@ class Trend:
             pairs = np.asarray(self.losses[:POINTS]).reshape(-1, 2).mean(axis=1)
             self.losses = [*pairs.tolist(), *self.losses[POINTS:]]
             self._every *= 2
-            self._medians = [sorted(self.losses[i : i + NEAR])[NEAR // 2] for i in range(len(self.losses) - NEAR + 1)]
+            self._medians = [_middle(self.losses[i : i + NEAR]) for i in range(len(self.losses) - NEAR + 1)]
         elif len(self.losses) >= NEAR:
-            self._medians.append(sorted(self.losses[-NEAR:])[NEAR // 2])
+            self._medians.append(_middle(self.losses[-NEAR:]))
         return True
 
     def recent(self) -> list[float]:
@@ -213,13 +213,13 @@ class Trend:
         """Look whether the latest losses lie beyond noise above the best stretch and above the start."""
         medians = self._medians
         first, latest, best = medians[0], medians[-1], min(medians)
-        least = best + MARGIN * abs(best)
-        if latest <= first or min(self.losses[-NEAR:]) <= least:
+        lowest, least = min(self.losses[-NEAR:]), MARGIN * abs(best)
+        if latest <= first or lowest <= best + least:  # most calls end here
             return None
         around = max(0, medians.index(best) - 2 * NEAR)
         spread = noise(np.asarray(self.losses[around : around + 4 * NEAR]))  # at its best: one that explodes is noise
-        margin = self.rules.sigmas * spread
-        if min(self.losses[-NEAR:]) <= least + margin or latest <= first + margin + MARGIN * abs(best):
+        margin = self.rules.sigmas * spread + least
+        if lowest <= best + margin or latest <= first + margin:
             return None
         return Evidence(
             code="training/diverged",
@@ -319,6 +319,10 @@ class Trend:
 def noise(losses: Floats) -> float:
     """Estimate the standard deviation of a loss around its trend from successive differences."""
     return float(np.median(np.abs(np.diff(losses)))) / 0.6745 / math.sqrt(2)
+
+
+def _middle(losses: list[float]) -> float:
+    return sorted(losses)[len(losses) // 2]
 
 
 def rolled(mixed: Any) -> tuple[float | None, float | None]:

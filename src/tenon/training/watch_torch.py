@@ -32,9 +32,9 @@ from typing import Any
 
 from tenon.errors import UsageError, missing_extra, sentence
 from tenon.finding import Finding
-from tenon.training.blame_torch import Blame, Call, blame, flat, local, sharded
+from tenon.training.blame_torch import Blame, Call, blame, dense, flat, local, sharded
 from tenon.training.exchange import Exchange
-from tenon.training.health_torch import Health
+from tenon.training.health_torch import Health, again
 from tenon.training.speed_torch import Work, added, count
 
 HOLD_BYTES = 64 * 1024 * 1024  # of gradients at the model's outputs, held from backward until the guard is asked
@@ -190,11 +190,11 @@ class Watch:
         # Of processor time and not of wall time, so that a crowded machine is not taken for a leisurely one.
         start = time.thread_time()
         since = start - self._began
-        if self.work is None and since > self.work_after_s and not self._among():
+        if self.due and not self._among():
             self.count()
         left = self._paid / (self.health.share / 2) - since
         if not scaled:
-            self._due = self._steps + max(EVERY, int(left / since * self._steps) if since > 0 else 0)
+            self._due = again(self._steps, left, since, EVERY)
         if left > 0 and self._ratios[turn] >= 0 and not scaled and math.isfinite(probe):
             return probe * self._ratios[turn]
         grads = [local(one.grad) for one in self._parameters if one.grad is not None]
@@ -207,7 +207,7 @@ class Watch:
             self._ratios[turn] = norm / probe if probe > 0 else 0.0
             return norm if self._unscaled() else norm / scale
         # A norm may overflow where no gradient does; a scaler skips steps whose scaled gradients did, as it should.
-        grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
+        grads = [dense(grad) for grad in grads]
         if all(bool(self._torch.isfinite(grad).all()) for grad in grads):
             return _sum_of_squares(grads, scale)
         self.skipped = scaled
@@ -309,10 +309,8 @@ class Watch:
         """
         if not self._checks or (self.scaler is not None and self.scaler.is_enabled()):
             return False
-        vectors, columns = self._groups[self._steps % len(self._groups)]
-        grads = [grad for one in vectors if (grad := one.grad) is not None]
         try:
-            grads += [grad[at] for one, at in columns if (grad := one.grad) is not None]
+            grads = self._grads()
             if not grads or grads[0].requires_grad:
                 return False
             self._torch._amp_foreach_non_finite_check_and_unscale_(grads, self._found, self._one)
@@ -324,9 +322,8 @@ class Watch:
         self._found.zero_()
         return False
 
-    def _probe(self) -> Any:
-        """Return the norm of the probes, finite when all of them are unless it overflows; None without gradients."""
-        torch = self._torch
+    def _grads(self) -> list[Any]:
+        """Return what this step reads of the gradients: those of vectors, and a column of each matrix."""
         vectors, columns = self._groups[self._steps % len(self._groups)]
         if self.sharded:
             parts = [grad for one in vectors if (grad := _held(one.grad)) is not None]
@@ -334,14 +331,19 @@ class Watch:
         else:
             parts = [grad for one in vectors if (grad := one.grad) is not None]
             whole = [(grad, at) for one, at in columns if (grad := one.grad) is not None]
-        if not parts and not whole:
+        return [*parts, *[grad if grad.is_sparse else grad[at] for grad, at in whole]]
+
+    def _probe(self) -> Any:
+        """Return the norm of the probes, finite when all of them are unless it overflows; None without gradients."""
+        torch, grads = self._torch, self._grads()
+        if not grads:
             return None
-        if type((parts or whole[0])[0]) is torch.Tensor:
+        if type(grads[0]) is torch.Tensor:
             try:
-                return torch.linalg.vector_norm(torch.cat([*parts, *[grad[at] for grad, at in whole]]))
+                return torch.linalg.vector_norm(torch.cat(grads))
             except (RuntimeError, TypeError, NotImplementedError):
                 pass  # several devices or layouts in one model: the longer way is right for them, too
-        return self._norm([*parts, *[grad if grad.is_sparse else grad[at] for grad, at in whole]])
+        return self._norm(grads)
 
     def _norm(self, grads: list[Any]) -> Any:
         """Return the norm of some gradients as a tensor of one number."""
@@ -350,8 +352,7 @@ class Watch:
         alike = (first.device, first.dtype, False)
         if all(type(one) is torch.Tensor and (one.device, one.dtype, one.is_sparse) == alike for one in grads):
             return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        dense = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
-        norm = torch.nn.utils.get_total_norm(dense)
+        norm = torch.nn.utils.get_total_norm([dense(grad) for grad in grads])
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
     def _unscaled(self) -> bool:
