@@ -4,8 +4,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Files of tests are shared out among processes; those of one file stay together, for they share what they set up.
-PYTEST := -m pytest -q -n logical --maxprocesses 4 --dist loadfile
+# Files of tests are shared out among processes, long ones first (tests/conftest.py); those of one file stay together,
+# for they share what they set up.
+PYTEST := -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 KERNELS := $(wildcard src/tenon/ingest/*.c src/tenon/ingest/*.h)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 

@@ -1,4 +1,4 @@
-"""What tests of several rooms share: a quick disk; and where skipping is a failure, it is one.
+"""What tests of several rooms share: a quick disk; what takes long goes first; where skipping is a failure, it is one.
 
 On a person's machine a test whose server or package is missing skips and says why. Where `TENON_NO_SKIPS` is set (CI
 installs the servers) a skip fails the run, but for what no such machine has: a GPU, or a user who is not root.
@@ -26,6 +26,37 @@ def quick_disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder)
+
+
+# ── order ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+HERE = Path(__file__).parent
+# The files that take longest, longest first: one that is begun last would be waited for by processes that have ended.
+LONG = (
+    "training/test_ray_train.py",
+    "training/test_distributed.py",
+    "examples/test_tinygpt_example.py",
+    "training/test_memory_step.py",
+    "ingest/test_ingest_fuzz.py",
+    "training/test_fit_gate.py",
+    "serving/lm/test_lm_engine.py",
+    "training/test_guard_resume.py",
+    "ingest/test_ingest_reading.py",
+    "training/test_ranks_together.py",
+    "flow/test_team_store.py",
+    "serving/test_fleet_of_processes.py",
+    "test_engine.py",
+    "ingest/test_ingest_pages.py",
+    "ingest/test_ingest_repair.py",
+    "promises/test_docs.py",
+    "promises/test_served_and_watched.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    first = {HERE / file: place for place, file in enumerate(LONG)}
+    assert all(file.is_file() for file in first), first
+    items.sort(key=lambda item: first.get(item.path, len(first)))
 
 
 # ── skips ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -370,7 +370,7 @@ class Ray:
     tenon and the code of the jobs must be installed on the cluster's machines: only names and data are sent.
     """
 
-    __slots__ = ("_limits", "_ours", "_perform", "_ray", "workers")
+    __slots__ = ("_limits", "_ours", "_perform", "_ray", "nodes", "workers")
 
     def __init__(self, address: str = "", *, limits: EngineLimits | None = None) -> None:
         self._limits = limits or EngineLimits()
@@ -393,6 +393,7 @@ class Ray:
                     sentence("a Ray cluster", f"'{said}'", at=address or "this machine", hint=hint)
                 ) from error
         self.workers = max(int(self._ray.cluster_resources().get("CPU", 1)), 1)
+        self.nodes = sum(one["Alive"] for one in self._ray.nodes())
         self._perform = ray.remote(_perform).options(max_retries=self._limits.retries, num_cpus=1)
 
     def map(self, function: str, jobs: Sequence[Job], *, progress: Progress = quiet) -> Iterator[dict[str, Any]]:

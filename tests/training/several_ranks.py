@@ -113,14 +113,9 @@ def exact(ranks: Ranks, folder: str, steps: int, faults: dict[str, dict[str, str
             (root / name / f"done-{ranks.rank}").touch()
 
 
-def killed_once(ranks: Ranks, folder: str, steps: int, at: int) -> None:
-    """Train DDP, and kill the last rank at a step, once; wherever it runs."""
-    train(ranks, "ddp", Path(folder), steps, {at: "kill"} if ranks.rank == ranks.size - 1 else {})
-
-
-def hangs_once(ranks: Ranks, folder: str, steps: int, at: int) -> None:
-    """Train DDP, and have the last rank hang at a step, once; wherever it runs."""
-    train(ranks, "ddp", Path(folder), steps, {at: "hang"} if ranks.rank == ranks.size - 1 else {})
+def beset(ranks: Ranks, folder: str, steps: int, kill: int = -1, hang: int = -1) -> None:
+    """Train DDP, and have the last rank be killed at a step and hang at another, once each; wherever it runs."""
+    train(ranks, "ddp", Path(folder), steps, {kill: "kill", hang: "hang"} if ranks.rank == ranks.size - 1 else {})
 
 
 def spoiled(ranks: Ranks) -> None:
@@ -146,8 +141,16 @@ def weights(model: nn.Module) -> dict[str, list[float]]:
 
 
 def moved(ranks: Ranks, folder: str) -> None:
-    """Read each mode's checkpoint as each mode on this number of ranks, and write what came of it."""
+    """Go on from the checkpoints of another number of ranks, once; then be killed on one rank, and go on from there."""
     root = Path(folder)
+    if not (root / f"moved-{ranks.size}.json").exists():
+        read_elsewhere(ranks, root)
+    (root / "killed").mkdir(exist_ok=True)
+    beset(ranks, str(root / "killed"), 30, kill=17)
+
+
+def read_elsewhere(ranks: Ranks, root: Path) -> None:
+    """Read each mode's checkpoint as each mode on this number of ranks, and write what came of it."""
     told: dict[str, Any] = {}
     for kept_as in ("ddp", "fsdp"):
         for mode in ("ddp", "fsdp"):
@@ -250,13 +253,12 @@ def pace(ranks: Ranks, kind: str, watched: bool) -> dict[str, Any]:
     return {"losses": losses, "shown": shown[1:], "findings": findings, "flops": flops}
 
 
-def paced(ranks: Ranks, folder: str) -> None:
-    """Go through the kinds, watched and not, and write what each rank saw."""
-    told = {
+def paced(ranks: Ranks) -> dict[str, Any]:
+    """Go through the kinds, watched and not; what this rank saw."""
+    return {
         f"{kind}{' bare' * (not watched)}": pace(ranks, kind, watched)
         for kind, watched in (("ddp", True), ("ddp", False), ("fsdp", True), ("fsdp", False), ("far", True))
     }
-    Path(folder, f"paced-{ranks.rank}.json").write_text(json.dumps(told))
 
 
 # ── a guard's step ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -326,13 +328,19 @@ def guard_note(code: str, step: int) -> Any:
 FAULTS = ("none", "input", "loss", "news", "budget", "evaluated", "lost", "timed")
 
 
-def guarded(ranks: Ranks, folder: str) -> None:
-    """Go through the faults, each a run of its own, and write what each rank saw of them."""
+def guarded(ranks: Ranks, folder: str) -> dict[str, Any]:
+    """Go through the faults, each a run of its own; what this rank saw of them."""
     told = {}
     store = Store.open(Path(folder)) if ranks.first else None
     for mode, faults in (("ddp", FAULTS), ("fsdp", ("input", "loss"))):
         for fault in faults:
             told[f"{mode} {fault}"] = one_run(ranks, mode, fault, Path(folder), store)
-    Path(folder, f"guarded-{ranks.rank}.json").write_text(json.dumps(told))
     if store is not None:
         store.close()
+    return told
+
+
+def together(ranks: Ranks, folder: str) -> None:
+    """Meet faults and slow ranks, and write what each rank saw of them."""
+    told = {"guarded": guarded(ranks, folder), "paced": paced(ranks)}
+    Path(folder, f"together-{ranks.rank}.json").write_text(json.dumps(told))

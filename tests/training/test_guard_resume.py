@@ -38,7 +38,7 @@ from tenon.training.checkpoint import Checkpoints, Keep
 from tenon.training.order import Order
 from tenon.training.resume import Resume
 
-import torch.utils.data
+import torch._dynamo, torch.utils.data  # the first optimiser imports it: once, before there are children
 nn = torch.nn
 torch.set_num_threads(1)
 

@@ -107,18 +107,19 @@ def test_how_a_run_stands_is_kept_with_it(store: Store) -> None:
 
 # ── the gate ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+# Wide inside and narrow outside, so that a step that takes gigabytes on a GPU reads a batch of a few megabytes here.
 SCRIPT = """
 import torch
 from torch import nn
 
 def model():
-    return nn.Sequential(nn.Linear(1024, 4096), nn.ReLU(), nn.Linear(4096, 8)).to("cuda")
+    return nn.Sequential(nn.Linear(8, 4096), nn.ReLU(), nn.Linear(4096, 8)).to("cuda")
 
 def optimizer(model):
     return torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 def batch(size):
-    return torch.randn(size, 1024), torch.randn(size, 8)
+    return torch.randn(size, 8), torch.randn(size, 8)
 
 def loss(model, batch):
     return nn.functional.mse_loss(model(batch[0]), batch[1])
@@ -138,7 +139,7 @@ def test_a_run_that_cannot_fit_is_refused_with_a_plan_before_it_begins(script: A
 
     guard = Guard()
     with pytest.raises(TrainingError, match="micro-batches"):
-        guard.fits(script, 1_000_000, device="t4-16gb")
+        guard.fits(script, 400_000, device="t4-16gb")
     assert [one.code for one in guard.findings] == ["training/does-not-fit"]
     assert guard.findings[0].place == "run/fit"
 

@@ -202,8 +202,9 @@ def _quote(lines: list[bytes], dialect: Dialect) -> bytes:
     best, most = b"", 0
     edge = re.escape(dialect.delimiter) if dialect.delimiter else b"$^"
     space = rb" ?" if dialect.spaced else b""
+    text = b"\n".join(lines)
     for mark in (b'"', b"'", b"`", b"|", b"~", b"^", b"*", b"$", b"%", b"#", b"@", b"/"):
-        if mark == dialect.delimiter or mark in dialect.delimiter:
+        if mark in dialect.delimiter or mark not in text:
             continue
         q = re.escape(mark)
         opens = re.compile(rb"(?:^|" + edge + rb")" + space + q)
@@ -214,8 +215,8 @@ def _quote(lines: list[bytes], dialect: Dialect) -> bytes:
         usual = mark in (b'"', b"'", b"`")
         if not usual and pairs:
             # What quotes fields does so all through the file, and on both sides.
-            held = sum(opens.search(line) is not None for line in lines)
-            if held < max(2, 0.03 * len(lines)) or _half(lines, dialect.delimiter, mark):
+            begun = sum(opens.search(line) is not None for line in lines)
+            if begun < max(2, 0.03 * len(lines)) or _half(lines, dialect.delimiter, mark):
                 continue
         if mark == b'"' and pairs:
             pairs *= 3

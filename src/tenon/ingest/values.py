@@ -201,20 +201,30 @@ def _without(values: pl.Series, mask: pl.Series) -> pl.Series:
 
 def parse(text: pl.Series, pattern: str, type_: ColumnType) -> pl.Series:
     """Read dates or timestamps of one format; null where it does not fit, or the year has not four digits."""
+    return parsed(text, [pattern], type_)[pattern]
+
+
+def parsed(text: pl.Series, patterns: Sequence[str], type_: ColumnType) -> dict[str, pl.Series]:
+    """Read dates or timestamps of each of some formats, all in one call of the engine."""
+    found = {}
+    read = text.to_frame().select(_parsed(pl.first(), one, type_).alias(f"{i}") for i, one in enumerate(patterns))
+    day = 1 if type_ == "date" else DAY_US
+    least, most = FIRST_DAY * day, (LAST_DAY + 1) * day - 1
+    for pattern, column in zip(patterns, read.iter_columns(), strict=True):
+        raw, values = column.to_physical(), column.alias(text.name)
+        low, high = raw.min(), raw.max()
+        if low is not None and (low < least or high > most):  # type: ignore[operator]
+            # "13" read as the year 13 is two digits misread.
+            values = pl.select(pl.when(raw.is_between(least, most)).then(values).alias(text.name)).to_series()
+        found[pattern] = values
+    return found
+
+
+def _parsed(text: pl.Expr, pattern: str, type_: ColumnType) -> pl.Expr:
     if type_ == "date":
-        found = text.str.to_date(pattern, strict=False, cache=False)
-        least, most = FIRST_DAY, LAST_DAY
-    else:
-        found = text.str.to_datetime(pattern, strict=False, cache=False, time_unit="us")
-        if "%z" in pattern:
-            found = found.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-        least, most = FIRST_DAY * DAY_US, (LAST_DAY + 1) * DAY_US - 1
-    raw = found.to_physical()
-    low, high = raw.min(), raw.max()
-    if low is None or (low >= least and high <= most):  # type: ignore[operator]
-        return found
-    # "13" read as the year 13 is two digits misread.
-    return pl.select(pl.when(raw.is_between(least, most)).then(found).alias(text.name)).to_series()
+        return text.str.to_date(pattern, strict=False, cache=False)
+    found = text.str.to_datetime(pattern, strict=False, cache=False, time_unit="us")
+    return found.dt.convert_time_zone("UTC").dt.replace_time_zone(None) if "%z" in pattern else found
 
 
 def number_pattern(reading: Reading) -> str:
@@ -476,11 +486,9 @@ def _dated(counts: Mapping[str, int], _: str) -> Reading | None:
     weight = pl.Series("", list(counts.values()), dtype=pl.Int64)
     probe = series.head(60)
     for type_, patterns in (("date", date.DATES), ("timestamp", date.stamps(some))):
-        reads: dict[str, pl.Series] = {}
-        for pattern in date.possible(patterns, probe.to_list()):
-            if parse(probe, pattern, type_).null_count() < len(probe):  # type: ignore[arg-type]
-                reads[pattern] = parse(series, pattern, type_)  # type: ignore[arg-type]
-        found = date.vote(reads, weight, MOST)
+        tried = parsed(probe, date.possible(patterns, probe.to_list()), type_)  # type: ignore[arg-type]
+        fits = [pattern for pattern, values in tried.items() if values.null_count() < len(probe)]
+        found = date.vote(parsed(series, fits, type_), weight, MOST)  # type: ignore[arg-type]
         if found is not None and found.rivals:
             return Reading(rivals=found.rivals, why="day and month cannot be told apart")
         if found is not None:

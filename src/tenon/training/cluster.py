@@ -43,6 +43,7 @@ from tenon.training.watchdog import ATTEMPT, FOLDER, POLL_S, Ended
 FAILURES = "failures.jsonl"
 PATIENCE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 START_S = 600.0  # Ray's own 60 s are short for importing PyTorch where others are at work
+RECLAIMED = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 WORKER = re.compile(r"health check failed.*?hostname='(?P<host>[^']+)'.*?pid=(?P<pid>\d+)")  # how Ray Train words it
 
 # Ends a worker that was silent for too long, when it has written its stacks and collectives; ends with the worker.
@@ -110,7 +111,7 @@ def run(
             )
         failed = ""
         try:
-            with _patience(), _followed(folder, nproc, restarts, say):
+            with _setting(alone=cluster.nodes == 1), _followed(folder, nproc, restarts, say):
                 trainer.fit()
         except Exception as error:  # noqa: BLE001 - the edge to Ray Train: it ends with errors of several libraries
             failed = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
@@ -122,15 +123,19 @@ def run(
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
-    """Have Ray wait longer for workers on a busy machine; it takes the word from the driver's environment."""
-    kept = os.environ.get(PATIENCE)
-    os.environ.setdefault(PATIENCE, str(START_S))
+def _setting(*, alone: bool) -> Iterator[None]:
+    """Have Ray wait longer for workers on a busy machine; it takes the word from the driver's environment.
+
+    Where there is one machine `alone`, no other could go on when it is reclaimed: nothing needs to look out for that.
+    """
+    ours = {PATIENCE: str(START_S), **({RECLAIMED: "0"} if alone else {})}
+    new = [name for name in ours if name not in os.environ]
+    os.environ.update({name: ours[name] for name in new})
     try:
         yield
     finally:
-        if kept is None:
-            del os.environ[PATIENCE]
+        for name in new:
+            del os.environ[name]
 
 
 def _trainer(target: Target, nproc: int, folder: Path, restarts: int, patience: tuple[float, float]) -> Any:

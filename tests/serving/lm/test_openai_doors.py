@@ -19,12 +19,16 @@ from tenon.serving import Settings
 
 from ...waiting import eventually
 
-openai = pytest.importorskip("openai", reason="openai, a package of `dev`, is not installed")
 Serve = Callable[..., str]
 
 
+def imported() -> Any:
+    """The client's package, which takes seconds to import: where it is used and not where tests are collected."""
+    return pytest.importorskip("openai", reason="openai, a package of `dev`, is not installed")
+
+
 def client(url: str, key: str = "any") -> Any:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+    return imported().OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
 
 
 def post(url: str, path: str, body: Any) -> tuple[int, Any]:
@@ -169,6 +173,7 @@ def test_a_wrong_request_is_told_where_what_was_expected_and_what_came(
 
 def test_the_client_raises_its_own_errors(serve_tiny: Serve) -> None:
     url = serve_tiny(Settings(serve=ServeConfig(token="secret")))
+    openai = imported()
     with client(url, "wrong") as asking, pytest.raises(openai.AuthenticationError):
         asking.models.list()
     with client(url, "secret") as asking:
