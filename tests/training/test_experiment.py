@@ -365,3 +365,13 @@ def test_a_model_of_other_columns_is_refused_in_words(make: Make, run: Run) -> N
 
     with pytest.raises(TrainingError, match=r"expected a model of the 4 columns of data.matrix\(\), got one of 1"):
         experiment(make(300), narrow, run)
+
+
+def test_a_torch_module_of_other_columns_is_refused_in_words(make: Make, run: Run) -> None:
+    torch = pytest.importorskip("torch", reason="the extra 'torch' is not installed")
+
+    def narrow(data: Data, run: Run) -> Any:
+        return torch.nn.Linear(3, 1)
+
+    with pytest.raises(TrainingError, match=r"columns of data.matrix\(\), got mat1 and mat2 .* at trainer 'narrow'"):
+        experiment(make(300), narrow, run)

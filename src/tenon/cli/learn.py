@@ -29,7 +29,7 @@ from tenon.errors import UsageError, sentence
 )
 @click.option("--silence", type=float, default=600.0, show_default=True, help="Seconds without a step that are a hang.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), help="Where SCRIPT runs, instead of tenon.toml's.")
-@click.option("--gpu", default="", help="The GPU that a step of SCRIPT must fit, such as h100-80gb, not the one here.")
+@click.option("--gpu", default="", help="The GPU that a step must fit, such as h100-80gb, not the one here.")
 @click.option("--batch", type=click.IntRange(min=1), help="Examples in one step of all processes, to ask if it fits.")
 @json_flag
 @click.pass_context
@@ -38,27 +38,38 @@ def train(ctx: click.Context, /, project: str, given: tuple[str, ...], as_json: 
 
     SCRIPT is train.py, or a function as train.py:fit or module:fit. With --nproc it runs in several processes, which
     DDP and FSDP join; one that dies or hangs is told, and all go on from the last checkpoint. One that states its step
-    in the functions of `tenon fit` is begun only when that is sure to fit the GPU.
+    in the functions of `tenon fit` is begun only when that is sure to fit the GPU; so is a PROJECT's own trainer that
+    is asked about.
     """
     from tenon.cli import several
 
     output = Output(as_json)
+    ask = several.Several(
+        nproc=flags["nproc"] or 1,
+        restarts=flags["restarts"],
+        silence_s=flags["silence"],
+        engine=flags["engine"] or "",
+        gpu=flags["gpu"],
+        batch=flags["batch"] or 0,
+    )
     if several.is_target(project):
-        ask = several.Several(
-            nproc=flags["nproc"] or 1,
-            restarts=flags["restarts"],
-            silence_s=flags["silence"],
-            engine=flags["engine"] or "",
-            gpu=flags["gpu"],
-            batch=flags["batch"] or 0,
-        )
         if not several.seen_through(project, given, ask, output):
             ctx.exit(1)
         return
-    if given or flags["nproc"] or flags["gpu"] or flags["batch"] or not Path(project).is_dir():
+    if not Path(project).is_dir():
         wanted = "a script or function to run on processes, or a project's folder"
         raise UsageError(sentence(wanted, f"'{project}'", hint="as in: tenon train train.py --nproc 2 -- --lr 0.1"))
+    spread = [f"--{name}" for name in ("restarts", "silence", "engine") if _typed(ctx, name)]
+    which = several.Which(folder=Path(project), model=flags["model"], spread=["--nproc"] * (ask.nproc > 1) + spread)
+    fitting = several.fitting_project(which, given, ask, output)
+    if any(not one for one in fitting):
+        ctx.exit(1)
     _trained(Path(project), flags["model"], flags["again"], output)
+    several.learn_project(Path(project), fitting)
+
+
+def _typed(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
 def _trained(project: Path, model: str, again: bool, output: Output) -> None:

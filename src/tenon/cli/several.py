@@ -7,15 +7,19 @@ system's temporary one, which is deleted when all went well at once.
 A script that states its step in the four functions of `tenon fit` is asked first whether it fits, the GPU that is here
 or the one that is named: what is not sure to fit is refused with its plan and not begun. What a run of one process then
 reserved is kept in the store of the script's folder, and says how far to trust the next prediction.
+
+A project's own trainer whose file states its step is asked the same way. It trains in one process: what is meant for
+several is refused in words, and so is what a built-in trainer cannot be asked.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,10 +60,9 @@ def seen_through(text: str, given: tuple[str, ...], several: Several, output: Ou
 
     target = Target.of(text, given)
     settings = config.load(Path.cwd(), os.environ)
-    found = _fitting(target, several, output)
+    found = _fitting(target.place, Path(target.place).parent, several, output)
     if found is not None and not found:
-        refused = {"code": 1, "attempts": 0, "findings": [one.to_dict() for one in found.findings]}
-        output.emit({**refused, "fit": found.to_dict()}, fit.told(found))
+        _refused(found, output)
         return False
     folder = Path(tempfile.mkdtemp(prefix="tenon-launch-"))
 
@@ -71,7 +74,8 @@ def seen_through(text: str, given: tuple[str, ...], several: Several, output: Ou
         try:
             ended = _run(target, target.command if found is None else target.noting, settings, several, folder, tell)
             if found is not None and several.nproc == 1:
-                _learn(found, noted(folder / f"attempt-{ended.attempts - 1}"), bool(ended))
+                measured = noted(folder / f"attempt-{ended.attempts - 1}")
+                _learn(found, measured, bool(ended), found.question.path.parent)
         finally:
             if ended is not None and ended and ended.attempts == 1:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -85,16 +89,19 @@ def seen_through(text: str, given: tuple[str, ...], several: Several, output: Ou
 # ── does it fit ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _fitting(target: Target, several: Several, output: Output) -> StepFit | None:
-    """Judge the step that a script states, for the GPU that is named or here; None where there is nothing to ask."""
+def _fitting(place: str, home: Path, several: Several, output: Output) -> StepFit | None:
+    """Judge the step that a file states, for the GPU that is named or here; None where there is nothing to ask.
+
+    `home` is the folder whose store remembers what was reserved there.
+    """
     from tenon.training import memory
 
-    file = Path(target.place)
-    usual = memory.stated(file) if target.place.endswith(".py") else None
+    file = Path(place)
+    usual = memory.stated(file) if place.endswith(".py") else None
     if usual is None:
         if several.gpu or several.batch:
             functions = "a script that states its step in the functions model, optimizer, batch and loss"
-            raise UsageError(sentence(functions, f"'{target.place}'", at="--gpu, --batch", hint="see docs/fit.md"))
+            raise UsageError(sentence(functions, f"'{place}'", at="--gpu, --batch", hint="see docs/fit.md"))
         return None
     device = memory.find(several.gpu) if several.gpu else memory.seen()
     if device is None:
@@ -106,7 +113,7 @@ def _fitting(target: Target, several: Several, output: Output) -> StepFit | None
             raise UsageError(sentence("a batch to ask about", "none", at=str(file), hint=hint))
         output.say(f"· not asked whether a step fits {device.name}: no --batch, and batch(size) has no default")
         return None
-    with fit.remembering(file.parent) as (store, limits):
+    with fit.remembering(home) as (store, limits):
         question = memory.Question(path=file, device=device, batch=batch, limits=limits)
         try:
             found, way = memory.admitted(question, several.nproc, store=store)
@@ -127,7 +134,13 @@ def _fitting(target: Target, several: Several, output: Output) -> StepFit | None
     return found
 
 
-def _learn(found: StepFit, measured: int, well: bool) -> None:
+def _refused(found: StepFit, output: Output) -> None:
+    """Tell of a step that is not sure to fit, and of what would."""
+    refused = {"code": 1, "attempts": 0, "findings": [one.to_dict() for one in found.findings]}
+    output.emit({**refused, "fit": found.to_dict()}, fit.told(found))
+
+
+def _learn(found: StepFit, measured: int, well: bool, folder: Path) -> None:
     """Remember what a run reserved; of one that failed only that it was more than was predicted."""
     from tenon import config
     from tenon.store import Store
@@ -135,10 +148,63 @@ def _learn(found: StepFit, measured: int, well: bool) -> None:
 
     if not measured or not (well or measured > found.step.peak.reserved_bytes):
         return
-    folder = found.question.path.parent
     settings = config.load(folder, os.environ)
     with Store.open(folder, config=settings.store, limits=settings.limits.store) as store:
         memory.remember(found, store, measured)
+
+
+# ── a project's own trainer ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Which:
+    """The project that is asked about: its folder, one of its models ("" for all), and flags for several processes."""
+
+    folder: Path
+    model: str
+    spread: Sequence[str]
+
+
+def fitting_project(which: Which, given: Sequence[str], several: Several, output: Output) -> list[StepFit]:
+    """Judge the steps that a project's own trainers state, when asked; what is not sure to fit comes last, and is told.
+
+    UsageError for flags that mean nothing to a trainer.
+    """
+    if given:
+        hint = "a project's trainer is given its data and its run: write what it needs into project.py"
+        raise UsageError(sentence("no words for a project", f"'{' '.join(given)}'", at=str(which.folder), hint=hint))
+    about_step = [flag for flag, asked in (("--gpu", several.gpu), ("--batch", several.batch)) if asked]
+    if not which.spread and not about_step:
+        return []
+    from tenon.flow.work import declared as models
+
+    found: list[StepFit] = []
+    for declared in models(which.folder, which.model):
+        trainer = declared.train
+        if isinstance(trainer, str):
+            got = f"the built-in '{trainer}' of model '{declared.name}', which asks for its memory and its cores itself"
+            flags = ", ".join((*which.spread, *about_step))
+            raise UsageError(sentence("a PyTorch trainer of your own", got, at=flags, hint=f"leave out {flags}"))
+        if which.spread:
+            got = f"the function '{declared.trainer_name}' of model '{declared.name}', which trains in one process"
+            hint = "write its loop as a script, as in: tenon train train.py --nproc 2"
+            wanted = "a script or function that joins the others"
+            raise UsageError(sentence(wanted, got, at=", ".join(which.spread), hint=hint))
+        one = _fitting(inspect.getsourcefile(trainer) or "", which.folder, several, output)
+        if one is not None:
+            found.append(one)
+            if not one:
+                _refused(one, output)
+                break
+    return found
+
+
+def learn_project(folder: Path, found: Sequence[StepFit]) -> None:
+    """Remember what the training of one model in this process reserved on the GPU, where it was asked about."""
+    if len(found) == 1 and "torch" in sys.modules:
+        from tenon.training.memory import reserved
+
+        _learn(found[0], reserved() or 0, True, folder)
 
 
 # ── running ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,12 @@ class Work:
     def model(self, name: str = "") -> Model:
         """Return the model of that name, or the only one."""
         return self.project.model(name)
+
+
+def declared(folder: Path, model: str = "") -> Sequence[Model]:
+    """Return the models that a folder's project declares, or the one of that name; no store is opened."""
+    project = load(folder)
+    return [project.model(model)] if model else project.models
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

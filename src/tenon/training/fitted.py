@@ -82,17 +82,19 @@ def settle(made: Any, data: Data, trainer: str) -> Fitted:
             )
         )
     encoding = data.encoding()
+    fitted = Fitted(model=made, encoding=encoding, task=data.task, trainer=trainer)
     wanted = getattr(made, "n_features_in_", encoding.width)
-    if wanted != encoding.width:
-        raise TrainingError(
-            sentence(
-                f"a model of the {encoding.width} columns of data.matrix()",
-                f"one of {wanted}",
-                at=f"trainer '{trainer}'",
-                hint="return Fitted(model=..., encoding=...) with the encoding it learnt from",
-            )
-        )
-    return Fitted(model=made, encoding=encoding, task=data.task, trainer=trainer)
+    got = f"one of {wanted}" if wanted != encoding.width else ""
+    if hasattr(made, "state_dict"):  # a torch module says how many columns it takes only when it is asked
+        try:
+            fitted.score(np.zeros((1, encoding.width), np.float32))
+        except RuntimeError as error:
+            got = str(error).partition("\n")[0]
+    if got:
+        hint = "return Fitted(model=..., encoding=...) with the encoding it learnt from"
+        wanted = f"a model of the {encoding.width} columns of data.matrix()"
+        raise TrainingError(sentence(wanted, got, at=f"trainer '{trainer}'", hint=hint))
+    return fitted
 
 
 # ── asking foreign models ────────────────────────────────────────────────────────────────────────────────────────────

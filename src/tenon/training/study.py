@@ -205,7 +205,11 @@ class _Study:
             body = resolve(trainer, self.data.task)
             fitted = body(self.data, self.run, Options(guard=self.guard, seed=self.seed))
         else:
-            fitted = settle(_call(trainer, self.data, self.run), self.data, _name(trainer))
+            try:
+                made = _call(trainer, self.data, self.run)
+            finally:
+                self.guard.close()  # hooks of a model that it watched would be exported with the model
+            fitted = settle(made, self.data, _name(trainer))
             if not self.guard.trend.recent() and self.guard.stopped is None:
                 self._unguarded(_name(trainer), time.perf_counter() - began)
             if not fitted.gain:
