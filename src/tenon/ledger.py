@@ -42,6 +42,7 @@ SAMPLE_S = 0.02  # between samples of memory, at first
 SAMPLE_SHARE = 0.05  # of the time so far, later: the system itself remembers this process's own highest
 SAMPLE_MOST_S = 2.0  # and the most, at which counters of energy are read before they begin anew
 CHILDREN_S = 0.2  # between two looks for children
+PROC_BYTES = 1 << 14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -427,8 +428,7 @@ def cpu_seconds() -> float:
 def resident_bytes(pid: int | None = None) -> int:
     """Return the memory a process holds now; 0 when it has ended or the system does not say."""
     try:
-        text = Path(f"/proc/{pid or 'self'}/statm").read_text("ascii")
-        return int(text.split()[1]) * resource.getpagesize()
+        return int(said(f"/proc/{pid or 'self'}/statm").split()[1]) * resource.getpagesize()
     except (OSError, IndexError, ValueError):
         return 0 if pid else _peak_ever_bytes()
 
@@ -436,6 +436,8 @@ def resident_bytes(pid: int | None = None) -> int:
 def descendants(pid: int | None = None) -> list[int]:
     """Return the process ids of the children of a process, and of theirs."""
     own = pid or os.getpid()
+    if own == os.getpid() and _childless():
+        return []
     if not Path(f"/proc/{own}/task/{own}/children").exists():
         return _descendants_slowly(own)
     found: list[int] = []
@@ -447,6 +449,17 @@ def descendants(pid: int | None = None) -> list[int]:
         found.extend(below)
         waiting = below
     return found
+
+
+def _childless() -> bool:
+    """Tell whether this process has no children, in one call of the system; False where that cannot be asked."""
+    if not hasattr(os, "waitid"):
+        return False
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return True
+    return False
 
 
 def _descendants_slowly(pid: int) -> list[int]:
@@ -463,17 +476,28 @@ def _children(pid: int) -> list[int]:
     found: list[int] = []
     try:
         for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - a Path per thread is five times slower
-            text = Path(f"/proc/{pid}/task/{task}/children").read_text("ascii")
-            found.extend(int(word) for word in text.split())
+            found.extend(int(word) for word in said(f"/proc/{pid}/task/{task}/children").split())
     except (OSError, ValueError):
         pass  # the process ended while we looked: it is counted as an ended child
     return found
 
 
+def said(path: str) -> str:
+    """Return what the system says in a file of /proc; in four calls of it, where a Path takes three times as long."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        parts = [os.read(file, PROC_BYTES)]
+        while parts[-1]:  # a long answer comes in pages
+            parts.append(os.read(file, PROC_BYTES))
+    finally:
+        os.close(file)
+    return b"".join(parts).decode("ascii", "replace")
+
+
 def cpu_of(pid: int) -> float:
     """Return the processor time of a process and of its ended children; 0 when it has ended."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text("ascii", errors="replace")
+        text = said(f"/proc/{pid}/stat")
         words = text[text.rindex(")") + 2 :].split()
         return sum(int(word) for word in words[11:15]) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):

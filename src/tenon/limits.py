@@ -52,7 +52,7 @@ class TrackLimits:
     """Bounds of metric logging."""
 
     buffered_points: int = 2_000_000  # points waiting to be written; more are dropped and counted
-    flush_s: float = 0.5  # points reach the disk at least this often
+    flush_s: float = 0.7  # points reach the disk at least this often
     metric_names: int = 10_000  # different names in one run
     code_bytes: int = MIB  # source files kept with a run, at most; 0 keeps none
     search_s: float = 20.0  # the longest that a search over runs may take

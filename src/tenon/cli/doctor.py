@@ -42,6 +42,7 @@ LIMIT_S = 20.0  # a probe that takes longer is told as hanging
 CHILD_S = 15.0  # a probe's own process is killed after this
 CHECK_S = 4.0  # how long the store is read back; `tenon store check` reads all of it
 GPU_S = 60.0  # importing torch and starting a driver for the first time is slow
+KERNELS = ("tenon.ingest._kernel", "tenon.ingest._pages", "tenon.ingest._repair", "tenon.training._fast")
 WRITE_BYTES = 16 * 1024 * 1024
 SLOW_SYNC_MS = 100.0
 LEAST_FREE_BYTES = 1_000_000_000
@@ -188,11 +189,13 @@ def polars(_root: Path, _config: Config) -> Probe:
 
 
 def kernel(_root: Path, _config: Config) -> Probe:
-    """Read a line with the compiled kernel of ingest, in a process of its own; without it ingest is only slower."""
-    if find_spec("tenon.ingest._kernel") is None or find_spec("tenon.ingest._pages") is None:
-        return absent("not compiled: ingest works, about half as quickly; install with a C compiler for it")
+    """Read a line with the compiled kernel of ingest, in a process of its own; without kernels all is only slower."""
+    if any(find_spec(name) is None for name in KERNELS):
+        said = "not compiled: ingest works, about half as quickly, and a guarded step of training costs more"
+        return absent(f"{said}; install with a C compiler for it")
     code = (
-        "from tenon.ingest import _kernel\n"
+        "from tenon.ingest import _kernel, _pages, _repair\n"
+        "from tenon.training import _fast\n"
         "specs = (('i', False, b'', (), (), ()), ('s', False, b'', (), (), ()))\n"
         "assert _kernel.read(b'1,x\\n', 44, 34, 10, 100, specs)[1] == bytes(1), 'a plain row was not read'\n"
         "print('compiled')\n"

@@ -186,14 +186,14 @@ def _marks() -> tuple[float, int, float]:
 def _crowded_s() -> float:
     """Return how long this thread has been ready and not run, as Linux counts it; 0 where nothing does."""
     try:
-        return int(Path("/proc/thread-self/schedstat").read_text("ascii").split()[1]) / 1e9
+        return int(ledger.said("/proc/thread-self/schedstat").split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
         return 0.0
 
 
 def _read_bytes(pid: str) -> int:
     try:
-        text = Path(f"/proc/{pid}/io").read_text("ascii")
+        text = ledger.said(f"/proc/{pid}/io")
         return int(next(line for line in text.splitlines() if line.startswith("read_bytes:")).split()[1])
     except (OSError, ValueError, StopIteration):
         return 0

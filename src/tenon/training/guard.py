@@ -54,6 +54,7 @@ class Guard:
     __slots__ = (
         "_clock",
         "_cpu",
+        "_fast",
         "_fit",
         "_follow",
         "_gpu",
@@ -112,6 +113,7 @@ class Guard:
         self.trend = Trend(rules, plan)
         self._stopped: Finding | None = None
         self._watch: Any = None
+        self._fast: Any = None  # takes most steps of a model that is watched, where it can
         self._time: Clock | None = None
         self.ending = False  # it is about to stop with what it has: a keeper saves this step, and there is no other
         self.beat: Callable[[int], None] | None = None  # tells a watchdog outside that the run lives
@@ -144,6 +146,10 @@ class Guard:
         self._watch.health.share = self.rules.health
         if self._watch.gpus and self.readings is None:
             self.readings = readings()
+        # It knows no other clock, and nothing of other ranks.
+        quick = self._watch.quick and self._together is None and self._clock is time.monotonic
+        self._fast = self._watch.fast if quick else None
+        self._watch.fast.follow(self.trend.fresh)
         return self
 
     def fits(
@@ -183,7 +189,7 @@ class Guard:
         self._learn()
         if self._watch is not None:
             self._watch.close()
-            self._watch = None
+            self._watch = self._fast = None
 
     @property
     def stopped(self) -> Finding | None:
@@ -208,6 +214,8 @@ class Guard:
         if self._follow is not None:
             self._follow(self._models, 0)
         self.trend = Trend(self.rules, self.plan)
+        if self._watch is not None:
+            self._watch.fast.follow(self.trend.fresh)
 
     def step(self, step: int, *, loss: Any = None, grad_norm: float | None = None) -> bool:
         """Say whether to go on; call it with this step's loss (and gradient norm) before the optimiser's step.
@@ -218,31 +226,48 @@ class Guard:
         """
         if self.ending or self._stopped is not None:
             return self._over(step)
-        watch, given = self._watch, grad_norm is not None
-        if watch is not None:
-            loss, grad_norm = watch.read(step, loss, grad_norm)  # together: an accelerator is waited for once
-        elif loss is not None and type(loss) is not float:
-            loss = float(loss.item()) if hasattr(loss, "item") else float(loss)
-        if self._together is not None:
-            return bool(self._together.step(self, step, loss, grad_norm, given=given))
+        fast, taken = self._fast, 0
+        if fast is not None and grad_norm is None and (taken := fast.step(step, loss)) == 1:
+            return self._passed(step)
+        if not taken:
+            watch, given = self._watch, grad_norm is not None
+            if watch is not None:
+                loss, grad_norm = watch.read(step, loss, grad_norm)  # together: an accelerator is waited for once
+            elif loss is not None and type(loss) is not float:
+                loss = float(loss.item()) if hasattr(loss, "item") else float(loss)
+            if self._together is not None:
+                return bool(self._together.step(self, step, loss, grad_norm, given=given))
+            self._look(step, loss, grad_norm)
+            if loss is not None:
+                self.trend.fresh.append(loss)
+        self._passed(step)
+        now = self._clock()
+        go_on = now < self._read or self._affordable(step, now)
+        if go_on and (evidence := self.trend.judge(step)) is not None:
+            go_on = self._heed(step, evidence)
+        if fast is not None:
+            fast.next, fast.read = self.trend.next, self._read
+        if go_on or self.keeper is None:
+            return go_on
+        self.ending = True  # checkpoint, then stop: this step is let finish, the keeper saves it, the next is refused
+        return True
+
+    def _look(self, step: int, loss: float | None, norm: float | None) -> None:
+        """Refuse a step whose loss or gradients are not finite; else look at the model's health."""
         if loss is not None and not math.isfinite(loss):
             self._not_finite(step, "loss", loss)
-        if grad_norm is not None and not math.isfinite(grad_norm) and not self._skipped(step):
-            self._not_finite(step, "gradient norm", float(grad_norm))
-        if watch is not None and (found := watch.passed(step, grad_norm)):
+        if norm is not None and not math.isfinite(norm) and not self._skipped(step):
+            self._not_finite(step, "gradient norm", float(norm))
+        if self._watch is not None and (found := self._watch.passed(step, norm)):
             for finding in found:
                 self.tell(finding)
+
+    def _passed(self, step: int) -> bool:
+        """Tell whoever follows the run that this step was taken; True."""
         if self._follow is not None:
             self._follow(self._models, step)
         if self.beat is not None:
             self.beat(step)
-        now = self._clock()
-        go_on = now < self._read or self._affordable(step, now)
-        if go_on and loss is not None and (evidence := self.trend.take(step, loss)) is not None:
-            go_on = self._heed(step, evidence)
-        if go_on or self.keeper is None:
-            return go_on
-        self.ending = True  # checkpoint, then stop: this step is let finish, the keeper saves it, the next is refused
         return True
 
     def _over(self, step: int) -> bool:

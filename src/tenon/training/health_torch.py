@@ -27,6 +27,7 @@ from tenon.finding import Finding
 from tenon.training.blame_torch import local
 
 SAMPLE = 4_096  # values of each weight that are followed
+RUN = 16  # of them that lie together
 LOOKS = 5  # looks that must agree
 LARGE = 0.1  # a step this large against the weights rewrites them
 SMALL = 1e-7  # a step this small, against float32's own 6e-8, changes nothing
@@ -35,7 +36,8 @@ VANISHED = 1e-6  # relative gradient of the first layer against the last one's
 SPIKE = 20.0  # times the usual gradient norm
 USUAL = 24  # gradient norms that say what is usual
 EVERY = 2  # steps, and more while none is due, after which it is asked whether a look is
-REFRESH = 8  # norms after which it is asked again what is usual
+HASTE = 1.1  # more steps than forecast, so that what is due is affordable when it is asked again
+REFRESH = 64  # norms after which it is asked again what is usual
 SKIPPED = 10  # steps in a row that a loss scaler may skip before it is told
 STUCK = 50  # steps in a row after which no scale will help
 
@@ -50,29 +52,30 @@ class Health:
         "_dead",
         "_due",
         "_found",
+        "_full",
         "_large",
         "_layers",
-        "_limit",
         "_looks",
-        "_norms",
         "_optimizer",
         "_paid",
         "_scaler",
         "_sizes",
         "_skipped",
         "_small",
-        "_steps",
         "_told",
         "_torch",
         "_usual",
         "_vanished",
         "_with_gradient",
+        "due",
+        "limit",
         "looking",
+        "norms",
         "ratios",
         "share",
     )
 
-    def __init__(self, model: Any, optimizer: Any, scaler: Any, *, share: float = 0.002) -> None:
+    def __init__(self, model: Any, optimizer: Any, scaler: Any, *, share: float = 0.001) -> None:
         import torch
 
         self._torch = torch
@@ -88,48 +91,53 @@ class Health:
         self._began = time.thread_time()
         self._paid = 0.0
         self._looks = 0
-        self._steps = 0
-        self._due = 0  # the step before which no look is due
+        self._due = 0  # of all steps taken, that before which no look is due
+        self.due = 0  # and before which there is nothing to look at, if the gradient norm stays below its limit
         self.looking = False  # a look began at the last step, and has not been read
         self._before: list[Any] = []  # samples of the weights from then
         self._with_gradient: list[str] = []
         self._sizes: list[Any] = []  # norms of samples of their gradients, not read yet
         self._found: list[Finding] = []
         self._dead: dict[str, Any] = {}
-        self._norms: list[float] = []
+        self.norms: list[float] = []  # of the gradients, the latest last
         self._usual = 0.0
-        self._limit = math.inf
+        self._full = USUAL  # of them, from which it is asked what is usual
+        self.limit = math.inf
         self._large = self._small = self._vanished = self._skipped = 0
         self._told: set[str] = set()
 
-    def look(self, step: int, norm: float | None) -> list[Finding] | None:
-        """Return what is new since the last step; does nothing but compare `norm` with its limit unless a look is due.
+    def look(self, step: int, steps: int, norm: float | None) -> list[Finding] | None:
+        """Return what is new since the last step; `norm` is that of the gradients, `steps` how many have been taken.
 
         A look begins here, before the optimiser steps; what it sees is `asked` and `answered` at the next step.
         """
         if norm is not None:
-            self._skipped = 0
-            norms = self._norms
-            norms.append(norm)
-            if norm > self._limit and (spike := self._spike(step, norm)) is not None:
-                self._found.append(spike)
-            if len(norms) >= USUAL + REFRESH:
-                del norms[:REFRESH]
-                self._usual = statistics.median(norms)
-                self._limit = SPIKE * self._usual or math.inf
-        self._steps += 1
-        if self._steps >= self._due and not self.looking:
+            self._usually(step, norm)
+        if steps >= self._due and not self.looking:
             start = time.thread_time()
             since = start - self._began
             left = self._paid / (self.share / 2) - since
             if left <= 0:
                 self._begin()
                 self._paid += time.thread_time() - start
-            self._due = again(self._steps, left, since, EVERY)
+            self._due = again(steps, left, since)
+        self.due = steps if self.looking else min(self._due, steps + self._full - 1 - len(self.norms))
         if not self._found:
             return None
         found, self._found = self._found, []
         return found
+
+    def _usually(self, step: int, norm: float) -> None:
+        """Compare a norm of the gradients with what is usual, and learn from it what is."""
+        self._skipped = 0
+        norms = self.norms
+        norms.append(norm)
+        if norm > self.limit and (spike := self._spike(step, norm)) is not None:
+            self._found.append(spike)
+        if len(norms) >= self._full:
+            del norms[:-USUAL]
+            self._usual, self._full = statistics.median(norms), USUAL + REFRESH
+            self.limit = SPIKE * self._usual or math.inf
 
     def asked(self, step: int) -> Any:
         """Return what the look that began at the last step still has to read, as one tensor."""
@@ -263,15 +271,21 @@ class Health:
         return Finding(code=code, severity=severity, place=f"run/{step}", said=said, hint=hint, numbers=finite)
 
 
-def again(steps: int, left_s: float, since_s: float, every: int) -> int:
+def again(steps: int, left_s: float, since_s: float) -> int:
     """Return the step at which what cost too much by `left_s` seconds is affordable, at the pace of `since_s`."""
-    return steps + max(every, int(left_s / since_s * steps) if since_s > 0 else 0)
+    return steps + max(EVERY, math.ceil(HASTE * left_s / since_s * steps) if since_s > 0 else 0)
 
 
 def _some(weight: Any) -> Any:
-    """Return at most SAMPLE values of a weight, evenly spread, without copying the others."""
+    """Return at most SAMPLE values of a weight, in evenly spread runs of RUN, without copying the others.
+
+    A processor fetches memory by the line: single values that lie apart would cost as much as RUN of them each.
+    """
     values = local(weight.detach()).reshape(-1)
-    return values[:: max(1, math.ceil(values.numel() / SAMPLE))]
+    if values.numel() <= SAMPLE:
+        return values
+    runs = values[: values.numel() // RUN * RUN].view(-1, RUN)
+    return runs[:: math.ceil(len(runs) / (SAMPLE // RUN))]
 
 
 def _rows(tensor: Any) -> Any:

@@ -1,10 +1,10 @@
 """The journal of a run: a bounded buffer that never makes its caller wait, and the one thread that writes it.
 
-`add` appends under a lock that is only ever held for an instant; the thread takes the buffer every `flush_s`, packs it
-(see `packing`) and appends it to the store in one durable transaction. It also writes the run's record when that has
-changed. When the disk cannot follow and the buffer is full, points are dropped, counted, and told as the finding
-`track/dropped`: never silently, and still without waiting. What the store refuses (a full disk, another writer) is kept
-and tried again; `flush` and `close` tell it.
+A call of few metrics is put aside in `recent`, which takes no lock; `add` counts those and its own under one that is
+only ever held for an instant. The thread takes the buffer every `flush_s`, packs it (see `packing`) and appends it to
+the store in one durable transaction, with the run's record when that has changed. When the disk cannot follow and the
+buffer is full, points are dropped, counted, and told as the finding `track/dropped`: never silently, and still without
+waiting. What the store refuses (a full disk, another writer) is kept and tried again; `flush` and `close` tell it.
 
 Only this thread writes, so that Ctrl-C, which Python raises in the main thread, never cuts a batch in half. It works
 in small slices and sleeps an instant between them: a thread that holds the interpreter for long makes others wait as
@@ -18,6 +18,7 @@ import os
 import sys
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -32,6 +33,7 @@ from tenon.training.setting import code, setting
 from tenon.training.tally import Tally
 
 STREAM = "metrics"
+ROOM, FEW = 1_024, 16  # calls that are put aside uncounted at most, and the metrics of such a call
 FOLD = 2_000  # batches after which they are folded into few
 FOLD_BYTES = 4 * 1024 * 1024
 NO_MORE = sys.maxsize  # points held by a buffer that takes no more
@@ -70,6 +72,8 @@ class Journal:
         "clock",
         "id",
         "limits",
+        "recent",
+        "room",
         "store",
     )
 
@@ -80,9 +84,11 @@ class Journal:
         self.limits = limits
         self.clock = clock
         self._lock = threading.Lock()  # held for an instant: the buffer and the record
+        self.recent: deque[Call] = deque()  # calls not counted yet, and how many may be while all surely fit
+        self.room = ROOM if limits.buffered_points >= ROOM * FEW else 0
         self._calls: list[Call] = []
         self._columns: list[Columns] = []
-        self._held = 0  # points not yet durable; NO_MORE sends every call to `_usable`, at no cost to the others
+        self._held = 0  # points not yet durable; NO_MORE sends every call to `usable`, at no cost to the others
         self._total = 0
         self._dropped: dict[str, tuple[int, int, int]] = {}  # why -> points, first step, last step
         self._dirty = False
@@ -118,13 +124,24 @@ class Journal:
         now = self.clock()
         points = len(metrics)
         with self._lock:
+            self._count()
             self._total += points
             if self._held + points <= self.limits.buffered_points:
                 self._held += points
                 self._calls.append((step, now, metrics))
                 return
-            self._usable()
+            self.usable()
             self._drop("the buffer was full", points, step, step)
+
+    def _count(self) -> None:
+        """Count the calls that were put aside; the lock is held."""
+        for _ in range(len(self.recent)):
+            call = self.recent.popleft()
+            points = len(call[2])
+            self._total += points
+            self._held += points
+            self._calls.append(call)
+        self.room = ROOM if self._held + ROOM * FEW <= self.limits.buffered_points else 0
 
     def add_columns(self, name: str, steps: Ints, values: Floats) -> None:
         """Take a column of one metric, or count it as dropped. Does not wait."""
@@ -138,7 +155,7 @@ class Journal:
                 self._held += points
                 self._columns.append((name, now, steps, values))
                 return
-            self._usable()
+            self.usable()
             self._drop("the buffer was full", points, int(steps[0]), int(steps[-1]))
 
     def merge(self, field: str, values: Mapping[str, Any]) -> None:
@@ -169,7 +186,7 @@ class Journal:
     def flush(self) -> None:
         """Wait until everything told so far is on the disk; raise what the store said when it cannot be."""
         if not self._closed:
-            self._usable()
+            self.usable()
             self._ask()
 
     def close(self) -> None:
@@ -178,7 +195,8 @@ class Journal:
             return
         with self._lock:
             self._ending = True
-            self._held = NO_MORE
+            self._count()
+            self._held, self.room = NO_MORE, 0
         self._ask()
         self._closed = True
         self._thread.join()
@@ -203,9 +221,9 @@ class Journal:
     def shut_in_child(self) -> None:
         """Take no more, in a process that was forked: the thread that writes does not exist there."""
         self._lock = threading.Lock()  # the old one may have been held at the moment of the fork
-        self._held = NO_MORE
+        self._held, self.room = NO_MORE, 0
 
-    def _usable(self) -> None:
+    def usable(self) -> None:
         """Refuse what would be lost: logging to a run that has ended, or in a process forked from the run's own."""
         if not self.of_this_process():
             got = f"process {os.getpid()}, forked from {self._pid}"
@@ -247,26 +265,44 @@ class Journal:
     def _drain(self) -> None:
         """Write what is buffered. What cannot be written stays, and is tried again by the next turn."""
         with self._lock:
+            self._count()
             calls, self._calls = self._calls, []
             columns, self._columns = self._columns, []
         self._packed.extend(pack(self._counted(self._known(calls, columns))))
-        while self._packed:
-            packed = self._packed[0]
-            self.store.append(STREAM, self.id, packed.body, rows=packed.points, first=packed.first, last=packed.last)
-            del self._packed[0]
-            self._since_fold += 1
-            with self._lock:
-                self._held -= packed.points
+        while len(self._packed) > 1:
+            self._append()
         self._tell_dropped()
         if self._ending:  # nothing more will come
             self.update({"final": self._tally.to_dict()})
-        if self._dirty:
-            self._dirty = False
-            try:
+        if not self._dirty:
+            if self._packed:
+                self._append()
+            return
+        self._dirty = False
+        try:
+            with self.store.atomic():  # made durable at once: that is most of what writing little costs
                 self.store.put("run", self.id, self.snapshot())
-            except StoreError:
-                self._dirty = True
-                raise
+                for packed in self._packed:
+                    self._write(packed)
+        except StoreError:
+            self._dirty = True
+            raise
+        if self._packed:
+            self._written()
+
+    def _append(self) -> None:
+        self._write(self._packed[0])
+        self._written()
+
+    def _write(self, packed: Packed) -> None:
+        self.store.append(STREAM, self.id, packed.body, rows=packed.points, first=packed.first, last=packed.last)
+
+    def _written(self) -> None:
+        """Let go of what is durable."""
+        packed = self._packed.pop(0)
+        self._since_fold += 1
+        with self._lock:
+            self._held -= packed.points
 
     def _counted(self, tables: Iterator[Table]) -> Iterator[Table]:
         """Pass tables on, counting what their metrics came to."""

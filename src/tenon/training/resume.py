@@ -175,7 +175,7 @@ class Resume:
         guard = self._guard
         due = self.every and (step + 1) % self.every == 0
         if self.ranks is None:
-            due = due or self.late()
+            due = due or self._clock() - self._saved >= self.seconds
         else:  # by time when the first rank said so at this step: clocks of ranks differ
             due = due or (guard is not None and guard.saving)
         if not due and (guard is None or not guard.ending):

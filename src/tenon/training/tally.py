@@ -17,21 +17,39 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+TABLES, POINTS = 64, 4_096  # put aside at most
 NAMES = 500  # metrics that a record holds the final values of; the others have only their curves
 
 
 class Tally:
     """Counts of everything logged so far; `add` takes a table of values, `to_dict` gives the counts by metric."""
 
-    __slots__ = ("_groups",)
+    __slots__ = ("_groups", "_points", "_tables", "_waiting")
 
     def __init__(self) -> None:
         self._groups: dict[tuple[str, ...], dict[str, NDArray[Any]]] = {}
+        self._waiting: dict[tuple[str, ...], list[tuple[NDArray[Any], NDArray[np.float64]]]] = {}
+        self._tables = self._points = 0  # that wait
 
     def add(self, names: Sequence[str], steps: NDArray[Any], values: NDArray[np.float64]) -> None:
-        """Count values_NK at steps_N of K metrics."""
+        """Count values_NK at steps_N of K metrics; few are put aside, because counting few takes as long as many."""
         if not len(steps):
             return
+        self._waiting.setdefault(tuple(names), []).append((steps, values))
+        self._tables += 1
+        self._points += values.size
+        if self._tables >= TABLES or self._points >= POINTS:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Count all that was put aside."""
+        waiting, self._waiting = self._waiting, {}
+        self._tables = self._points = 0
+        for names, parts in waiting.items():
+            self._count(names, parts)
+
+    def _count(self, names: tuple[str, ...], parts: list[tuple[NDArray[Any], NDArray[np.float64]]]) -> None:
+        steps, values = (np.concatenate(some) for some in zip(*parts, strict=True))
         newest = len(steps) - 1 - int(np.argmax(steps[::-1]))
         finite = np.isfinite(values)
         found = {
@@ -42,12 +60,12 @@ class Tally:
             "points": np.full(len(names), len(steps), np.int64),
             "not_finite": (~finite).sum(axis=0),
         }
-        key = tuple(names)
-        before = self._groups.get(key)
-        self._groups[key] = _joined(before, found) if before else found
+        before = self._groups.get(names)
+        self._groups[names] = _joined(before, found) if before else found
 
     def to_dict(self, limit: int = NAMES) -> dict[str, dict[str, Any]]:
         """Return {metric: {last, step, min, max, points, not_finite}} of the first `limit` metrics, as plain data."""
+        self._settle()
         merged: dict[str, dict[str, NDArray[Any]]] = {}
         for names, counts in self._groups.items():
             for place, name in enumerate(names):

@@ -40,7 +40,7 @@ from tenon.finding import Finding
 from tenon.ledger import Meter, Usage
 from tenon.limits import TrackLimits
 from tenon.store import Store
-from tenon.training.journal import STREAM, Journal
+from tenon.training.journal import FEW, STREAM, Journal
 from tenon.training.packing import Floats, Ints, unpack
 
 TRACEBACK_CHARS = 20_000
@@ -137,7 +137,11 @@ class Run:
                 metrics[name] = _value(value, name, self.id)
         if type(step) is not int or not -STEP_MAX <= step <= STEP_MAX:
             step = _step(step, self.id)
-        self._journal.add(step, metrics)
+        journal = self._journal
+        if len(journal.recent) >= journal.room or len(metrics) > FEW:
+            return journal.add(step, metrics)
+        journal.recent.append((step, journal.clock(), metrics))
+        return None if journal.room else journal.usable()
 
     def log_many(self, name: str, steps: Any, values: Any) -> None:
         """Remember a whole column of one metric, from anything NumPy reads. Copies it; never waits."""

@@ -63,7 +63,7 @@ class Rules:
     sigmas: float = 6.0
     least_steps: int = 60
     least_gain: float = 0.005
-    health: float = 0.002  # share of the running time that looking at a model's health may take
+    health: float = 0.001  # share of the running time that looking at a model's health may take
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,16 +117,16 @@ class Trend:
         "_chance",
         "_every",
         "_flat_at",
-        "_fresh",
         "_learnt",
         "_medians",
         "_mixed",
-        "_next",
         "_part",
         "_spent",
         "_valid",
         "_worse",
+        "fresh",
         "losses",
+        "next",
         "plan",
         "rules",
     )
@@ -138,8 +138,8 @@ class Trend:
         self._medians: list[float] = []  # of each NEAR neighbours among them
         self._part: list[float] = []  # losses waiting to become one point
         self._every = 1  # steps that one point stands for
-        self._fresh: list[float] = []  # losses not looked at yet
-        self._next = rules.least_steps
+        self.fresh: list[float] = []  # losses not looked at yet
+        self.next = rules.least_steps  # the step from which there is something to judge
         self._flat_at = 0.0  # the step before which it is not asked again whether the loss lies flat
         self._valid: list[float] = []
         self._mixed: list[float] = []  # losses of the same answers, held against the targets of other rows
@@ -151,16 +151,13 @@ class Trend:
 
     def take(self, step: int, loss: float) -> Evidence | None:
         """Take the loss of a step; returns why the run should stop, or None. Most calls only put the loss aside."""
-        self._fresh.append(loss)
-        if step < self._next and len(self._fresh) < FRESH:
-            return None
-        self._settle()
+        self.fresh.append(loss)
         return self.judge(step)
 
     def _settle(self) -> None:
-        for loss in self._fresh:
+        for loss in self.fresh:
             self.add(loss)
-        self._fresh.clear()
+        self.fresh.clear()
 
     def add(self, loss: float) -> bool:
         """Take a loss; True when it completed a point, and there is something new to judge."""
@@ -196,9 +193,12 @@ class Trend:
 
     def judge(self, step: int) -> Evidence | None:
         """Return why the run should stop, or None; most calls only compare two numbers."""
-        if step < self._next or len(self.losses) < 4 * NEAR:
+        if step < self.next and len(self.fresh) < FRESH:
             return None
-        self._next = step + max(CHECK_STEPS * self._every, int(CHECK_AGAIN * step))
+        self._settle()
+        if step < self.next or len(self.losses) < 4 * NEAR:
+            return None
+        self.next = step + max(CHECK_STEPS * self._every, int(CHECK_AGAIN * step))
         found = self._diverging() if self.rules.diverged else None
         if found is None and self.rules.flat and step >= self._flat_at and self._may_be_flat(step):
             self._flat_at = step + max(FLAT_LEAST, FLAT_AGAIN * step)

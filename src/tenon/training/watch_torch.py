@@ -3,15 +3,15 @@
 `Watch` sets a hook on the root module and none below it. After each training forward it keeps references to the inputs
 and the autocast state, and has the gradients kept that will arrive at the outputs, while they are small (`HOLD_BYTES`).
 A second hook, before the forward, keeps the random state for models whose forward takes random numbers; whether it does
-is looked at in the first forwards, and now and then later (`LEARN`). A step therefore costs a reduction over a few
-vectors and one number read back, most of it for memory that the step itself has driven out of the caches.
+is looked at in the first forwards, and now and then later (`LEARN`).
 
 Reading all gradients of a small batch costs several hundredths of a step on a processor. But a gradient that is not
 finite shows in the bias of its module, or in any column of the weight where there is none, and goes on to every module
 before it. So only these are read (`_probes`): the first of them at every step, the others of a large model in turns
-(`_groups`), and the norm of all as often as its share of the time allows. What that does not see at once is a product
-of two finite factors that overflows in single weights, and what never comes to the first modules; `loss` and the
-weights tell it a step later.
+(`_turns`), and the norm of all as often as its share of the time allows. What that does not see at once is a product of
+two finite factors that overflows in single weights, and what never comes to the first modules; `loss` and the weights
+tell it a step later. Where it can, a compiled kernel takes the steps at which nothing else is due, and remembers plain
+forwards (`fast`); what it leaves is done here.
 
 Only when something is not finite is the rest paid for: the forward is done again (`blame_torch`), with the same
 weights, inputs and random numbers, this time looking at what every module makes. The weights are the same because the
@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from dataclasses import asdict
 from typing import Any
 
@@ -34,13 +33,14 @@ from tenon.errors import UsageError, missing_extra, sentence
 from tenon.finding import Finding
 from tenon.training.blame_torch import Blame, Call, blame, dense, flat, local, sharded
 from tenon.training.exchange import Exchange
+from tenon.training.fast import Gone, fast
 from tenon.training.health_torch import Health, again
 from tenon.training.speed_torch import Work, added, count
 
 HOLD_BYTES = 64 * 1024 * 1024  # of gradients at the model's outputs, held from backward until the guard is asked
-EVERY = 4  # steps, after which there is a norm on a processor at the latest, measured when that is due
 VECTORS, COLUMNS = 16, 4  # probes that are read at every step
-TURNS = 15  # steps in which all others are read once, at most; odd, so that each turn comes when a norm is due
+TURNS = 16  # steps in which all others are read once, at most
+FIRST = (slice(None), *[0] * 15)  # of a matrix with any number of dimensions: its first column
 LEARN = 512  # forwards, after which it is looked again whether they take random numbers
 SURE = 3  # forwards that took none
 WORK_AFTER_S = 60.0  # of processor time, after which a step's work is counted: that takes about a two-hundredth of it
@@ -62,25 +62,21 @@ class Watch:
     __slots__ = (
         "_began",
         "_calls",
-        "_checks",
         "_due",
-        "_every",
-        "_found",
-        "_groups",
         "_handles",
-        "_held",
         "_kind",
         "_learning",
-        "_one",
         "_paid",
         "_parameters",
         "_quiet",
         "_random",
         "_ratios",
+        "_reads",
         "_relearn",
-        "_steps",
         "_torch",
+        "_turns",
         "exchange",
+        "fast",
         "gpus",
         "health",
         "model",
@@ -111,27 +107,34 @@ class Watch:
         self.skipped = False  # the loss scaler skips the step that was looked at last
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.gpus = len({str(one.device) for one in self._parameters if one.device.type != "cpu"})
-        self._groups = _groups(_probes(model))
+        self._turns = _turns(_probes(model))
         self._kind = self._parameters[0].device.type if self._parameters else "cpu"
         self._began = time.thread_time()
         self._paid = 0.0
-        self._steps = 0
-        self._every = EVERY  # steps, after which there is a norm on a processor
         self._due = 0  # the step before which the norm of all gradients is not due
         self._relearn = LEARN
-        self._checks = self._kind == "cpu" and not self.sharded  # whether `_sound` can be asked
-        self._found, self._one = torch.zeros(1), torch.ones(1)
-        self._ratios = [math.nan] * len(self._groups)  # of the norm of all gradients to that of the probes of each turn
-        self._calls: deque[Call] = deque(maxlen=CALLS)
+        self._ratios = [math.nan] * len(self._turns)  # of the norm of all gradients to that of the probes of each turn
+        self._calls: list[Any] = []  # of this step: a Call, or of a plain one its arguments and its output
         self._random: tuple[Any, Any] | None = None  # states before a forward: of the processor, of the device
         self._learning = SURE  # forwards that must still take no random numbers, for their states not to be kept
-        self._held = 0
         self._quiet = False
         self.health = Health(model, optimizer, scaler)
+        told = {"turns": self._turns, "ratios": self._ratios, "norms": self.health.norms, "calls": self._calls}
+        self.fast = fast(torch, model, self._after, device=self._kind, **told)
+        self.fast.hold = HOLD_BYTES
+        self._reads = self._kind == "cpu" and not self.sharded  # whether it can read what gradients hold
         self._handles = [
-            model.register_forward_hook(self._after, with_kwargs=True),
+            model.register_forward_hook(self.fast.after, with_kwargs=True),
             model.register_forward_pre_hook(self._before),
         ]
+
+    def __deepcopy__(self, memo: Any) -> Watch:
+        """Return itself: a copy of the model has copied its hooks, which look at nothing but the model."""
+        return self
+
+    def __reduce__(self) -> tuple[type[Gone], tuple[()]]:
+        """Leave the watch out of a model that is pickled."""
+        return Gone, ()
 
     def close(self) -> None:
         """Take the hooks off the model and let go of what they held."""
@@ -145,17 +148,16 @@ class Watch:
         """Return the loss and the norm of the gradients as numbers; waits for an accelerator once, for all of them.
 
         Every step tells whether they are finite. The norm of all gradients is measured as often as it fits into its
-        share of the time; between, it is estimated from the probes by the last ratio, on a processor at every fourth
-        step at least. It is None at others, and when there are no gradients. A norm that is given is believed. What a
-        look at the model's health left to be read is read with them.
+        share of the time; between, it is estimated from the probes by the last ratio. It is None when there are no
+        gradients. A norm that is given is believed. What a look at the model's health left to be read is read with
+        them.
         """
         self.skipped = False
-        self._steps += 1
         asked = self.health.asked(step) if self.health.looking else None
         if self._kind == "cpu" or not hasattr(loss, "detach"):
-            if norm is None and (self._steps % self._every == 0 or not self._sound()):
-                probe = self._probe()
-                norm = None if probe is None else self._norm_of(probe.item())
+            if norm is None:
+                probe = self._read()
+                norm = None if probe is None else self._norm_of(probe)
             if loss is not None and type(loss) is not float:
                 loss = float(loss.item()) if hasattr(loss, "item") else float(loss)
             if asked is not None:
@@ -175,18 +177,21 @@ class Watch:
 
     def _norm_of(self, probe: float) -> float:
         """Return the norm of all gradients, measured when it is due and else from that of the probes."""
-        if self._steps >= self._relearn and len(self._handles) == 1:
-            self._learning, self._relearn = SURE, self._steps + LEARN
+        steps: int = self.fast.steps
+        if steps >= self._relearn and not self.fast.most:
+            self._relearn = steps + LEARN  # they took random numbers until now, and go on
+        elif steps >= self._relearn:
+            self._learning, self._relearn, self.fast.most = SURE, steps + LEARN, 0
             self._handles.append(self.model.register_forward_pre_hook(self._before))
-        turn = self._steps % len(self._groups)
+        turn = steps % len(self._turns)
         ratio = self._ratios[turn]
-        if self._steps < self._due and ratio >= 0 and math.isfinite(probe):
+        if steps < self._due and ratio >= 0 and math.isfinite(probe):
             return probe * ratio
         return self._measured(probe, turn)
 
     def _measured(self, probe: float, turn: int) -> float:
         """Measure the norm of all gradients, if it is due; fp16 overflows in single weights, where it always is."""
-        scaled = self.scaler is not None and self.scaler.is_enabled()
+        scaled = self.scaled
         # Of processor time and not of wall time, so that a crowded machine is not taken for a leisurely one.
         start = time.thread_time()
         since = start - self._began
@@ -194,14 +199,12 @@ class Watch:
             self.count()
         left = self._paid / (self.health.share / 2) - since
         if not scaled:
-            self._due = again(self._steps, left, since, EVERY)
+            self._due = again(self.fast.steps, left, since)
         if left > 0 and self._ratios[turn] >= 0 and not scaled and math.isfinite(probe):
             return probe * self._ratios[turn]
         grads = [local(one.grad) for one in self._parameters if one.grad is not None]
         norm = float(self._norm(grads).item())
-        took = time.thread_time() - start
-        self._paid += took
-        self._every = 1 if took * self._steps <= self.health.share / 2 * since else EVERY  # when it is cheap anyway
+        self._paid += time.thread_time() - start
         scale = float(self.scaler.get_scale()) if scaled else 1.0
         if math.isfinite(norm):
             self._ratios[turn] = norm / probe if probe > 0 else 0.0
@@ -215,9 +218,12 @@ class Watch:
 
     def passed(self, step: int, norm: float | None) -> list[Finding] | None:
         """Let go of what the step held, because all of it was finite; now and then look at the model's health."""
-        self._calls.clear()
-        self._held = 0
-        return None if self.skipped else self.health.look(step, norm)
+        self._let_go()
+        fast, health = self.fast, self.health
+        fast.steps += 1
+        found = None if self.skipped else health.look(step, fast.steps, norm)
+        fast.limit, fast.due = health.limit, min(self._due, self._relearn, health.due)
+        return found
 
     def blame(self, *, in_loss: bool, agree: Any = None) -> Blame | None:
         """Do the step's forwards again and name the module that first produced what is not finite, or None.
@@ -227,8 +233,9 @@ class Watch:
         self._quiet = True
         together = {"agree": agree} if agree is not None else {}
         try:
-            full = len(self._calls) == CALLS
-            return blame(self._torch, self.model, tuple(self._calls), in_loss=in_loss, full=full, **together)
+            calls = self._remembered()
+            full = len(calls) == CALLS
+            return blame(self._torch, self.model, calls, in_loss=in_loss, full=full, **together)
         except Exception as error:  # the edge to the user's own modules, done again: any of them may fail
             if agree is not None:
                 raise  # the other ranks wait for an answer: they must see that this one has ended
@@ -247,7 +254,7 @@ class Watch:
         self.work = Work(flops=0.0, bytes=0.0)
         self._quiet = True
         try:
-            self.work = count(self._torch, self.model, list(self._calls), self.optimizer) if self._calls else self.work
+            self.work = count(self._torch, self.model, self._remembered(), self.optimizer) if self._calls else self.work
         except Exception:  # noqa: BLE001 - the edge to the user's own modules, done again: then nothing is told of speed
             self.work = Work(flops=0.0, bytes=0.0)
         finally:
@@ -266,13 +273,13 @@ class Watch:
     def _before(self, module: Any, args: tuple[Any, ...]) -> None:
         """Keep the random state, so that a forward that takes random numbers can be done again."""
         torch = self._torch
-        if not self._quiet and torch.is_grad_enabled():
+        if module is self.model and not self._quiet and torch.is_grad_enabled():
             self._random = torch.get_rng_state(), torch.cuda.get_rng_state() if self._kind == "cuda" else None
 
     def _after(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Remember the call, and have the gradients kept that will arrive at its outputs."""
         torch = self._torch
-        if self._quiet or not torch.is_grad_enabled():
+        if module is not self.model or self._quiet or not torch.is_grad_enabled():
             return
         kind = self._kind
         cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
@@ -281,10 +288,11 @@ class Watch:
             random = self._learn(*random)
         outputs: dict[int, Any] = {}
         for i, tensor in enumerate((output,) if type(output) is torch.Tensor else flat(torch, output)):
-            if tensor.requires_grad and self._held + tensor.nbytes <= HOLD_BYTES:
-                self._held += tensor.nbytes
+            if tensor.requires_grad and self.fast.held + tensor.nbytes <= HOLD_BYTES:
+                self.fast.held += tensor.nbytes
                 tensor.retain_grad()
                 outputs[i] = tensor
+        del self._calls[: len(self._calls) - CALLS + 1]
         self._calls.append(Call(args, kwargs, random, kind, cast, outputs))
 
     def _learn(self, state: Any, device_state: Any) -> tuple[Any, Any]:
@@ -296,42 +304,47 @@ class Watch:
         self._learning = self._learning - 1 if same else 0
         if same and not self._learning:
             self._handles.pop().remove()
+            self.fast.most = CALLS
         return state, device_state
+
+    def _remembered(self) -> list[Call]:
+        """Return the calls of this step."""
+        return [one if isinstance(one, Call) else self._plain(*one) for one in self._calls]
+
+    def _plain(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Call:
+        """Return what `fast` remembers of a call: one without random numbers and autocast."""
+        return Call(args, kwargs, None, self._kind, None, {0: output})
 
     def _let_go(self) -> None:
         self._calls.clear()
-        self._held = 0
+        self.fast.held = 0
 
-    def _sound(self) -> bool:
-        """Tell whether all probes are finite; False also where that can only be told from their norm.
+    @property
+    def scaled(self) -> bool:
+        """Tell whether gradients are those of a loss that was scaled."""
+        return self.scaler is not None and bool(self.scaler.is_enabled())
 
-        PyTorch's own check for loss scalers writes each value times one, so that gradients keep their bits.
-        """
-        if not self._checks or (self.scaler is not None and self.scaler.is_enabled()):
-            return False
-        try:
-            grads = self._grads()
-            if not grads or grads[0].requires_grad:
-                return False
-            self._torch._amp_foreach_non_finite_check_and_unscale_(grads, self._found, self._one)
-        except (RuntimeError, TypeError, NotImplementedError, IndexError):
-            self._checks = False  # sparse gradients, or several devices in one model
-            return False
-        if not self._found.item():
-            return True
-        self._found.zero_()
-        return False
+    @property
+    def quick(self) -> bool:
+        """Tell whether a step at which nothing is due can be left to `fast`."""
+        return self._reads and self.scaler is None
+
+    def _read(self) -> float | None:
+        """Return the norm of the probes: not finite when one of them is not, None without gradients."""
+        norm: float | None = self.fast.norm() if self._reads else math.nan
+        if norm is None or math.isfinite(norm):
+            return norm
+        probe = self._probe()
+        return None if probe is None else float(probe.item())
 
     def _grads(self) -> list[Any]:
         """Return what this step reads of the gradients: those of vectors, and a column of each matrix."""
-        vectors, columns = self._groups[self._steps % len(self._groups)]
+        turn = self._turns[self.fast.steps % len(self._turns)]
         if self.sharded:
-            parts = [grad for one in vectors if (grad := _held(one.grad)) is not None]
-            whole = [(grad, at) for one, at in columns if (grad := _held(one.grad)) is not None]
+            grads = [grad for one in turn if (grad := _held(one.grad)) is not None]
         else:
-            parts = [grad for one in vectors if (grad := one.grad) is not None]
-            whole = [(grad, at) for one, at in columns if (grad := one.grad) is not None]
-        return [*parts, *[grad if grad.is_sparse else grad[at] for grad, at in whole]]
+            grads = [grad for one in turn if (grad := one.grad) is not None]
+        return [grad if grad.is_sparse or grad.dim() < 2 else grad[FIRST[: grad.dim()]] for grad in grads]
 
     def _probe(self) -> Any:
         """Return the norm of the probes, finite when all of them are unless it overflows; None without gradients."""
@@ -384,13 +397,14 @@ def _probes(model: Any) -> list[Any]:
     return found
 
 
-def _groups(probes: list[Any]) -> list[tuple[list[Any], list[tuple[Any, Any]]]]:
+def _turns(probes: list[Any]) -> tuple[tuple[Any, ...], ...]:
     """Return the probes of each turn: those of the first modules, which the gradients of all others reach, and some."""
     vectors = [one for one in probes if one.dim() < 2]
-    columns = [(one, (slice(None), *[0] * (one.dim() - 1))) for one in probes if one.dim() >= 2]
-    rest, others = vectors[VECTORS:], columns[COLUMNS:]
-    turns = min(max(math.ceil(len(rest) / VECTORS), math.ceil(len(others) / COLUMNS), 1) | 1, TURNS)
-    return [([*vectors[:VECTORS], *rest[i::turns]], [*columns[:COLUMNS], *others[i::turns]]) for i in range(turns)]
+    matrices = [one for one in probes if one.dim() >= 2]
+    rest, others = vectors[VECTORS:], matrices[COLUMNS:]
+    turns = min(max(math.ceil(len(rest) / VECTORS), math.ceil(len(others) / COLUMNS), 1), TURNS)
+    first = (*vectors[:VECTORS], *matrices[:COLUMNS])
+    return tuple((*first, *rest[i::turns], *others[i::turns]) for i in range(turns))
 
 
 def _sum_of_squares(grads: list[Any], scale: float) -> float:
