@@ -84,7 +84,8 @@ def test_a_spiking_gradient_is_told_at_its_step_by_the_kernel_too() -> None:
     assert [one[:2] for one in seen if "spike" in one[0]] == [("training/gradient-spike", "run/150")]
 
 
-def test_most_steps_are_taken_by_the_kernel() -> None:
+@pytest.mark.parametrize("clips", [False, True])
+def test_most_steps_are_taken_by_the_kernel(clips: bool) -> None:
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     guard = Guard(rules=SELDOM).watch(model, optimizer)
@@ -95,10 +96,12 @@ def test_most_steps_are_taken_by_the_kernel() -> None:
         optimizer.zero_grad()
         loss = model(torch.randn(16, 4)).square().mean()
         loss.backward()
-        assert guard.step(step, loss=loss)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0) if clips else None
+        assert guard.step(step, loss=loss, grad_norm=norm)
         optimizer.step()
     assert kernel.steps == 400
     assert sum(one > 0 for one in by) > 350
+    assert all(type(one) is float for one in guard._watch.health.norms)
 
 
 class Counting:
@@ -108,9 +111,9 @@ class Counting:
         self.kernel, self.answers = kernel, answers
         self.next, self.read = 0, 0.0  # set by the guard
 
-    def step(self, step: int, loss: Any) -> int:
+    def step(self, step: int, loss: Any, norm: Any) -> int:
         self.kernel.next, self.kernel.read = self.next, self.read
-        answer = int(self.kernel.step(step, loss))
+        answer = int(self.kernel.step(step, loss, norm))
         self.answers.append(answer)
         return answer
 
@@ -228,9 +231,11 @@ def test_arguments_of_the_wrong_kind_are_refused() -> None:
         fast(torch, net(), print, turns=(1,), ratios=[1.0], norms=[], calls=[], device="cpu")
     kernel.due = kernel.next = 10
     kernel.limit = kernel.read = math.inf
-    assert [kernel.step(step, None) for step in (0.5, 2**70, None)] == [0, 0, 0]
-    assert [kernel.step(0, loss) for loss in ("1", 1, torch.ones(2), math.nan, torch.tensor(1))] == [0] * 5
-    assert [kernel.step(0, loss) for loss in (1.0, torch.ones(1, 1), torch.tensor(2.0).double(), None)] == [1] * 4
+    assert [kernel.step(step, None, None) for step in (0.5, 2**70, None)] == [0, 0, 0]
+    assert [kernel.step(0, loss, None) for loss in ("1", 1, torch.ones(2), math.nan, torch.tensor(1))] == [0] * 5
+    assert [kernel.step(0, 1.0, norm) for norm in ("1", 1, torch.ones(2), math.nan, -1.0, math.inf)] == [0] * 6
+    assert [kernel.step(0, 1.0, norm) for norm in (1.0, torch.tensor(3.0))] == [1] * 2
+    assert [kernel.step(0, loss, None) for loss in (1.0, torch.ones(1, 1), torch.tensor(2.0).double(), None)] == [1] * 4
 
 
 # ── what it remembers ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -323,6 +328,6 @@ def test_a_guard_that_is_dropped_lets_go_of_the_model() -> None:
 
 def test_without_a_compiler_python_takes_every_step() -> None:
     slow = Slow(print)
-    assert slow.step(3, 1.0) == 0
+    assert slow.step(3, 1.0, None) == 0
     norm = slow.norm()
     assert norm is not None and math.isnan(norm), "PyTorch is asked"

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="the extra 'torch' is not installed"
 nn = torch.nn
 
 
-def train(model: Any, guard: Guard, steps: int = 40) -> list[float]:
+def train(model: Any, guard: Guard, steps: int = 40, *, clips: bool = False) -> list[float]:
     torch.manual_seed(1)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     guard.watch(model, optimizer)
@@ -26,7 +26,8 @@ def train(model: Any, guard: Guard, steps: int = 40) -> list[float]:
         loss = (model(x) - x[:, :1]).square().mean()
         loss.backward()
         losses.append(loss.item())
-        guard.step(step, loss=loss)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1e9) if clips else None
+        guard.step(step, loss=loss, grad_norm=norm)
         optimizer.step()
     return losses
 
@@ -36,9 +37,10 @@ def net() -> Any:
     return nn.Sequential(nn.Linear(16, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 1))
 
 
-def test_operations_are_those_of_the_products_and_bytes_at_least_the_weights() -> None:
+@pytest.mark.parametrize("clips", [False, True])
+def test_operations_are_those_of_the_products_and_bytes_at_least_the_weights(clips: bool) -> None:
     guard = Guard()
-    train(net(), guard)
+    train(net(), guard, clips=clips)
     work = guard._watch.work
     assert work.flops == 3 * 2 * 32 * (16 * 64 + 64)  # forward, and a backward of twice as much
     weights = 4 * (16 * 64 + 64 + 64 + 64 + 64 + 1)

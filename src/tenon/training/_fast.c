@@ -161,24 +161,31 @@ static bool append(PyObject *list, PyObject *fresh) {
     return done;
 }
 
-PyDoc_STRVAR(STEP, "step(step, loss, /)\n--\n\nTake a step at which everything is finite and no look at the model is due: "
-                   "1, or 2 when the losses or what has been spent are to be judged. 0, with nothing done, for any other.");
+/* The norm of all gradients, estimated from what this turn reads by the last ratio of both; not finite or negative when
+ * that cannot be told here: a gradient that is not finite, none at all, a ratio that is not known. */
+static double estimate(Fast *self) {
+    PyObject *ratio = PyList_GetItem(self->of[RATIOS], (Py_ssize_t)(self->steps % PyTuple_Size(self->of[TURNS])));
+    if (!ratio) return PyErr_Clear(), NAN;
+    return norm(self) * PyFloat_AsDouble(ratio);
+}
+
+PyDoc_STRVAR(STEP, "step(step, loss, norm, /)\n--\n\nTake a step at which everything is finite and no look at the model is "
+                   "due: 1, or 2 when the losses or what has been spent are to be judged. 0, with nothing done, for any "
+                   "other. Loss and norm are numbers, tensors of one, or None; a norm that is given is believed.");
 
 static PyObject *fast_step(PyObject *object, PyObject *const *args, Py_ssize_t count) {
     Fast *self = (Fast *)object;
     struct timespec now;
-    double loss = 0;
-    if (count != 2) return PyErr_SetString(PyExc_TypeError, "expected a step and a loss"), NULL;
+    double loss = 0, all = NAN;
+    if (count != 3) return PyErr_SetString(PyExc_TypeError, "expected a step, a loss and a norm"), NULL;
     bool told = args[1] != Py_None, taken = self->exchange && self->of[MODEL] && self->steps < self->due;
     if (!taken || !PyLong_CheckExact(args[0]) || (told && !(number(self, args[1], &loss) && isfinite(loss))))
         return PyLong_FromLong(0);
     long long step = PyLong_AsLongLong(args[0]);
     if (PyErr_Occurred()) return PyErr_Clear(), PyLong_FromLong(0);
-    PyObject *ratio = PyList_GetItem(self->of[RATIOS], (Py_ssize_t)(self->steps % PyTuple_Size(self->of[TURNS])));
-    if (!ratio) return NULL;
-    double all = norm(self) * PyFloat_AsDouble(ratio);
-    if (!(all >= 0 && all <= self->limit && isfinite(all))) /* no gradients, or a ratio that is not known, too */
-        return PyLong_FromLong(0);
+    if (args[2] == Py_None) all = estimate(self);
+    else if (!number(self, args[2], &all)) return PyLong_FromLong(0);
+    if (!(all >= 0 && all <= self->limit && isfinite(all))) return PyLong_FromLong(0);
     if (told && !append(self->of[LOSSES], PyFloat_FromDouble(loss))) return NULL;
     if (!append(self->of[NORMS], PyFloat_FromDouble(all))) return NULL;
     if (PyList_SetSlice(self->of[CALLS], 0, PY_SSIZE_T_MAX, NULL)) return NULL;

@@ -27,7 +27,7 @@ class Slow:
         self.steps = self.due = self.next = self.most = self.hold = self.held = 0
         self.read = self.limit = 0.0
 
-    def step(self, step: int, loss: Any, /) -> int:
+    def step(self, step: int, loss: Any, norm: Any, /) -> int:
         """Leave the step to the guard."""
         return 0
 

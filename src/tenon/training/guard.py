@@ -217,20 +217,22 @@ class Guard:
         if self._watch is not None:
             self._watch.fast.follow(self.trend.fresh)
 
-    def step(self, step: int, *, loss: Any = None, grad_norm: float | None = None) -> bool:
+    def step(self, step: int, *, loss: Any = None, grad_norm: Any = None) -> bool:
         """Say whether to go on; call it with this step's loss (and gradient norm) before the optimiser's step.
 
-        `loss` is a number, or a tensor of one number, which is read here.
+        Both are numbers, or tensors of one number, which are read here.
 
         Raises TrainingError for a loss or gradient that is no number and for one that runs away.
         """
         if self.ending or self._stopped is not None:
             return self._over(step)
         fast, taken = self._fast, 0
-        if fast is not None and grad_norm is None and (taken := fast.step(step, loss)) == 1:
+        if fast is not None and (taken := fast.step(step, loss, grad_norm)) == 1:
             return self._passed(step)
         if not taken:
             watch, given = self._watch, grad_norm is not None
+            if given and type(grad_norm) is not float:
+                grad_norm = float(grad_norm)
             if watch is not None:
                 loss, grad_norm = watch.read(step, loss, grad_norm)  # together: an accelerator is waited for once
             elif loss is not None and type(loss) is not float:

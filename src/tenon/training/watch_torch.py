@@ -63,6 +63,7 @@ class Watch:
         "_began",
         "_calls",
         "_due",
+        "_given",
         "_handles",
         "_kind",
         "_learning",
@@ -112,6 +113,7 @@ class Watch:
         self._began = time.thread_time()
         self._paid = 0.0
         self._due = 0  # the step before which the norm of all gradients is not due
+        self._given = False  # the loop gives the norm of the gradients, which is then not measured
         self._relearn = LEARN
         self._ratios = [math.nan] * len(self._turns)  # of the norm of all gradients to that of the probes of each turn
         self._calls: list[Any] = []  # of this step: a Call, or of a plain one its arguments and its output
@@ -153,6 +155,8 @@ class Watch:
         them.
         """
         self.skipped = False
+        self._given = norm is not None
+        self._now_and_then()
         asked = self.health.asked(step) if self.health.looking else None
         if self._kind == "cpu" or not hasattr(loss, "detach"):
             if norm is None:
@@ -178,16 +182,23 @@ class Watch:
     def _norm_of(self, probe: float) -> float:
         """Return the norm of all gradients, measured when it is due and else from that of the probes."""
         steps: int = self.fast.steps
-        if steps >= self._relearn and not self.fast.most:
-            self._relearn = steps + LEARN  # they took random numbers until now, and go on
-        elif steps >= self._relearn:
-            self._learning, self._relearn, self.fast.most = SURE, steps + LEARN, 0
-            self._handles.append(self.model.register_forward_pre_hook(self._before))
         turn = steps % len(self._turns)
         ratio = self._ratios[turn]
         if steps < self._due and ratio >= 0 and math.isfinite(probe):
             return probe * ratio
         return self._measured(probe, turn)
+
+    def _now_and_then(self) -> None:
+        """Count what a step does, once; have it looked again whether forwards take random numbers."""
+        if self.due and not self._among():
+            self.count()
+        steps: int = self.fast.steps
+        if steps < self._relearn:
+            return
+        self._relearn = steps + LEARN
+        if self.fast.most:  # they took none
+            self._learning, self.fast.most = SURE, 0
+            self._handles.append(self.model.register_forward_pre_hook(self._before))
 
     def _measured(self, probe: float, turn: int) -> float:
         """Measure the norm of all gradients, if it is due; fp16 overflows in single weights, where it always is."""
@@ -195,8 +206,6 @@ class Watch:
         # Of processor time and not of wall time, so that a crowded machine is not taken for a leisurely one.
         start = time.thread_time()
         since = start - self._began
-        if self.due and not self._among():
-            self.count()
         left = self._paid / (self.health.share / 2) - since
         if not scaled:
             self._due = again(self.fast.steps, left, since)
@@ -222,7 +231,9 @@ class Watch:
         fast, health = self.fast, self.health
         fast.steps += 1
         found = None if self.skipped else health.look(step, fast.steps, norm)
-        fast.limit, fast.due = health.limit, min(self._due, self._relearn, health.due)
+        fast.limit, fast.due = health.limit, min(self._relearn, health.due)
+        if not self._given:
+            fast.due = min(fast.due, self._due)
         return found
 
     def blame(self, *, in_loss: bool, agree: Any = None) -> Blame | None:
@@ -327,7 +338,7 @@ class Watch:
     @property
     def quick(self) -> bool:
         """Tell whether a step at which nothing is due can be left to `fast`."""
-        return self._reads and self.scaler is None
+        return self._reads and not self.scaled
 
     def _read(self) -> float | None:
         """Return the norm of the probes: not finite when one of them is not, None without gradients."""
