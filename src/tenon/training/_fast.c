@@ -100,8 +100,8 @@ static double squares(const Tensor *tensor) {
 /* ── Fast ──────────────────────────────────────────────────────────────────────────────────────────────────────── */
 
 /* Objects that a Fast holds. TURNS is a tuple of tuples of parameters, RATIOS a list of floats beside it; LOSSES, NORMS
- * and CALLS are lists of others. CASTING is torch.is_autocast_enabled, and DEVICE what it is asked. */
-enum { MODEL, HOOK, PLAIN, CASTING, DEVICE, TURNS, RATIOS, LOSSES, NORMS, CALLS, GRAD, REQUIRES_GRAD, RETAIN_GRAD, COUNT };
+ * and CALLS are lists of others. CASTING tells whether autocast is on. */
+enum { MODEL, HOOK, PLAIN, CASTING, TURNS, RATIOS, LOSSES, NORMS, CALLS, GRAD, REQUIRES_GRAD, RETAIN_GRAD, COUNT };
 
 typedef struct {
     PyObject_HEAD
@@ -217,7 +217,7 @@ static int kept(Fast *self, PyObject *output) {
     PyObject *wanted = PyObject_GetAttr(output, self->of[REQUIRES_GRAD]);
     Py_XDECREF(wanted);
     if (wanted != Py_True) return wanted ? 0 : -1;
-    PyObject *cast = PyObject_CallFunctionObjArgs(self->of[CASTING], self->of[DEVICE], NULL);
+    PyObject *cast = PyObject_CallFunctionObjArgs(self->of[CASTING], NULL);
     Py_XDECREF(cast);
     if (cast != Py_False) return cast ? 0 : -1;
     PyObject *done = PyObject_CallMethodObjArgs(output, self->of[RETAIN_GRAD], NULL);
@@ -263,10 +263,10 @@ static PyObject *fast_reduce(PyObject *object, PyObject *unused) {
 /* ── the type ──────────────────────────────────────────────────────────────────────────────────────────────────── */
 
 static PyObject *fast_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *NAMES[] = {"tensor", "model", "hook", "casting", "device", "turns", "ratios", "norms", "calls", NULL};
+    static char *NAMES[] = {"tensor", "model", "hook", "casting", "turns", "ratios", "norms", "calls", NULL};
     PyObject *of[COUNT] = {NULL};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOUO!O!O!O!", NAMES, &of[PLAIN], &of[MODEL], &of[HOOK], &of[CASTING],
-                                     &of[DEVICE], &PyTuple_Type, &of[TURNS], &PyList_Type, &of[RATIOS], &PyList_Type,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOOO!O!O!O!", NAMES, &of[PLAIN], &of[MODEL], &of[HOOK], &of[CASTING],
+                                     &PyTuple_Type, &of[TURNS], &PyList_Type, &of[RATIOS], &PyList_Type,
                                      &of[NORMS], &PyList_Type, &of[CALLS]))
         return NULL;
     for (Py_ssize_t i = 0; i < PyTuple_Size(of[TURNS]); i++)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 try:
@@ -48,8 +49,10 @@ class Gone:
     _before = _after = after
 
 
-def fast(torch: Any, model: Any, hook: Callable[..., None], **told: Any) -> Any:
-    """Return a Fast for a model, or what stands for one where it cannot be had."""
+def fast(torch: Any, model: Any, hook: Callable[..., None], *, device: str, **told: Any) -> Any:
+    """Return a Fast for a model on a kind of device, or what stands for one where it cannot be had."""
     if Fast is None:
         return Slow(hook)
-    return Fast(tensor=torch.Tensor, model=model, hook=hook, casting=torch.is_autocast_enabled, **told)
+    # PyTorch's own, of any device, where there is one: it parses no word.
+    casting = getattr(torch._C, "_is_any_autocast_enabled", None) or partial(torch.is_autocast_enabled, device)
+    return Fast(tensor=torch.Tensor, model=model, hook=hook, casting=casting, **told)

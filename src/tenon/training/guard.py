@@ -228,7 +228,9 @@ class Guard:
             return self._over(step)
         fast, taken = self._fast, 0
         if fast is not None and (taken := fast.step(step, loss, grad_norm)) == 1:
-            return self._passed(step)
+            if self._follow is not None or self.beat is not None:
+                self._passed(step)
+            return True
         if not taken:
             watch, given = self._watch, grad_norm is not None
             if given and type(grad_norm) is not float:
@@ -264,13 +266,12 @@ class Guard:
             for finding in found:
                 self.tell(finding)
 
-    def _passed(self, step: int) -> bool:
-        """Tell whoever follows the run that this step was taken; True."""
+    def _passed(self, step: int) -> None:
+        """Tell whoever follows the run that this step was taken."""
         if self._follow is not None:
             self._follow(self._models, step)
         if self.beat is not None:
             self.beat(step)
-        return True
 
     def _over(self, step: int) -> bool:
         """Refuse a step after the last one: False once, and an error for a loop that goes on all the same."""
