@@ -6,6 +6,7 @@ import copy
 import gc
 import io
 import math
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -236,6 +237,16 @@ def test_arguments_of_the_wrong_kind_are_refused() -> None:
     assert [kernel.step(0, 1.0, norm) for norm in ("1", 1, torch.ones(2), math.nan, -1.0, math.inf)] == [0] * 6
     assert [kernel.step(0, 1.0, norm) for norm in (1.0, torch.tensor(3.0))] == [1] * 2
     assert [kernel.step(0, loss, None) for loss in (1.0, torch.ones(1, 1), torch.tensor(2.0).double(), None)] == [1] * 4
+
+
+def test_its_clock_is_the_guards() -> None:
+    kernel = read(torch.ones(2))
+    kernel.due = kernel.next = 10
+    kernel.limit = math.inf
+    kernel.read = time.monotonic() + 3600
+    assert kernel.step(0, 1.0, None) == 1
+    kernel.read = time.monotonic()
+    assert kernel.step(1, 1.0, None) == 2
 
 
 # ── what it remembers ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -23,6 +23,12 @@
 #include <string.h>
 #include <time.h>
 
+#ifdef __APPLE__
+#define STEADY CLOCK_UPTIME_RAW /* as time.monotonic there */
+#else
+#define STEADY CLOCK_MONOTONIC
+#endif
+
 enum { FRESH = 512 }; /* losses put aside at most, as in trend.py */
 enum { ON_CPU = 1, FLOAT = 2, BFLOAT = 4 }; /* DLPack's numbers */
 
@@ -191,7 +197,7 @@ static PyObject *fast_step(PyObject *object, PyObject *const *args, Py_ssize_t c
     if (PyList_SetSlice(self->of[CALLS], 0, PY_SSIZE_T_MAX, NULL)) return NULL;
     self->held = 0;
     self->steps++;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(STEADY, &now);
     bool read = (double)now.tv_sec + (double)now.tv_nsec * 1e-9 >= self->read;
     return PyLong_FromLong(read || (told && (step >= self->next || PyList_Size(self->of[LOSSES]) >= FRESH)) ? 2 : 1);
 }
