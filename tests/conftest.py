@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+# Threads of PyTorch and LightGBM that wait for each other would keep the cores busy that other tests need; read when
+# those are imported, here and in every process that a test begins.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 @pytest.fixture
 def quick_disk(tmp_path: Path) -> Iterator[Path]:
