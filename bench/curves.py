@@ -16,8 +16,8 @@ The words were fixed before any rule was tuned:
 
 A hopeless run is caught when it is stopped before 30 % of its budget. Of good runs two figures are told: how many were
 stopped at all, and how many were *harmed*: the best evaluation up to the stop gives away more than 1 % of what the
-whole budget would have gained below the constant. Runs numbered below 2880 were looked at while the rules were written;
-those from 2880 on were looked at once, when the rules stood: theirs are the figures to read. Beside the guard stand
+whole budget would have gained below the constant. Runs numbered below 3760 were looked at while the rules were written;
+those from 3760 on were looked at once, when the rules stood: theirs are the figures to read. Beside the guard stand
 naive rules: NaN only; patience (the best held-out loss is older than a fifth of the budget); above the constant at 30
 %.
 """
@@ -42,13 +42,15 @@ from tenon.config import Prices
 from tenon.training.trend import Plan, Rules, Trend
 
 FILE = Path(__file__).parent / "data" / "curves.npz"
-TUNING = (*range(880), *range(2000, 2880))
-HELD_OUT = range(2880, 3760)
+TUNING = (*range(880), *range(2000, 3760))
+HELD_OUT = range(3760, 4640)
 SCHEDULES = ("constant", "warm-up", "cosine", "decay")
 WORTH = 0.98  # of the constant's loss
 EARLY = 0.30
 HARM = 0.01
 ROLLS = len(curves_train.TURNS)
+BEFORE = 3  # evaluations; what is worth having or no number by then is decided before the guard looks
+JUDGED = 12  # evaluations that the guard looks at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +61,7 @@ class Curve:
     loss: Any  # of each step's batch; NaN from where loss or gradient was no number
     steps: int  # the budget
     valid: Any  # (EVALUATIONS,) held-out loss
-    mixed: Any  # (EVALUATIONS,) the same answers held against the targets of other rows: the mean of some rolls
-    chance: Any  # (EVALUATIONS,) the standard deviation of those rolls
+    mixed: Any  # (EVALUATIONS, ROLLS) the same answers held against the targets of other rows
     constant: float  # held-out
 
     def at(self) -> list[int]:
@@ -74,6 +75,11 @@ class Curve:
     def schedule(self) -> str:
         """Name the schedule of the learning rate."""
         return next(one for one in SCHEDULES if one in self.name.split())
+
+    def open(self) -> bool:
+        """Tell whether the guard has anything to judge: its mixed losses are kept."""
+        before = self.valid[:BEFORE]
+        return bool(np.isfinite(before).all() and (before > WORTH * self.constant).all())
 
     def kind(self) -> str:
         """Say what the run came to, by the definitions above."""
@@ -95,8 +101,7 @@ def trained(numbers: Sequence[int]) -> list[Curve]:
             loss=one["loss"],
             steps=one["setting"].steps,
             valid=one["valid"],
-            mixed=one["mixed"].mean(axis=1),
-            chance=one["mixed"].std(axis=1, ddof=1),
+            mixed=one["mixed"],
             constant=one["setting"].constant,
         )
         for one in curves_train.train(numbers).values()
@@ -112,8 +117,7 @@ def keep(curves: list[Curve]) -> None:
         "loss": np.ascontiguousarray(loss.view(np.uint8).reshape(-1, 4).T),
         "constant": np.array([one.constant for one in curves]),
         "valid": np.stack([one.valid for one in curves]).astype("<f4"),
-        "mixed": np.stack([one.mixed for one in curves]).astype("<f4"),
-        "chance": _rounded(np.stack([one.chance for one in curves]), 12),
+        "mixed": np.stack([one.mixed[:JUDGED] for one in curves if one.open()]).astype("<f4"),
     }
     FILE.parent.mkdir(exist_ok=True)
     with zipfile.ZipFile(FILE, "w", zipfile.ZIP_LZMA) as file:  # a tenth smaller than savez_compressed
@@ -134,15 +138,23 @@ def load() -> list[Curve]:
         kept = {name: file[name] for name in file.files}
     losses = np.ascontiguousarray(kept["loss"].T).view("<f4")[:, 0]
     ends = np.cumsum(kept["steps"])
+    mixed = iter(kept["mixed"])
+
+    def told(curve: Curve) -> Curve:
+        if curve.open():
+            curve.mixed[:JUDGED] = next(mixed)
+        return curve
+
     return [
-        Curve(
-            name=str(kept["names"][i]),
-            loss=losses[end - steps : end],
-            steps=int(steps),
-            valid=kept["valid"][i],
-            mixed=kept["mixed"][i],
-            chance=kept["chance"][i],
-            constant=float(kept["constant"][i]),
+        told(
+            Curve(
+                name=str(kept["names"][i]),
+                loss=losses[end - steps : end],
+                steps=int(steps),
+                valid=kept["valid"][i],
+                mixed=np.full((EVALUATIONS, ROLLS), np.nan),
+                constant=float(kept["constant"][i]),
+            )
         )
         for i, (end, steps) in enumerate(zip(ends, kept["steps"], strict=True))
     ]
@@ -153,10 +165,10 @@ def load() -> list[Curve]:
 Stop = Callable[[Curve], int | None]  # the step at which a rule stops a curve
 
 
-def guarded(*, planned: bool, rolls: int = 0, stop_flat: bool = False) -> Stop:
+def guarded(*, planned: bool, rolls: int = 0, stop_flat: bool = False, show_by: float = EARLY) -> Stop:
     """Show a curve to the guard's own rules, step by step and evaluation by evaluation.
 
-    With `rolls` the planned rate is told, and the mixed losses; with more than one, how far chance moves them.
+    With `rolls` the planned rate is told, and so many mixed losses.
     """
 
     def stop(curve: Curve) -> int | None:
@@ -166,19 +178,18 @@ def guarded(*, planned: bool, rolls: int = 0, stop_flat: bool = False) -> Stop:
             constant=curve.constant,
             decays=curve.decays(),
             rate=pace if rolls else None,
+            show_by=show_by,
         )
         trend = Trend(Rules(stop_flat=stop_flat), plan if planned else None)
-        mixed = curve.mixed.tolist() if rolls else [None] * EVALUATIONS
-        chance = curve.chance.tolist() if rolls > 1 else [None] * EVALUATIONS
-        told = zip(curve.valid.tolist(), mixed, chance, strict=True)
+        told = zip(curve.valid.tolist(), curve.mixed[:, :rolls].tolist(), strict=True)
         evaluations = dict(zip(curve.at(), told, strict=True)) if planned else {}
         for step, loss in enumerate(curve.loss.tolist()):
             found = trend.take(step, loss) if math.isfinite(loss) else None
             if not math.isfinite(loss) or (found is not None and found.stop):
                 return step
             if step in evaluations:
-                value, other, spread = evaluations[step]
-                if not math.isfinite(value) or trend.evaluated(step, value, other, spread) is not None:
+                value, others = evaluations[step]
+                if not math.isfinite(value) or trend.evaluated(step, value, others) is not None:
                     return step
         return None
 
@@ -232,11 +243,19 @@ def figures(curves: list[Curve], stop: Stop, usd_per_hour: float) -> list[str]:
     usd = (saved - sum(stops[one.name] for one in hurt)) * hours * usd_per_hour
     return [
         *[f"{count} of {len(bad)} ({count / len(bad):.1%})" for count in early],
-        f"{len(ended)} of {len(good)} ({len(ended) / len(good):.1%})",
+        f"{len(ended)} of {len(good)} ({len(ended) / len(good):.1%}, 95 % {_interval(len(ended), len(good))})",
         f"{len(hurt)} ({len(hurt) / len(good):.1%})",
         f"{saved / sum(one.steps for one in bad):.0%}",
         f"{usd:,.0f}",
     ]
+
+
+def _interval(count: int, of: int) -> str:
+    """Write Wilson's interval of a share (Journal of the American Statistical Association 22, 1927)."""
+    z, share = 1.96, count / of
+    middle = (share + z * z / (2 * of)) / (1 + z * z / of)
+    half = z / (1 + z * z / of) * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
+    return f"{max(middle - half, 0.0):.1%} to {middle + half:.1%}"
 
 
 RULES: dict[str, Stop] = {
@@ -249,6 +268,7 @@ RULES: dict[str, Stop] = {
     "guard, one mixed loss and rate too": guarded(planned=True, rolls=1),
     "guard, several mixed losses and rate": guarded(planned=True, rolls=ROLLS),
     "all of it, stop_flat=True": guarded(planned=True, rolls=ROLLS, stop_flat=True),
+    "all of it, show_by=0.4": guarded(planned=True, rolls=ROLLS, show_by=0.4),
 }
 
 

@@ -304,7 +304,7 @@ def one_run(ranks: Ranks, mode: str, fault: str, root: Path, store: Store | None
                 resume.done(step, loss=loss)
             if step == 9 and fault == "evaluated":
                 guard.evaluated(step, 1.0, mixed=[2.0 + roll * (1 + last) for roll in range(4)])
-                told["mixed"] = [*guard.trend._mixed, *guard.trend._chance]
+                told["mixed"] = guard.trend._mixed
                 told["go on"] = guard.evaluated(step, float("nan") if last else 1.0)
     except TenonError as error:
         told["error"] = f"{type(error).__name__}: {error}"

@@ -295,17 +295,18 @@ class Guard:
 
         `mixed` is the loss of the same answers held against the targets of other rows, ``loss_of(answers, y.roll(1,
         0))``: it needs no forward pass, and shows that a run learns before the loss does. Give a list of several, for
-        rolls of 1, 2, 3 and so on: how far they lie apart tells what is known from what is chance. A held-out loss
-        that is no number is refused like any other.
-        Of several ranks each must tell its own losses, which may be of its own part of the rows: they are averaged.
+        rolls of 1, 2, 3 and so on, in the same order at every evaluation (16 are enough): how each has changed tells
+        what was learnt from what is chance. A held-out loss that is no number is refused like any other.
+        Of several ranks each must tell its own losses, which may be of its own part of the rows, and as many as the
+        others: they are averaged.
         """
         loss = float(loss.item()) if hasattr(loss, "item") else float(loss)
-        other, chance = rolled(mixed)
+        rolls = rolled(mixed)
         if self._together is not None:
-            return self._stopped is None and bool(self._together.asked(self, HELD_OUT, step, loss, other, chance))
+            return self._stopped is None and bool(self._together.asked(self, HELD_OUT, step, loss, rolls))
         if not math.isfinite(loss):
             self._not_finite(step, "held-out loss", loss)
-        return self._stopped is None and self._heed(step, self.trend.evaluated(step, loss, other, chance))
+        return self._stopped is None and self._heed(step, self.trend.evaluated(step, loss, rolls))
 
     # ── what has been spent ──────────────────────────────────────────────────────────────────────────────────────────
 

@@ -2,28 +2,30 @@
 
 Two losses are looked at. The *held-out loss* says how good the answers are, but a run that learns may be hidden in it:
 answers that are too bold, or far off on the whole, make it worse while they begin to tell rows apart. The *mixed loss*
-is the loss of the same answers held against the targets of other held-out rows. Mixed less held-out loss, the *gain*,
-is what the answers know about their own row and not about rows in general: zero in the mean for a model that knows
-nothing, however its answers lie, and already above it while the held-out loss still stands on its plateau. It is a
+is the loss of the same answers held against the targets of other held-out rows, rolled by one, two, and so on. Mixed
+less held-out loss, the *gain*, is what the answers know about their own row and not about rows in general: zero in the
+mean for a model that knows nothing, and above it while the held-out loss still stands on its plateau. It is a
 permutation test's statistic (Pitman, Supplement to the Journal of the Royal Statistical Society 4, 1937), and costs no
-forward pass.
+forward pass. Two things are read from it:
 
-Both curves are continued to the end of the plan. Time is counted in learning rate that has been spent, so that a decay
-or a warm-up that is planned is known: a curve is continued as far as the rate that is left reaches. It is
-continued by the slopes of its two halves, of which the second is the first times some factor: it goes on slowing down,
-or growing, by that factor. There is hope when the held-out loss so comes to the goal, when the gain so
-becomes worth it while the held-out loss stands near the constant, when the gain already is, and, where the rate decays,
-for a curve that bounces.
+- *Learning.* What answers know by chance when a run begins stays in the gain, and hides a small one that comes. So its
+  growth since an earlier evaluation is looked at, for each roll by itself: that chance is the same at both and falls
+  out, and how far the growths of several rolls lie apart is what chance does to one of them. A run whose gain grew
+  beyond that since no earlier evaluation has learnt nothing, whatever its loss does.
+- *Knowledge.* The gain is linear in the scale of the answers, for squared errors and for entropies; the loss over the
+  constant is then, to second order, the cost of their boldness less the gain. At the best scale they are worth gain
+  squared over four times that cost: what bold answers know, and what a falling learning rate or weight decay bring out.
 
-With several mixed losses, for several rolls, their spread is what *chance* does to one of them: the noise of the gain
-is known at every evaluation, and need not be guessed from few points. A gain beyond it that came during the run is
-knowledge, however small it still is and whatever the loss does meanwhile: what leaves a saddle grows without bound in
-units of chance before it shows in any loss. A run that has it, and moves, is left alone.
+The curves are continued to the end of the plan. Time is counted in learning rate that has been spent, so that a decay
+or a warm-up that is planned is known. A curve is continued by the slopes of its two halves, of which the second is the
+first times some factor: it goes on slowing down, or growing, by that factor. A fall that is steady can be continued
+with trust: one too slow has no hope, whatever is known.
 
-Without mixed losses only the first is known (`alone`), and a plateau that will end cannot be told from one that never
-does. Rejected: gradient norms (the norm does not tell a saddle that is being left from noise; a classifier that was
-given norms and training losses did no better than one without), and a power law (its exponent is not known before the
-curve has bent). `bench/curves.py` has the curves from which the thresholds come.
+With fewer than ROLLS mixed losses chance is not known: what grows is then told by a line, and none is sure. Without any
+only the held-out loss is known (`alone`), and a plateau that will end cannot be told from one that never does.
+Rejected: gradient norms (the norm does not tell a saddle that is being left from noise; a classifier that was given
+norms and training losses did no better than one without), and a power law (its exponent is not known before the curve
+has bent). `bench/curves.py` has the curves from which the thresholds come.
 """
 
 from __future__ import annotations
@@ -34,66 +36,70 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+ROLLS = 4  # mixed losses from which their spread is known
+LEARNS = 2.0  # times what chance gives, that a gain must have grown by since some evaluation
+SURE = 3.0  # times what chance gives: none of chance even when two such numbers are looked at
+GROWS = 1.0  # standard errors of its slope from which a gain grows, where chance is not known
+ROUNDING = 1e-5  # of the constant: the mean of some hundred losses in single precision tells no less
 FALLS = 2.5  # standard errors of its slope from which a held-out loss falls
-GROWS = 1.0  # and from which a gain grows
+STEADY = 8.0  # standard errors from which its fall is so even that the forecast is to be trusted
 HASTE = 1.3  # times as fast as forecast that a loss may fall
-WORTH_OF_GAIN = 0.5  # of the gain that is to come, by which the held-out loss falls meanwhile
-NEAR_CONSTANT = 0.05  # above the constant, up to which a held-out loss stands near it
-NEARLY = 0.75  # of what is worth having, that a growing gain is forecast to be worth
-KNOWS = 0.7  # of what is worth having: a gain so large already knows something
-GROWN = 0.25  # of what is worth having, that it must have grown by, or will; and that a curve moves by
-SURELY = 8.0  # standard errors from which a gain that does not slow down is believed to go on, however small it is
-STEADILY = 0.9  # times the slope of the first half
-MUCH = 5.0  # times what is worth having: a gain so large, above a loss that falls, has only to be calibrated
-KNOWN = 5.0  # times what chance gives, in either direction: such a gain is none of chance
-CAME = 4.0  # times what it was at first, that such a gain must have been: it came by training
-BEYOND = 2.0  # times what chance gives, that a gain must be for a sudden fall to count
-BOUNCE = 0.5  # of the constant: a curve that rises so much may calm down when the learning rate decays
-BLOWN = 100.0  # times the constant: a loss that will not calm down
+NEAR = 0.05  # above the constant, up to which a plateau lies near it
+GROWN = 0.35  # of what is worth having, that a gain near the constant must come to: a saddle is left faster and faster
+ENOUGH = 0.5  # of what is worth having, that answers must know at their best scale: more of it is to come
+FAR, BLOWN = 10.0, 100.0  # times the constant: losses that no longer calm down, and not even when the rate decays
 LEAST = 1e-3  # of the constant: a smaller change is none
 FALLS_ALONE = 3.0
 HASTE_ALONE, HASTE_DECAYING = 1.1, 0.6  # also when the learning rate decays, which `alone` is not told more of
-STEADY = 0.75  # ratio of the falls in two halves of a curve from which it does not slow down
+EVEN = 0.75  # ratio of the falls in two halves of a curve from which it does not slow down
 BOUNCE_ALONE = 0.25
 MOST = 6.0  # e-foldings that growth goes on for
 
 
-def paired(
-    valid: Floats, mixed: Floats, at: Floats, *, worth: float, decays: bool, chance: Floats | None = None
-) -> bool:
+def paired(valid: Floats, rolls: Floats, at: Floats, *, worth: float, decays: bool) -> bool:
     """Tell whether there is hope, from losses in units of the constant's, each with the share of rate spent by then.
 
-    `chance` is the spread of mixed losses of other rolls, where it is known.
+    `rolls` are the mixed losses, a column for each roll.
     """
-    gain = mixed - valid
-    moves = max(float(np.abs(np.diff(valid)).mean()), abs(float(gain[-1] - gain[-2])))
-    if moves > GROWN * worth and chance is not None and came(gain, chance):
-        return True
-    now, known, goal = float(valid[-1]), float(gain[-1]), 1 - worth
-    to_come = ahead(at, gain)
+    gain = rolls.mean(axis=1) - valid
+    now, known = float(valid[-1]), float(gain[-1])
     slope, error = line(at, valid)
+    chance = float(rolls[-1].std(ddof=1)) if rolls.shape[1] >= ROLLS else 0.0
+    may_calm = now < (BLOWN if decays else FAR) and slope > -STEADY * error
+    if may_calm and known > SURE * chance and calibrated(now, known) >= ENOUGH * worth:
+        return True
+    since = growth(valid, rolls, at)
+    if since.max() < LEARNS:
+        return False
+    falls = slope < -FALLS * error
+    if not falls and now < FAR and max(since[0], since[len(since) // 2]) >= SURE:
+        return True  # it comes to know more while its loss goes nowhere: what leaves a saddle, or bounces
+    to_come = ahead(at, gain)
     # What a loss loses by coming down to the constant ends there; only what is known of single rows goes below.
-    if slope < -FALLS * error and now + HASTE * ahead(at, valid) <= goal and known + to_come >= worth:
+    if falls and now + HASTE * ahead(at, valid) <= 1 - worth and known + to_come >= worth:
         return True
-    if slope < -FALLS * error and now < 1 + MUCH * worth < 1 + known:
-        return True
-    slope, error = line(at, gain)
-    if slope > GROWS * error:
-        if slope > SURELY * error and now < 1 + NEAR_CONSTANT and to_come > GROWN * worth and not slows(at, gain):
-            return True
-        if now < 1 + NEAR_CONSTANT and now - WORTH_OF_GAIN * to_come <= 1 - NEARLY * worth:
-            return True
-        if now < 1 + NEAR_CONSTANT and known > KNOWS * worth and known - float(gain[0]) > GROWN * worth:
-            return True
-    bounces = decays and float(np.diff(valid).max()) > BOUNCE and now < BLOWN
-    falls = sudden(valid) and (chance is None or known >= BEYOND * float(chance[-1]))
-    return falls or (bounces and float(gain.max()) >= worth)
+    return now < 1 + NEAR and known - float(gain[0]) + max(to_come, 0.0) >= GROWN * worth
 
 
-def came(gain: Floats, chance: Floats) -> bool:
-    """Tell whether a gain beyond chance came by training: in either direction, for answers may be turned around."""
-    beyond = bool((np.abs(gain[-3:]) >= KNOWN * chance[-3:]).any())
-    return beyond and float(np.abs(gain).max()) > CAME * abs(float(gain[0]))
+def growth(valid: Floats, rolls: Floats, at: Floats) -> Floats:
+    """Return by how much the gain has changed since each earlier evaluation, in units of what chance gives.
+
+    In either direction: answers may be turned around.
+    """
+    apart = rolls - valid[:, None]
+    if rolls.shape[1] < ROLLS:
+        slope, error = line(at, apart.mean(axis=1))
+        return np.full(len(valid) - 1, LEARNS if slope > GROWS * error else 0.0)
+    grown = apart[-1] - apart[:-1]
+    mean = np.abs(grown.mean(axis=1))
+    chance = grown.std(axis=1, ddof=1) * math.sqrt(1 + 1 / rolls.shape[1])  # of one roll against the mean of others
+    return np.where(mean > ROUNDING, mean / np.maximum(chance, ROUNDING / 10), 0.0)
+
+
+def calibrated(now: float, known: float) -> float:
+    """Return how far answers would lie below the constant at their best scale."""
+    boldness = now - 1 + known
+    return known * known / (4 * boldness) if known > 0 and boldness > 0 else 0.0
 
 
 def alone(values: Floats, left: float, *, worth: float, decays: bool) -> bool:
@@ -117,20 +123,13 @@ def alone(values: Floats, left: float, *, worth: float, decays: bool) -> bool:
     second = line(places[middle:], values[middle:])[0]
     ratio = min(max(second / first, 0.0), 1.0) if first < 0 else 1.0
     now = float(values[-1] if newest else values[-3:].mean())
-    if ratio > STEADY:
+    if ratio > EVEN:
         return bool(now + haste * min(slope, second) * len(values) * left <= goal)
     fall = -second * len(values) / 2 * ratio / (1 - ratio) * (1 - ratio ** (2 * left))
     if not decays and steps[-2] < 0 and steps[-1] < -LEAST:
-        ratio = min(steps[-1] / steps[-2], STEADY)
+        ratio = min(steps[-1] / steps[-2], EVEN)
         fall = max(fall, -steps[-1] * ratio / (1 - ratio))
     return bool(now - haste * fall < 1 - worth / 4)
-
-
-def slows(at: Floats, values: Floats) -> bool:
-    """Tell whether a curve's second half is less steep than its first."""
-    middle = len(values) // 2
-    first, second = line(at[: middle + 1], values[: middle + 1])[0], line(at[middle:], values[middle:])[0]
-    return abs(second) < STEADILY * abs(first)
 
 
 def ahead(at: Floats, values: Floats) -> float:

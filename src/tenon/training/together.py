@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -101,23 +102,20 @@ class Together:
         kind: int,
         step: int,
         loss: float,
-        mixed: float | None = None,
-        chance: float | None = None,
+        mixed: Sequence[float] = (),
     ) -> bool:
         """Take a loss told outside of steps (held-out rows, a logged loss): averaged, and judged by the first rank.
 
-        A `mixed` loss and its spread by chance, which all ranks tell or none, are those of all rows together.
+        Of `mixed` losses all ranks tell as many: each is that of all rows together.
         """
         wrong = 0 if math.isfinite(loss) else LOSS
-        heard = self._hear(guard, kind, step, loss, mixed or 0.0, wrong)
+        heard = self._hear(guard, kind, step, loss, 0.0, wrong)
         if heard.wrong:
             self._refuse(guard, step, heard, "held-out loss" if kind == HELD_OUT else "loss")
-        if chance is not None:  # each rank has rows of its own: variances add up
-            square = self.ranks.hear(Said(kind=kind, step=step, square=chance * chance)).square
-            chance = math.sqrt(square) / self.ranks.size
+        size = self.ranks.size
+        rolls = [self.ranks.hear(Said(kind=kind, step=step, square=one)).square / size for one in mixed]
         if self.ranks.first and heard.loss is not None:
-            other = heard.square / self.ranks.size if mixed is not None else None
-            self._try(guard, lambda: self._judge(guard, kind, step, heard.loss, other, chance))
+            self._try(guard, lambda: self._judge(guard, kind, step, heard.loss, rolls))
         # Whoever tells losses so may not come to another step: what the first rank decides is told at once.
         if self.ranks.hear(Said(kind=kind, step=step, stop=self._due is not None)).stop:
             return self._stop(guard, finishing=False)
@@ -214,10 +212,10 @@ class Together:
         if self._due is None and loss is not None and (evidence := guard.trend.take(step, loss)) is not None:
             self._try(guard, lambda: guard._heed(step, evidence))
 
-    def _judge(self, guard: Guard, kind: int, step: int, loss: float | None, *mixed: float | None) -> None:
+    def _judge(self, guard: Guard, kind: int, step: int, loss: float | None, rolls: list[float]) -> None:
         assert loss is not None
         if kind == HELD_OUT:
-            guard._heed(step, guard.trend.evaluated(step, loss, *mixed))
+            guard._heed(step, guard.trend.evaluated(step, loss, rolls))
         elif kind == TOLD:
             guard._heed(step, guard.trend.take(step, loss))
 

@@ -44,7 +44,7 @@ FLAT_LEAST = 50  # steps, and the least
 FLAT_STEPS = 300  # before which a loss that has noise is not called flat
 FROM, UNTIL = 0.65, 2.0  # times `show_by`: evaluations before and after are not judged
 EVALUATIONS = 4  # that it takes
-ROLLS = 4  # mixed losses from which their spread is known
+ROLLS = 16  # mixed losses that are kept of an evaluation: more tell hardly more
 PROMISE = 0.5  # of what is worth having: a run that had so much once, and moves, is left to show more
 
 
@@ -114,7 +114,6 @@ class Trend:
 
     __slots__ = (
         "_at",
-        "_chance",
         "_every",
         "_flat_at",
         "_learnt",
@@ -142,8 +141,7 @@ class Trend:
         self.next = rules.least_steps  # the step from which there is something to judge
         self._flat_at = 0.0  # the step before which it is not asked again whether the loss lies flat
         self._valid: list[float] = []
-        self._mixed: list[float] = []  # losses of the same answers, held against the targets of other rows
-        self._chance: list[float] = []  # how far chance moves one of those
+        self._mixed: list[list[float]] = []  # losses of the same answers, held against the targets of other rows
         self._at: list[int] = []  # steps that were done at each
         self._spent: Floats | None = None
         self._learnt = False
@@ -266,13 +264,10 @@ class Trend:
 
     # ── learning nothing ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def evaluated(
-        self, step: int, loss: float, mixed: float | None = None, chance: float | None = None
-    ) -> Evidence | None:
+    def evaluated(self, step: int, loss: float, mixed: list[float] | None = None) -> Evidence | None:
         """Take a held-out loss; returns why to stop when this one and another of the last three show nothing."""
         self._valid.append(loss)
-        self._mixed.append(math.nan if mixed is None else mixed)
-        self._chance.append(math.nan if chance is None else chance)
+        self._mixed.append(mixed or [])
         self._at.append(step + 1)
         if self.plan is None:
             return None
@@ -284,13 +279,11 @@ class Trend:
             return None
         first = len(self._valid) // 5
         valid = np.asarray(self._valid[first:]) / plan.constant
-        mixed_losses = np.asarray(self._mixed[first:]) / plan.constant
-        if bool(np.isfinite(mixed_losses).all()):
+        rolls = _in_common(self._mixed[first:]) / plan.constant
+        if rolls.size:
             self._spent = plan.spent() if self._spent is None else self._spent
             at = np.interp(np.asarray(self._at[first:]) / plan.steps, np.linspace(0, 1, SLICES + 1), self._spent)
-            spread = np.asarray(self._chance[first:]) / plan.constant
-            known = spread if bool(np.isfinite(spread).all()) else None
-            hopes = hope.paired(valid, mixed_losses, at, worth=plan.worth, decays=plan.decays, chance=known)
+            hopes = hope.paired(valid, rolls, at, worth=plan.worth, decays=plan.decays)
         else:
             hopes = self._alone(valid, share, plan)
         self._worse = [*self._worse[-2:], not hopes]
@@ -325,13 +318,19 @@ def _middle(losses: list[float]) -> float:
     return sorted(losses)[len(losses) // 2]
 
 
-def rolled(mixed: Any) -> tuple[float | None, float | None]:
-    """Return the mean of mixed losses, and how far chance moves one: None when there are too few to tell."""
+def rolled(mixed: Any) -> list[float]:
+    """Return mixed losses as they were told: of no roll, of one, or of the first ROLLS."""
     if mixed is None:
-        return None, None
+        return []
     told = mixed.tolist() if hasattr(mixed, "tolist") else mixed
-    values = [float(one) for one in (told if isinstance(told, list | tuple) else [told])]
-    return sum(values) / len(values), float(np.std(values, ddof=1)) if len(values) >= ROLLS else None
+    return [float(one) for one in (told if isinstance(told, list | tuple) else [told])][:ROLLS]
+
+
+def _in_common(mixed: list[list[float]]) -> Floats:
+    """Return the mixed losses of those rolls that were told, and were numbers, at every evaluation; a column each."""
+    count = min(len(rolls) for rolls in mixed)
+    told = np.asarray([rolls[:count] for rolls in mixed], dtype=np.float64).reshape(len(mixed), count)
+    return told[:, np.isfinite(told).all(axis=0)]
 
 
 def _times(ratio: float) -> str:
