@@ -38,15 +38,15 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 ROLLS = 4  # mixed losses from which their spread is known
 LEARNS = 2.0  # times what chance gives, that a gain must have grown by since some evaluation
-SURE = 3.0  # times what chance gives: none of chance even when two such numbers are looked at
+SURE = 3.0  # times what chance gives: hardly ever chance, though several such numbers are looked at
 GROWS = 1.0  # standard errors of its slope from which a gain grows, where chance is not known
 ROUNDING = 1e-5  # of the constant: the mean of some hundred losses in single precision tells no less
 FALLS = 2.5  # standard errors of its slope from which a held-out loss falls
 STEADY = 8.0  # standard errors from which its fall is so even that the forecast is to be trusted
-HASTE = 1.3  # times as fast as forecast that a loss may fall
+HASTE = 1.3  # times as fast as forecast that a loss may fall, and a gain grow
 NEAR = 0.05  # above the constant, up to which a plateau lies near it
 GROWN = 0.35  # of what is worth having, that a gain near the constant must come to: a saddle is left faster and faster
-ENOUGH = 0.5  # of what is worth having, that answers must know at their best scale: more of it is to come
+ENOUGH = 0.3  # of what is worth having, that answers must know at their best scale: more of it is to come
 FAR, BLOWN = 10.0, 100.0  # times the constant: losses that no longer calm down, and not even when the rate decays
 LEAST = 1e-3  # of the constant: a smaller change is none
 FALLS_ALONE = 3.0
@@ -72,11 +72,11 @@ def paired(valid: Floats, rolls: Floats, at: Floats, *, worth: float, decays: bo
     if since.max() < LEARNS:
         return False
     falls = slope < -FALLS * error
-    if not falls and now < FAR and max(since[0], since[len(since) // 2]) >= SURE:
+    if not falls and now < FAR and since.max() >= SURE:
         return True  # it comes to know more while its loss goes nowhere: what leaves a saddle, or bounces
     to_come = ahead(at, gain)
     # What a loss loses by coming down to the constant ends there; only what is known of single rows goes below.
-    if falls and now + HASTE * ahead(at, valid) <= 1 - worth and known + to_come >= worth:
+    if falls and now + HASTE * ahead(at, valid) <= 1 - worth and known + HASTE * to_come >= worth:
         return True
     return now < 1 + NEAR and known - float(gain[0]) + max(to_come, 0.0) >= GROWN * worth
 
