@@ -398,6 +398,19 @@ def test_after_close_the_model_has_no_hooks_left() -> None:
     assert not model._forward_hooks and not model._forward_pre_hooks
 
 
+def test_a_weight_without_values_hides_no_fault_of_others() -> None:
+    class Empty(nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
+        def __init__(self) -> None:
+            super().__init__()
+            self.nothing, self.inner, self.root = nn.Parameter(torch.zeros(3, 0)), nn.Linear(3, 3), Root()
+            nn.init.zeros_(self.inner.bias)
+
+        def forward(self, x: Any) -> Any:
+            return self.root(self.inner(x)) + self.nothing.sum()
+
+    assert "'root' (Root)" in caught(Empty(), torch.zeros(2, 3), loss=lambda output: output.sum())
+
+
 def test_what_is_no_module_is_refused_in_words() -> None:
     with pytest.raises(UsageError, match=r"expected a torch.nn.Module to watch, got int - at guard.watch"):
         Guard().watch(3)

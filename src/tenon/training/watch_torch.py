@@ -354,7 +354,7 @@ class Watch:
         if self.sharded:
             grads = [grad for one in turn if (grad := _held(one.grad)) is not None]
         else:
-            grads = [grad for one in turn if (grad := one.grad) is not None]
+            grads = [grad for one in turn if (grad := one.grad) is not None and grad.numel()]
         return [grad if grad.is_sparse or grad.dim() < 2 else grad[FIRST[: grad.dim()]] for grad in grads]
 
     def _probe(self) -> Any:
