@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Files of tests are shared out among processes, long ones first (tests/conftest.py); those of one file stay together,
 # for they share what they set up.
 PYTEST := -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-KERNELS := $(wildcard src/tenon/ingest/*.c src/tenon/ingest/*.h)
+KERNELS := $(wildcard src/tenon/*/*.c src/tenon/*/*.h)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: demo test check format bench clean
@@ -50,4 +50,4 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist examples/*/.tenon examples/*/reports src/tenon/ingest/*.so
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist examples/*/.tenon examples/*/reports src/tenon/*/*.so

@@ -129,8 +129,12 @@ def read(*gradients: Any) -> Any:
         parameter = nn.Parameter(torch.zeros(gradient.shape, dtype=gradient.dtype))
         parameter.grad = gradient
         parameters.append(parameter)
-    told: dict[str, Any] = {"turns": (tuple(parameters),), "ratios": [1.0], "norms": [], "calls": [], "device": "cpu"}
-    return fast(torch, net(), print, **told)
+    return over(tuple(parameters))
+
+
+def over(*turns: Any) -> Any:
+    """Return a Fast that reads the gradients of these in turn."""
+    return fast(torch, net(), print, turns=turns, ratios=[1.0] * len(turns), norms=[], calls=[], device="cpu")
 
 
 def first(gradient: Any) -> Any:
@@ -200,14 +204,9 @@ def test_what_is_no_dense_tensor_on_the_processor_is_left_to_pytorch() -> None:
     emptied.untyped_storage().resize_(0)
     others = torch.randn(3, dtype=torch.complex64), torch.ones(3, device="meta"), torch.ones(3, dtype=torch.int32)
     for gradient in (sparse, subclass, emptied, *others):
-        kernel = read(torch.ones(2))
-        kernel_of = fast(
-            torch, net(), print, turns=((Holder(gradient),),), ratios=[1.0], norms=[], calls=[], device="cpu"
-        )
-        assert kernel.norm() == pytest.approx(math.sqrt(2))
-        assert math.isnan(kernel_of.norm())
-    none = fast(torch, net(), print, turns=((Holder(None),),), ratios=[1.0], norms=[], calls=[], device="cpu")
-    assert none.norm() is None
+        assert math.isnan(over((Holder(gradient),)).norm())
+    assert over((Holder(torch.ones(2)),)).norm() == pytest.approx(math.sqrt(2))
+    assert over((Holder(None),)).norm() is None
 
 
 class Mine(torch.Tensor):  # type: ignore[misc, name-defined, unused-ignore]
@@ -229,7 +228,7 @@ def test_arguments_of_the_wrong_kind_are_refused() -> None:
     with pytest.raises(ValueError, match="a ratio for each"):
         fast(torch, net(), print, turns=((),), ratios=[], norms=[], calls=[], device="cpu")
     with pytest.raises(TypeError):
-        fast(torch, net(), print, turns=(1,), ratios=[1.0], norms=[], calls=[], device="cpu")
+        over(1)
     kernel.due = kernel.next = 10
     kernel.limit = kernel.read = math.inf
     assert [kernel.step(step, None, None) for step in (0.5, 2**70, None)] == [0, 0, 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +21,21 @@ def bench() -> ModuleType:
     return loaded("bench/curves.py")
 
 
-def evaluate(guard: Guard, losses: list[float], steps: int = 1_000, *, gains: list[float] | None = None) -> int | None:
-    """Show evenly spread held-out losses, and one mixed one above each; return the step of the stop, or None."""
+def evaluate(
+    guard: Guard,
+    losses: list[float],
+    steps: int = 1_000,
+    *,
+    gains: list[float] | None = None,
+    rolls: list[list[float]] | None = None,
+) -> int | None:
+    """Show evenly spread held-out losses, with one mixed loss above each or several; return the step of the stop."""
+    mixed: list[Any] | None = rolls or (
+        None if gains is None else [loss + gain for loss, gain in zip(losses, gains, strict=True)]
+    )
     for i, loss in enumerate(losses):
         step = (i + 1) * steps // 20 - 1
-        if not guard.evaluated(step, loss, mixed=None if gains is None else loss + gains[i]):
+        if not guard.evaluated(step, loss, mixed=None if mixed is None else mixed[i]):
             return step
     return None
 
@@ -121,12 +132,8 @@ def rolled_losses(losses: list[float], gains: list[float]) -> list[list[float]]:
     ]
 
 
-def show(losses: list[float], mixed: list[list[float]], plan: Plan = PLAN) -> int | None:
-    guard = Guard(plan=plan)
-    for i, (loss, rolls) in enumerate(zip(losses, mixed, strict=True)):
-        if not guard.evaluated((i + 1) * 50 - 1, loss, mixed=rolls):
-            return (i + 1) * 50 - 1
-    return None
+def show(losses: list[float], rolls: list[list[float]], plan: Plan = PLAN) -> int | None:
+    return evaluate(Guard(plan=plan), losses, rolls=rolls)
 
 
 BOUNCING = [0.693 + 0.05 * (i % 2) for i in range(20)]

@@ -176,17 +176,17 @@ def fitting_project(which: Which, given: Sequence[str], several: Several, output
     about_step = [flag for flag, asked in (("--gpu", several.gpu), ("--batch", several.batch)) if asked]
     if not which.spread and not about_step:
         return []
-    from tenon.flow.work import declared as models
+    from tenon.flow.work import declared
 
     found: list[StepFit] = []
-    for declared in models(which.folder, which.model):
-        trainer = declared.train
+    for model in declared(which.folder, which.model):
+        trainer = model.train
         if isinstance(trainer, str):
-            got = f"the built-in '{trainer}' of model '{declared.name}', which asks for its memory and its cores itself"
+            got = f"the built-in '{trainer}' of model '{model.name}', which asks for its memory and its cores itself"
             flags = ", ".join((*which.spread, *about_step))
             raise UsageError(sentence("a PyTorch trainer of your own", got, at=flags, hint=f"leave out {flags}"))
         if which.spread:
-            got = f"the function '{declared.trainer_name}' of model '{declared.name}', which trains in one process"
+            got = f"the function '{model.trainer_name}' of model '{model.name}', which trains in one process"
             hint = "write its loop as a script, as in: tenon train train.py --nproc 2"
             wanted = "a script or function that joins the others"
             raise UsageError(sentence(wanted, got, at=", ".join(which.spread), hint=hint))

@@ -29,7 +29,6 @@
 #define STEADY CLOCK_MONOTONIC
 #endif
 
-enum { FRESH = 512 }; /* losses put aside at most, as in trend.py */
 enum { ON_CPU = 1, FLOAT = 2, BFLOAT = 4 }; /* DLPack's numbers */
 
 /* ── DLPack ────────────────────────────────────────────────────────────────────────────────────────────────────── */
@@ -199,7 +198,7 @@ static PyObject *fast_step(PyObject *object, PyObject *const *args, Py_ssize_t c
     self->steps++;
     clock_gettime(STEADY, &now);
     bool read = (double)now.tv_sec + (double)now.tv_nsec * 1e-9 >= self->read;
-    return PyLong_FromLong(read || (told && (step >= self->next || PyList_Size(self->of[LOSSES]) >= FRESH)) ? 2 : 1);
+    return PyLong_FromLong(read || (told && step >= self->next) ? 2 : 1);
 }
 
 PyDoc_STRVAR(NORM, "norm()\n--\n\nReturn the norm of what this turn reads of the gradients: not finite when one of them may "

@@ -40,7 +40,7 @@ from tenon.ledger import Budget, Spent
 from tenon.training.clock import Clock
 from tenon.training.gpu import Reading, Throttle, readings
 from tenon.training.ranks import HELD_OUT, TOLD
-from tenon.training.trend import Evidence, Plan, Rules, Trend, rolled
+from tenon.training.trend import Evidence, Plan, Rules, Trend, number, rolled
 
 SPENT_S = 1.0  # between readings of what has been spent, at first
 SPENT_SHARE = 0.01  # of the time so far, later
@@ -234,11 +234,11 @@ class Guard:
         if not taken:
             watch, given = self._watch, grad_norm is not None
             if given and type(grad_norm) is not float:
-                grad_norm = float(grad_norm)
+                grad_norm = number(grad_norm)
             if watch is not None:
                 loss, grad_norm = watch.read(step, loss, grad_norm)  # together: an accelerator is waited for once
             elif loss is not None and type(loss) is not float:
-                loss = float(loss.item()) if hasattr(loss, "item") else float(loss)
+                loss = number(loss)
             if self._together is not None:
                 return bool(self._together.step(self, step, loss, grad_norm, given=given))
             self._look(step, loss, grad_norm)
@@ -283,7 +283,7 @@ class Guard:
 
     def told(self, step: int, loss: Any) -> bool:
         """Say whether to go on, for loops that tell a loss apart from the gradients: a loss after its step."""
-        loss = float(loss.item()) if hasattr(loss, "item") else float(loss)
+        loss = number(loss)
         if self._together is not None:
             return self._stopped is None and bool(self._together.asked(self, TOLD, step, loss))
         if not math.isfinite(loss):
@@ -300,7 +300,7 @@ class Guard:
         Of several ranks each must tell its own losses, which may be of its own part of the rows, and as many as the
         others: they are averaged.
         """
-        loss = float(loss.item()) if hasattr(loss, "item") else float(loss)
+        loss = number(loss)
         rolls = rolled(mixed)
         if self._together is not None:
             return self._stopped is None and bool(self._together.asked(self, HELD_OUT, step, loss, rolls))

@@ -124,14 +124,19 @@ class Journal:
         now = self.clock()
         points = len(metrics)
         with self._lock:
-            self._count()
-            self._total += points
-            if self._held + points <= self.limits.buffered_points:
-                self._held += points
+            if self._fits(points, step, step):
                 self._calls.append((step, now, metrics))
-                return
-            self.usable()
-            self._drop("the buffer was full", points, step, step)
+
+    def _fits(self, points: int, first: int, last: int) -> bool:
+        """Count points of some steps, as held or else as dropped, and tell which; the lock is held."""
+        self._count()
+        self._total += points
+        if self._held + points <= self.limits.buffered_points:
+            self._held += points
+            return True
+        self.usable()
+        self._drop("the buffer was full", points, first, last)
+        return False
 
     def _count(self) -> None:
         """Count the calls that were put aside; the lock is held."""
@@ -150,13 +155,8 @@ class Journal:
             return
         now = self.clock()
         with self._lock:
-            self._total += points
-            if self._held + points <= self.limits.buffered_points:
-                self._held += points
+            if self._fits(points, int(steps[0]), int(steps[-1])):
                 self._columns.append((name, now, steps, values))
-                return
-            self.usable()
-            self._drop("the buffer was full", points, int(steps[0]), int(steps[-1]))
 
     def merge(self, field: str, values: Mapping[str, Any]) -> None:
         """Add to a field of the record that is a mapping."""
@@ -195,7 +195,6 @@ class Journal:
             return
         with self._lock:
             self._ending = True
-            self._count()
             self._held, self.room = NO_MORE, 0
         self._ask()
         self._closed = True
@@ -270,39 +269,31 @@ class Journal:
             columns, self._columns = self._columns, []
         self._packed.extend(pack(self._counted(self._known(calls, columns))))
         while len(self._packed) > 1:
-            self._append()
+            self._write()
         self._tell_dropped()
         if self._ending:  # nothing more will come
             self.update({"final": self._tally.to_dict()})
-        if not self._dirty:
-            if self._packed:
-                self._append()
-            return
-        self._dirty = False
+        if self._packed or self._dirty:
+            self._write(record=self._dirty)
+
+    def _write(self, *, record: bool = False) -> None:
+        """Make the oldest batch durable, and the record with it: once instead of twice, for that is what takes time."""
+        oldest = self._packed[:1]
+        if record:
+            self._dirty = False
         try:
-            with self.store.atomic():  # made durable at once: that is most of what writing little costs
-                self.store.put("run", self.id, self.snapshot())
-                for packed in self._packed:
-                    self._write(packed)
+            with self.store.atomic():
+                if record:
+                    self.store.put("run", self.id, self.snapshot())
+                for one in oldest:
+                    self.store.append(STREAM, self.id, one.body, rows=one.points, first=one.first, last=one.last)
         except StoreError:
-            self._dirty = True
+            self._dirty = self._dirty or record
             raise
-        if self._packed:
-            self._written()
-
-    def _append(self) -> None:
-        self._write(self._packed[0])
-        self._written()
-
-    def _write(self, packed: Packed) -> None:
-        self.store.append(STREAM, self.id, packed.body, rows=packed.points, first=packed.first, last=packed.last)
-
-    def _written(self) -> None:
-        """Let go of what is durable."""
-        packed = self._packed.pop(0)
-        self._since_fold += 1
+        del self._packed[:1]
+        self._since_fold += len(oldest)
         with self._lock:
-            self._held -= packed.points
+            self._held -= sum(one.points for one in oldest)
 
     def _counted(self, tables: Iterator[Table]) -> Iterator[Table]:
         """Pass tables on, counting what their metrics came to."""

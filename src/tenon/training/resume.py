@@ -39,6 +39,7 @@ from tenon.training.blame_torch import local
 from tenon.training.checkpoint import Checkpoints, Loaded
 from tenon.training.plain import decode, encode
 from tenon.training.ranks import Ranks
+from tenon.training.trend import number
 from tenon.training.watch_torch import torch_or_missing
 
 
@@ -185,7 +186,7 @@ class Resume:
 
     def save(self, step: int, *, loss: Any = None) -> Path:
         """Write a checkpoint of the state after `step`; suspect when the guard says so or a weight is no number."""
-        number = float(loss.item() if hasattr(loss, "item") else loss) if loss is not None else None
+        value = number(loss) if loss is not None else None
         # A step may spoil weights after its loss was taken: the next step's would be the first to show it.
         suspect = (self._guard is not None and self._guard.suspect) or any(map(_spoiled, self.parts.values()))
         tensors: dict[str, Any] = {}
@@ -197,10 +198,10 @@ class Resume:
                 "setting": _setting(),
                 "optimizers": self._optimizers(),
             }
-            place = self.checkpoints.save(step, tensors, state, loss=number, suspect=suspect)
+            place = self.checkpoints.save(step, tensors, state, loss=value, suspect=suspect)
         else:
             given = self._given(tensors, seen)
-            place = shards.save(self.checkpoints, self.ranks, step, given, loss=number, suspect=suspect)
+            place = shards.save(self.checkpoints, self.ranks, step, given, loss=value, suspect=suspect)
         self._saved = self._clock()
         return place
 

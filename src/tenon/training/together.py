@@ -12,6 +12,7 @@ What is spent is that of all ranks, and of earlier attempts when a launcher bega
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -112,8 +113,8 @@ class Together:
         heard = self._hear(guard, kind, step, loss, 0.0, wrong)
         if heard.wrong:
             self._refuse(guard, step, heard, "held-out loss" if kind == HELD_OUT else "loss")
-        size = self.ranks.size
-        rolls = [self.ranks.hear(Said(kind=kind, step=step, square=one)).square / size for one in mixed]
+        told = self.ranks.words(list(mixed)) if kind == HELD_OUT else []
+        rolls = [statistics.fmean(one) for one in zip(*told, strict=False)]
         if self.ranks.first and heard.loss is not None:
             self._try(guard, lambda: self._judge(guard, kind, step, heard.loss, rolls))
         # Whoever tells losses so may not come to another step: what the first rank decides is told at once.

@@ -318,6 +318,11 @@ def _middle(losses: list[float]) -> float:
     return sorted(losses)[len(losses) // 2]
 
 
+def number(value: Any) -> float:
+    """Return a number, or what a tensor of one holds; by `item`, for `float` warns of one that has a gradient."""
+    return float(value.item() if hasattr(value, "item") else value)
+
+
 def rolled(mixed: Any) -> list[float]:
     """Return mixed losses as they were told: of no roll, of one, or of the first ROLLS."""
     if mixed is None:

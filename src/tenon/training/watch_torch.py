@@ -36,6 +36,7 @@ from tenon.training.exchange import Exchange
 from tenon.training.fast import Gone, fast
 from tenon.training.health_torch import Health, again
 from tenon.training.speed_torch import Work, added, count
+from tenon.training.trend import number
 
 HOLD_BYTES = 64 * 1024 * 1024  # of gradients at the model's outputs, held from backward until the guard is asked
 VECTORS, COLUMNS = 16, 4  # probes that are read at every step
@@ -163,7 +164,7 @@ class Watch:
                 probe = self._read()
                 norm = None if probe is None else self._norm_of(probe)
             if loss is not None and type(loss) is not float:
-                loss = float(loss.item()) if hasattr(loss, "item") else float(loss)
+                loss = number(loss)
             if asked is not None:
                 self.health.answered(step, asked.tolist())
             return loss, norm
