@@ -346,6 +346,9 @@ class Usage:
         return Spent(usd=usd, hours=self.wall_s / HOUR, kwh=self.kwh(prices))
 
 
+NOTHING = Usage(wall_s=0.0, cpu_s=0.0, peak_bytes=0)
+
+
 class Meter:
     """Measures the block it surrounds; `usage()` may be read inside (so far) and after (in all).
 

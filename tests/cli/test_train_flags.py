@@ -94,13 +94,6 @@ def test_words_for_a_script_are_refused_by_a_project(shop: Path) -> None:
     assert "expected no words for a project, got '--lr 1' - at" in wrong.stderr and "into project.py" in wrong.stderr
 
 
-def test_a_trainer_of_ones_own_says_how_it_is_spread(own: Path) -> None:
-    wrong = tenon("train", own, "--nproc", "2")
-    assert wrong.returncode == 2
-    assert "got the function 'fit' of model 'slow', which trains in one process - at --nproc;" in wrong.stderr
-    assert "write its loop as a script, as in: tenon train train.py --nproc 2" in wrong.stderr
-
-
 def test_a_trainer_whose_step_does_not_fit_is_refused_with_its_plan_and_one_that_fits_trains(own: Path) -> None:
     refused = tenon("train", own, "--gpu", "t4-16gb", "--batch", "400000", "--json")
     told = json.loads(refused.stdout)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,16 +17,17 @@ from tenon.cli.output import Output, table, usd, when
 from tenon.cli.shared import json_flag, model_option, opened, project_argument
 from tenon.errors import UsageError, sentence
 
+if TYPE_CHECKING:
+    from tenon.flow.work import Launch
+
 
 @click.command()
 @click.argument("project", default=".", metavar="[PROJECT|SCRIPT]")
 @click.argument("given", nargs=-1, metavar="[-- ARGS]")
 @model_option
 @click.option("--again", is_flag=True, help="Train anew though nothing changed.")
-@click.option("--nproc", type=click.IntRange(min=1), help="Run SCRIPT in so many processes.")
-@click.option(
-    "--restarts", type=click.IntRange(min=0), default=3, show_default=True, help="Begin SCRIPT again so often."
-)
+@click.option("--nproc", type=click.IntRange(min=1), help="Train in so many processes.")
+@click.option("--restarts", type=click.IntRange(min=0), default=3, show_default=True, help="Begin them again so often.")
 @click.option("--silence", type=float, default=600.0, show_default=True, help="Seconds without a step that are a hang.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), help="Where SCRIPT runs, instead of tenon.toml's.")
 @click.option("--gpu", default="", help="The GPU that a step must fit, such as h100-80gb, not the one here.")
@@ -37,9 +38,8 @@ def train(ctx: click.Context, /, project: str, given: tuple[str, ...], as_json: 
     """Train PROJECT's model, simplest first, and put it before its gate; or run a SCRIPT of your own.
 
     SCRIPT is train.py, or a function as train.py:fit or module:fit. With --nproc it runs in several processes, which
-    DDP and FSDP join; one that dies or hangs is told, and all go on from the last checkpoint. One that states its step
-    in the functions of `tenon fit` is begun only when that is sure to fit the GPU; so is a PROJECT's own trainer that
-    is asked about.
+    DDP and FSDP join; one that dies or hangs is told, and all go on from the last checkpoint. So does a PROJECT's own
+    trainer. One that states its step in the functions of `tenon fit` is begun only when that is sure to fit the GPU.
     """
     from tenon.cli import several
 
@@ -64,7 +64,8 @@ def train(ctx: click.Context, /, project: str, given: tuple[str, ...], as_json: 
     fitting = several.fitting_project(which, given, ask, output)
     if any(not one for one in fitting):
         ctx.exit(1)
-    _trained(Path(project), flags["model"], flags["again"], output)
+    launch = several.launching(ask, output) if which.spread else None
+    _trained(Path(project), flags["model"], flags["again"], launch, output)
     several.learn_project(Path(project), fitting)
 
 
@@ -72,10 +73,10 @@ def _typed(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
-def _trained(project: Path, model: str, again: bool, output: Output) -> None:
+def _trained(project: Path, model: str, again: bool, launch: Launch | None, output: Output) -> None:
     from tenon import flow
 
-    with opened(project, output, again=again) as work:
+    with opened(project, output, again=again, launch=launch) as work:
         outcome = flow.run(work, model=model, upto="version")
     output.findings(outcome.findings, notes=False)
     output.emit(outcome.to_dict(), lambda: told(outcome, project))

@@ -31,6 +31,7 @@ from tenon.errors import InputError, UsageError, sentence
 
 if TYPE_CHECKING:
     from tenon.finding import Finding
+    from tenon.flow.work import Launch
     from tenon.training.memory import StepFit
     from tenon.training.target import Target
     from tenon.training.watchdog import Ended
@@ -176,8 +177,11 @@ def fitting_project(which: Which, given: Sequence[str], several: Several, output
     about_step = [flag for flag, asked in (("--gpu", several.gpu), ("--batch", several.batch)) if asked]
     if not which.spread and not about_step:
         return []
+    from tenon import config
     from tenon.flow.work import declared
+    from tenon.training.study import takes_ranks
 
+    engine = several.engine or config.load(which.folder, os.environ).engine.kind
     found: list[StepFit] = []
     for model in declared(which.folder, which.model):
         trainer = model.train
@@ -185,11 +189,13 @@ def fitting_project(which: Which, given: Sequence[str], several: Several, output
             got = f"the built-in '{trainer}' of model '{model.name}', which asks for its memory and its cores itself"
             flags = ", ".join((*which.spread, *about_step))
             raise UsageError(sentence("a PyTorch trainer of your own", got, at=flags, hint=f"leave out {flags}"))
-        if which.spread:
+        if several.nproc > 1 and not takes_ranks(trainer):
             got = f"the function '{model.trainer_name}' of model '{model.name}', which trains in one process"
-            hint = "write its loop as a script, as in: tenon train train.py --nproc 2"
-            wanted = "a script or function that joins the others"
-            raise UsageError(sentence(wanted, got, at=", ".join(which.spread), hint=hint))
+            hint = "give it the parameter: def train(data, run, ranks); see docs/distributed.md"
+            raise UsageError(sentence("a trainer that takes ranks", got, at="--nproc", hint=hint))
+        if which.spread and engine == "ray":
+            hint = "say --engine local, or write its loop as a script: tenon train train.py --engine ray"
+            raise UsageError(sentence("a project's trainer on this machine", "engine 'ray'", at="--engine", hint=hint))
         one = _fitting(inspect.getsourcefile(trainer) or "", which.folder, several, output)
         if one is not None:
             found.append(one)
@@ -205,6 +211,28 @@ def learn_project(folder: Path, found: Sequence[StepFit]) -> None:
         from tenon.training.memory import reserved
 
         _learn(found[0], reserved() or 0, True, folder)
+
+
+def launching(several: Several, output: Output) -> Launch:
+    """Return what runs a project's own trainer on processes of this machine, and tells what becomes of them."""
+    from tenon.training.launch import launch
+
+    def tell(finding: Finding) -> None:
+        output.end()
+        output.say(f"! {finding.said}", colour="yellow")  # with the run's other findings it is told in full at the end
+
+    def launched(command: Sequence[str], folder: Path) -> Ended:
+        with _stdout(to_stderr=True):
+            return launch(
+                command,
+                nproc=several.nproc,
+                folder=folder,
+                silence_s=several.silence_s,
+                restarts=several.restarts,
+                tell=tell,
+            )
+
+    return launched
 
 
 # ── running ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -18,6 +18,7 @@ from tenon.cli.output import Output
 
 if TYPE_CHECKING:
     from tenon.flow import Work
+    from tenon.flow.work import Launch
     from tenon.store import Store
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -32,11 +33,13 @@ model_option: Callable[[Command], Command] = click.option(
 
 
 @contextmanager
-def opened(folder: Path, output: Output, *, again: bool = False, read_only: bool = False) -> Iterator[Work]:
+def opened(
+    folder: Path, output: Output, *, again: bool = False, read_only: bool = False, launch: Launch | None = None
+) -> Iterator[Work]:
     """Open the project's Work for one command, and close its store and the progress however the command ends."""
     from tenon.flow import Work
 
-    work = Work.open(folder, os.environ, progress=output.progress, again=again, read_only=read_only)
+    work = Work.open(folder, os.environ, progress=output.progress, again=again, read_only=read_only, launch=launch)
     try:
         yield work
     finally:

@@ -6,6 +6,7 @@ piece.py    rows in pieces cut where their content says: kept once, opened lazil
 history.py  versions of a source's data, what made them and how two differ
 tidy.py     what nothing needs any more
 learn.py    datasets -> features -> a run -> a version before its gate
+spread.py   the run of a trainer of one's own, in several processes
 path.py     all of it in order, for `tenon run`
 promote.py  which version answers: aliases, rollback, the audit
 live.py     serving, scoring files, replay, labels

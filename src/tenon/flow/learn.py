@@ -194,11 +194,11 @@ def data_of(declared: Model, matrix: pl.DataFrame, names: list[str], kinds: Mapp
 # ── the run ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def run(work: Work, declared: Model, matrix: Stage) -> tuple[Stage, training.Outcome | None]:
-    """Train the baselines and the model, measured and costed, once for this matrix, trainer and seed.
+Train = Callable[[Work, Model, Stage, str], Mapping[str, Any]]
 
-    Returns the run's record and, when it was trained now, the outcome with the fitted model in memory.
-    """
+
+def run(work: Work, declared: Model, matrix: Stage, train: Train) -> Stage:
+    """Train the baselines and the model, measured and costed, once for this matrix, trainer and seed."""
     made_of = {
         "code": RUN,
         "features": matrix.id,
@@ -209,57 +209,63 @@ def run(work: Work, declared: Model, matrix: Stage) -> tuple[Stage, training.Out
         "threshold": declared.threshold,
         "budget": declared.budget.to_dict(),
     }
-    trained: list[training.Outcome] = []
+    return once(work, "run", declared.name, made_of, lambda id: train(work, declared, matrix, id))
 
-    def make(id: str) -> dict[str, Any]:
-        rows = parquet(work, matrix.body["matrix"])
-        data = data_of(declared, rows, matrix.body["names"], matrix.body["kinds"])
-        work.progress(0, MODELS, "training")
-        tracked = training.Run.start(
-            work.store,
-            id,
-            model=declared.name,
-            trainer=declared.trainer_name,
-            features=matrix.id,
-            seed=declared.seed,
-            config=work.config.to_dict(),
-            limits=work.config.limits.track,
-            clock=work.clock,
-            prices=work.config.prices,
-            charge=False,  # the stage does, with what surrounds the training
-        )
-        with tracked:
-            guard = training.Guard(
-                budget=declared.budget, prices=work.config.prices, run=tracked, follow=_training(work)
-            )
-            outcome = training.experiment(data, declared.train, tracked, seed=declared.seed, guard=guard)
-            if declared.threshold is not None:
-                outcome = replace(outcome, fitted=replace(outcome.fitted, threshold=declared.threshold))
-            compiled = model.compile(outcome.fitted, data)
-            proof = model.parity(outcome.fitted, compiled, data.test.x, data.test.y)
-            latency = model.latency(model.Predictor.load(compiled.onnx, compiled.manifest), data.test.x)
-            tracked.artifact("onnx", compiled.onnx)
-            tracked.artifact("manifest", msgspec.json.encode(compiled.manifest))
-            tracked.artifact("valid_scores", _scores(data.valid, outcome.scores["valid"]))
-            tracked.artifact("test_scores", _scores(data.test, outcome.scores["test"]))
-        work.progress(MODELS, MODELS, "training")
-        trained.append(outcome)
-        record = work.store.get("run", id)
-        assert record is not None, id
-        found = outcome.to_dict()
-        return {
-            **record,
-            **{name: value for name, value in found.items() if name not in ("findings", "seconds")},
-            "task": data.task,
-            "findings": record["findings"] or found["findings"],
-            "label": declared.label.sql,
-            "parity": proof.to_dict(),
-            "latency": latency.to_dict(),
-            "threshold": outcome.fitted.threshold,
-        }
 
-    stage = once(work, "run", declared.name, made_of, make)
-    return stage, trained[0] if trained else None
+def here(
+    work: Work, declared: Model, matrix: Stage, id: str, *, join: training.Join = training.Ranks, **setting: Any
+) -> dict[str, Any]:
+    """Train in this process, as one of the ranks that `join` joins or alone; returns the run's record.
+
+    What `setting` says beside the configuration is kept with the run.
+    """
+    data = rows_of(work, declared, matrix)
+    work.progress(0, MODELS, "training")
+    tracked = training.Run.start(
+        work.store,
+        id,
+        model=declared.name,
+        trainer=declared.trainer_name,
+        features=matrix.id,
+        seed=declared.seed,
+        config={**work.config.to_dict(), **setting},
+        limits=work.config.limits.track,
+        clock=work.clock,
+        prices=work.config.prices,
+        charge=False,  # the stage does, with what surrounds the training
+    )
+    with tracked:
+        guard = training.Guard(budget=declared.budget, prices=work.config.prices, run=tracked, follow=_training(work))
+        outcome = training.experiment(data, declared.train, tracked, seed=declared.seed, guard=guard, join=join)
+        if declared.threshold is not None:
+            outcome = replace(outcome, fitted=replace(outcome.fitted, threshold=declared.threshold))
+        compiled = model.compile(outcome.fitted, data)
+        proof = model.parity(outcome.fitted, compiled, data.test.x, data.test.y)
+        latency = model.latency(model.Predictor.load(compiled.onnx, compiled.manifest), data.test.x)
+        tracked.artifact("onnx", compiled.onnx)
+        tracked.artifact("manifest", msgspec.json.encode(compiled.manifest))
+        tracked.artifact("valid_scores", _scores(data.valid, outcome.scores["valid"]))
+        tracked.artifact("test_scores", _scores(data.test, outcome.scores["test"]))
+    work.progress(MODELS, MODELS, "training")
+    record = work.store.get("run", id)
+    assert record is not None, id
+    found = outcome.to_dict()
+    return {
+        **record,
+        **{name: value for name, value in found.items() if name not in ("findings", "seconds")},
+        "task": data.task,
+        "findings": record["findings"] or found["findings"],
+        "label": declared.label.sql,
+        "parity": proof.to_dict(),
+        "latency": latency.to_dict(),
+        "threshold": outcome.fitted.threshold,
+    }
+
+
+def rows_of(work: Work, declared: Model, matrix: Stage) -> training.Data:
+    """Read what the features came to, split by time."""
+    rows = parquet(work, matrix.body["matrix"])
+    return data_of(declared, rows, matrix.body["names"], matrix.body["kinds"])
 
 
 def _training(work: Work) -> Callable[[int, int], None]:

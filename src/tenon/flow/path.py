@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tenon import metric
-from tenon.flow import data, learn, promote, variant
+from tenon.flow import data, learn, promote, spread, variant
 from tenon.flow.work import Stage, Work
 from tenon.model.gate import HIGHER_IS_BETTER
 from tenon.project import Model
@@ -121,7 +121,8 @@ def _learn(work: Work, declared: Model, sets: Mapping[str, Stage], last: int) ->
     matrix = learn.features(work, declared, sets)
     if last == ORDER.index("features"):
         return [matrix], None
-    trained, _ = learn.run(work, declared, matrix)
+    apart = work.launch is not None and not isinstance(declared.train, str)
+    trained = learn.run(work, declared, matrix, spread.train if apart else learn.here)
     if last == ORDER.index("run"):
         return [matrix, trained], None
     forms = variant.tried(work, trained.body, declared.gate)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -27,9 +27,13 @@ from tenon.ledger import Meter, total
 from tenon.project import Model, Project, load
 from tenon.store import Store
 
+if TYPE_CHECKING:
+    from tenon.training.watchdog import Ended
+
 USED_S = 3600.0  # a stage is marked as used again after this long
 
 Progress = Callable[[float, float, str], None]
+Launch = Callable[[Sequence[str], Path], "Ended"]  # runs a command in several processes, which meet in a folder
 
 
 def quiet(_done: float, _total: float, _said: str) -> None:
@@ -38,7 +42,10 @@ def quiet(_done: float, _total: float, _said: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """A project with the store, configuration, clock and progress that its stages work with."""
+    """A project with the store, configuration, clock and progress that its stages work with.
+
+    With `launch` a trainer of one's own trains in the processes that it begins.
+    """
 
     project: Project
     store: Store
@@ -46,6 +53,7 @@ class Work:
     progress: Progress = quiet
     clock: Callable[[], float] = time.time
     again: bool = False
+    launch: Launch | None = None
 
     @staticmethod
     def open(
@@ -55,12 +63,13 @@ class Work:
         progress: Progress = quiet,
         again: bool = False,
         read_only: bool = False,
+        launch: Launch | None = None,
     ) -> Work:
         """Load the project and open its store; the caller closes `work.store`."""
         project = load(folder)
         config = configuration.load(folder, environ)
         store = Store.open(folder, config.store, config.limits.store, read_only=read_only)
-        return Work(project=project, store=store, config=config, progress=progress, again=again)
+        return Work(project=project, store=store, config=config, progress=progress, again=again, launch=launch)
 
     def model(self, name: str = "") -> Model:
         """Return the model of that name, or the only one."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tenon.training.order import Order
     from tenon.training.ranks import Ranks
     from tenon.training.resume import Resume
-    from tenon.training.study import TRAINERS, Outcome, experiment
+    from tenon.training.study import TRAINERS, Join, Outcome, accompany, experiment, takes_ranks
     from tenon.training.track import Run
     from tenon.training.trend import Plan, Rules
 
@@ -37,7 +37,7 @@ _HOMES = {
     "order": ("Order",),
     "ranks": ("Ranks",),
     "resume": ("Resume",),
-    "study": ("Outcome", "TRAINERS", "experiment"),
+    "study": ("Join", "Outcome", "TRAINERS", "accompany", "experiment", "takes_ranks"),
     "track": ("Run",),
     "trend": ("Plan", "Rules"),
 }
@@ -49,6 +49,7 @@ __all__ = [
     "Fit",
     "Fitted",
     "Guard",
+    "Join",
     "Keep",
     "Linear",
     "Matrices",
@@ -61,8 +62,10 @@ __all__ = [
     "Resume",
     "Rules",
     "Run",
+    "accompany",
     "experiment",
     "fit",
+    "takes_ranks",
 ]
 
 __getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -69,6 +69,7 @@ class Guard:
         "_watch",
         "beat",
         "budget",
+        "elsewhere",
         "ending",
         "findings",
         "keeper",
@@ -123,13 +124,21 @@ class Guard:
         self._fit: tuple[Any, Any, Callable[[], int | None]] | None = None  # prediction, store, what was reserved
         self._mark = (self._start, 0)  # when it was last told how the run stands, and its step
         self.keeper: Any = None  # a Resume puts itself here, and is then asked to save before a run ends
-        self.ranks = ranks
+        self.elsewhere = ledger.NOTHING  # used by other ranks, with which it no longer trains
         self._together: Any = None
+        self.join(ranks)
+
+    def join(self, ranks: Any) -> None:
+        """Take steps as one of these ranks from now on; alone with None, and what the others have used still counts."""
+        if self._together is not None:
+            self.elsewhere = self._together.others
+        self.ranks = ranks
+        self._together = None
         if ranks is not None:
             from tenon.training.together import Together
 
-            self.beat = ranks.beat
             self._together = Together(ranks)
+        self.beat = ranks.beat if ranks is not None else None
 
     def watch(self, model: Any, optimizer: Any = None, *, scaler: Any = None) -> Self:
         """Watch a PyTorch model too: its gradients at every step, its health now and then, and who spoiled a step.
@@ -316,8 +325,7 @@ class Guard:
         return self._usage(self._clock()).entries(name, self.prices, at=time.time(), note="training")
 
     def _usage(self, now: float) -> ledger.Usage:
-        own = self.own_usage(now)
-        return own.plus(self._together.others) if self._together is not None else own
+        return self.own_usage(now).plus(self._together.others if self._together is not None else self.elsewhere)
 
     def own_usage(self, now: float) -> ledger.Usage:
         """Return what this process has used since the guard was made, without other ranks."""

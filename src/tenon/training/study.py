@@ -14,8 +14,10 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -35,9 +37,11 @@ from tenon.training.fitted import Fitted, settle
 from tenon.training.guard import Guard
 from tenon.training.linear import constant, linear, logistic
 from tenon.training.option import Options
+from tenon.training.ranks import Ranks
 
 Floats = NDArray[np.float64]
 Trainer = Callable[..., Any]
+Join = Callable[[], AbstractContextManager[Ranks]]
 Estimates = Mapping[str, Estimate]
 
 TRAINERS: dict[str, Callable[[Data, Any, Options], Fitted]] = {
@@ -105,17 +109,19 @@ def experiment(
     seed: int = 0,
     budget: Budget | None = None,
     guard: Guard | None = None,
+    join: Join = Ranks,
 ) -> Outcome:
     """Train the baselines and then the model, simplest first, and measure them side by side.
 
     `trainer` names a built-in of TRAINERS or is a function ``train(data, run) -> fitted``, which finds its guard as
-    ``run.guard``. A `guard` given here brings its own budget. Raises TrainingError for data that cannot be trained on,
-    for a model that cannot fit into memory and for a run that fails; a run that its guard stops keeps what it has.
+    ``run.guard``. A `guard` given here brings its own budget. With `join` a function trains as one of several ranks, of
+    which the others run `accompany`. Raises TrainingError for data that cannot be trained on, for a model that cannot
+    fit into memory and for a run that fails; a run that its guard stops keeps what it has.
     """
     start = time.perf_counter()
     guard = guard or Guard(budget=budget, run=run)
     run.guard = guard  # where a user's own loop finds it
-    study = _Study(data=data, run=run, guard=guard, seed=seed)
+    study = _Study(data=data, run=run, guard=guard, seed=seed, join=join)
     name, against = _name(trainer), _against(data.task, trainer, baselines)
     study.check([*against, trainer])
     found = {one: study.train(one) for one in against}
@@ -144,6 +150,28 @@ def experiment(
         params=model.fitted.notes,
         costs={one: each.cost for one, each in {**found, name: model}.items()},
     )
+
+
+def accompany(data: Data, trainer: Trainer, run: Any, join: Join) -> Any:
+    """Train with a user's own function as one of the ranks that `join` joins, and return what it returns.
+
+    The guard is the run's. A function that has a parameter of that name is given the `ranks`.
+    """
+    with join() as ranks:
+        several = ranks.size > 1 or ranks.beat is not None
+        if several:
+            run.guard.join(ranks)
+        try:
+            return _call(trainer, data, run, ranks)
+        finally:
+            run.guard.close()  # hooks of a model that it watched would be exported with the model
+            if several:
+                run.guard.join(None)
+
+
+def takes_ranks(trainer: Trainer) -> bool:
+    """Tell whether a function can train as one of several ranks: it has a parameter for them."""
+    return "ranks" in signature(trainer).parameters
 
 
 def resolve(trainer: str, task: str) -> Callable[[Data, Any, Options], Fitted]:
@@ -175,6 +203,7 @@ class _Study:
     run: Any
     guard: Guard
     seed: int
+    join: Join
     findings: list[Finding] = field(default_factory=list)
 
     def check(self, trainers: Sequence[str | Trainer]) -> None:
@@ -205,10 +234,7 @@ class _Study:
             body = resolve(trainer, self.data.task)
             fitted = body(self.data, self.run, Options(guard=self.guard, seed=self.seed))
         else:
-            try:
-                made = _call(trainer, self.data, self.run)
-            finally:
-                self.guard.close()  # hooks of a model that it watched would be exported with the model
+            made = accompany(self.data, trainer, self.run, self.join)
             fitted = settle(made, self.data, _name(trainer))
             if not self.guard.trend.recent() and self.guard.stopped is None:
                 self._unguarded(_name(trainer), time.perf_counter() - began)
@@ -216,12 +242,14 @@ class _Study:
                 fitted = replace(fitted, gain=permuted(fitted, self.data, seed=self.seed))
         took, core_s = time.perf_counter() - began, max(ledger.cpu_seconds() - busy, 0.0)
         used = ledger.Usage(wall_s=took, cpu_s=core_s, peak_bytes=ledger.resident_bytes())
+        if not isinstance(trainer, str):
+            used = used.plus(self.guard.elsewhere)
         scores = {side: fitted.predict(getattr(self.data, side).x) for side in ("valid", "test")}
         metrics = {
             side: metric.evaluate(self.data.task, getattr(self.data, side).y, scores[side], seed=self.seed)
             for side in scores
         }
-        cost = {"seconds": took, "usd": used.spent(self.guard.prices).usd}
+        cost = {"seconds": used.wall_s, "usd": used.spent(self.guard.prices).usd}
         return _Trained(fitted=fitted, scores=scores, metrics=metrics, cost=cost)
 
     def _unguarded(self, name: str, took: float) -> None:
@@ -315,10 +343,10 @@ def _worth(task: str, y: Floats, p: Floats) -> float:
     return metric.rank_auc(y, p) if task == "binary" else -float(np.mean((y - p) ** 2))
 
 
-def _call(trainer: Trainer, data: Data, run: Any) -> Any:
+def _call(trainer: Trainer, data: Data, run: Any, ranks: Ranks) -> Any:
     """Call a user's trainer; what it raises is told with the line of theirs that raised it."""
     try:
-        return trainer(data, run)
+        return trainer(data, run, ranks=ranks) if takes_ranks(trainer) else trainer(data, run)
     except TenonError:
         raise
     except Exception as error:  # the edge to the user's own code: say where it broke

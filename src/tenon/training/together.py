@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from tenon.errors import TrainingError, sentence
 from tenon.finding import Finding
-from tenon.ledger import Usage
+from tenon.ledger import NOTHING, Usage
 from tenon.training.blame_torch import Blame
 from tenon.training.exchange import WINDOW, Pace
 from tenon.training.ranks import GRADIENT, HELD_OUT, LOSS, SAVE, STEP, TOLD, Heard, Ranks, Said
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 REFUSAL = "The guard refused this on every rank; begun again from the last checkpoint it would be refused again."
 USAGE_S = 1.0  # between readings of what this rank uses
-ALONE = Usage(wall_s=0.0, cpu_s=0.0, peak_bytes=0)
 
 
 class Together:
@@ -55,10 +54,10 @@ class Together:
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
         self.news: list[Finding] = []  # of this rank, not yet told to the first
-        self.others = ranks.before or ALONE  # used by earlier attempts and, as of the last step, by other ranks
+        self.others = ranks.before or NOTHING  # used by earlier attempts and, as of the last step, by other ranks
         self.saving = False  # the first rank says that a checkpoint is due by time
         self._due: Finding | None = None  # why the first rank wants to stop, to be told at the next step
-        self._mine = ALONE
+        self._mine = NOTHING
         self._read = -math.inf
         self._steps = 0  # since what a step takes was last measured
         # When it was measured, what had been waited for others by then, and how many steps had been taken.
@@ -156,7 +155,7 @@ class Together:
             )
         )
         self._own = heard.own_s
-        before = self.ranks.before or ALONE
+        before = self.ranks.before or NOTHING
         self.others = Usage(
             wall_s=before.wall_s,
             cpu_s=before.cpu_s + heard.cpu_s - self._mine.cpu_s,
