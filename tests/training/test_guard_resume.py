@@ -212,6 +212,45 @@ def test_another_setting_is_told_and_another_model_refused(tmp_path: Path) -> No
         Resume(tmp_path, **other).restore()
 
 
+def test_weights_of_another_type_than_the_run_began_with_are_told(tmp_path: Path) -> None:
+    resume = Resume(tmp_path, **parts())
+    resume.save(3)
+    resume.checkpoints.close()
+    double = torch.nn.Linear(3, 1).double()
+    again = Resume(tmp_path, **{**parts(), "model": double})
+    assert again.restore() == 4 and double.weight.dtype is torch.float64
+    assert "weights float32 then, float64 now" in again.findings[0].said
+
+
+def test_a_run_that_goes_back_goes_on_from_what_it_saved_since(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path, keep=Keep(last=2, best=0))
+    guard = Guard()
+    resume = Resume(kept, guard=guard, **parts())
+    for step in (9, 19, 29, 39):
+        resume.save(step)
+    assert resume.restore(29) == 30
+    resume.save(31)
+    assert (kept.steps(), sorted(one.name for one in tmp_path.glob("later-*"))) == ([29, 31], ["later-0000000039"])
+    assert [one.code for one in guard.findings] == ["training/resume-differs"]
+    assert "went back to step 31" in guard.findings[0].said and "(39)" in guard.findings[0].said
+    assert Resume(kept, **parts()).restore() == 32
+    Resume(kept, **parts()).save(3)  # a run that began anew keeps what it saves, too
+    assert kept.steps() == [3] and len(list(tmp_path.glob("later-*"))) == 3
+
+
+@pytest.mark.parametrize("step", [-1, 1.0, "3", None])
+def test_a_step_under_which_no_checkpoint_would_be_found_is_refused(tmp_path: Path, step: Any) -> None:
+    with pytest.raises(UsageError, match="expected a step that is a whole number of 0 or more"):
+        Resume(tmp_path, **parts()).save(step)
+    assert [one.name for one in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_step_may_be_a_number_of_numpy(tmp_path: Path) -> None:
+    resume = Resume(tmp_path, **parts())
+    resume.save(np.int64(7))  # type: ignore[arg-type]
+    assert resume.restore() == 8
+
+
 def test_parts_that_are_missing_or_cannot_be_kept_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="got a int as 'model'"):
         Resume(tmp_path, model=3)
@@ -292,9 +331,22 @@ def test_ranks_share_each_batch_and_their_position_is_one_whatever_their_number(
         Order(50, 12, ranks=Ranks(size=5))
 
 
+def test_a_position_before_a_short_batch_that_is_now_left_out_begins_the_next_epoch() -> None:
+    order = Order(105, 10)
+    batches = order.forever()
+    for _ in range(10):
+        next(batches)
+    two = Order(105, 10, ranks=Ranks(rank=1, size=2))
+    two.load_state_dict(order.state_dict())
+    assert (two.epoch, two.position) == (1, 0)
+    assert len(next(two.forever())) == 5
+
+
 def test_a_position_in_other_data_is_refused() -> None:
     with pytest.raises(InputError, match="expected rows 10, got 11 - at Order; resume with the data"):
         Order(11, 2).load_state_dict(Order(10, 2).state_dict())
+    with pytest.raises(InputError, match="expected shuffle True, got False - at Order"):
+        Order(10, 2, shuffle=False).load_state_dict(Order(10, 2).state_dict())
     with pytest.raises(UsageError):
         Order(3, 4, drop_last=True)
 
@@ -359,6 +411,10 @@ def test_arrays_counters_and_tied_tensors_come_back() -> None:
 def test_an_object_is_refused_with_its_path_and_an_unknown_word_too() -> None:
     with pytest.raises(InputError, match=r"got a object - at optimizer.state.0.hook; give its state_dict"):
         encode({"state": {0: {"hook": object()}}}, "optimizer", {})
+    tensors = (torch.eye(2).to_sparse(), torch.zeros(2, device="meta"), torch.zeros(2, dtype=torch.complex128))
+    for tensor in tensors:  # what safetensors has no words for
+        with pytest.raises(InputError, match=r"expected dense tensors of a type .* - at model\.w"):
+            encode({"w": tensor}, "model", {})
     for body in ({"$pickle": "x"}, {"$tensor": "gone"}):
         with pytest.raises(CorruptError):
             decode(body, {})

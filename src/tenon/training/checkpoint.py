@@ -11,9 +11,10 @@ unasked, and takes the place of no good one. When the disk is full the oldest th
 StoreError is raised in words, and what was there stays.
 
 `load` returns the newest good one. One that is damaged is passed over for the one before, with a finding that says what
-is wrong with it, and is set aside under the name `damaged-`. One folder has one writer: a lock, held by the process,
-refuses a second; processes that it forks let go of the lock, so that it ends with the run. Of several ranks the first
-is the writer (`shards`). Rejected: one file with pickled state (runs code when opened), and overwriting `latest`.
+is wrong with it, and is set aside under the name `damaged-`; those of later steps than a run saves, because it went
+back, under `later-`. One folder has one writer: a lock, held by the process, refuses a second; processes that it forks
+let go of the lock, so that it ends with the run. Of several ranks the first is the writer (`shards`). Rejected: one
+file with pickled state (runs code when opened), and overwriting `latest`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import fcntl
 import hashlib
 import json
 import math
+import operator
 import os
 import shutil
 import time
@@ -114,7 +116,9 @@ class Checkpoints:
 
     def seal(self, beside: Path, body: dict[str, Any], *, suspect: bool) -> Path:
         """Write the state of what was written beside, give it its name, and drop what the policy no longer keeps."""
-        place = self.folder / f"{'suspect' if suspect else 'step'}-{body['step']:010}"
+        step = _whole(body["step"])
+        body = {**body, "step": step}
+        place = self.folder / f"{'suspect' if suspect else 'step'}-{step:010}"
         if place.exists() and suspect:
             shutil.rmtree(place)
         text = json.dumps({**body, "at": self.clock()}, allow_nan=False)
@@ -122,6 +126,8 @@ class Checkpoints:
         (beside / STATE).write_text(sealed, "utf-8")
         _sync(beside / STATE)
         _sync(beside)
+        if not suspect:
+            self._leave_behind(step)
         if place.exists():  # the same step again, after a resume: the new one takes its place only when whole
             old = self.folder / f".old-{place.name}"
             place.rename(old)
@@ -158,9 +164,10 @@ class Checkpoints:
 
     def _make_room(self, needed: int) -> None:
         """Let go of what the policy could spare, oldest first, while the disk has less than `needed` left."""
-        spare = [step for step in self.steps() if step not in self._newest(1) and step not in self._best()]
+        spare = sorted(self.folder.glob("later-*"))
+        spare += [self.path(step) for step in self.steps() if step not in self._newest(1) and step not in self._best()]
         while shutil.disk_usage(self.folder).free < needed and spare:
-            self._drop(self.path(spare.pop(0)))
+            self._drop(spare.pop(0))
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise self._refused(OSError(errno.ENOSPC, f"{free:,} bytes free, {needed:,} needed"), self.folder)
@@ -232,13 +239,10 @@ class Checkpoints:
 
     def set_aside(self, step: int, said: str) -> None:
         """Rename a damaged checkpoint so that it is not tried again, and tell it."""
-        place = self.path(step)
-        aside = self.folder / f"damaged-{step:010}"
-        shutil.rmtree(aside, ignore_errors=True)
         try:
-            place.rename(aside)
+            aside = self._aside(step, "damaged")
         except OSError:
-            aside = place  # a folder that cannot be written can still be read
+            aside = self.path(step)  # a folder that cannot be written can still be read
         finding = Finding(
             code="training/checkpoint-damaged",
             severity="warning",
@@ -248,6 +252,29 @@ class Checkpoints:
             numbers={"step": float(step)},
         )
         self.findings.append(finding)
+
+    def _leave_behind(self, step: int) -> None:
+        """Rename the checkpoints of later steps: the run went back before them, and must not go on from them."""
+        later = [one for one in self.steps() if one > step]
+        for one in later:
+            self._aside(one, "later")
+        if later:
+            steps = ", ".join(map(str, later))
+            finding = Finding(
+                code="training/resume-differs",
+                severity="info",
+                place=f"run/{step}",
+                said=f"The run went back to step {step}; the checkpoints of later steps ({steps}) are set aside.",
+                hint="They are kept under names that begin with later-, until the disk is full; delete or rename them.",
+                numbers={"step": float(step), "later": float(len(later))},
+            )
+            self.findings.append(finding)
+
+    def _aside(self, step: int, word: str) -> Path:
+        """Give the checkpoint of a step a name under which it is not found, instead of any that has it."""
+        aside = self.folder / f"{word}-{step:010}"
+        shutil.rmtree(aside, ignore_errors=True)
+        return self.path(step).rename(aside)
 
     # ── what is kept ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -311,6 +338,17 @@ class Checkpoints:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _whole(step: Any) -> int:
+    """Return a step as the number that a checkpoint is found by; UsageError for what is none."""
+    try:
+        whole = operator.index(step)
+    except TypeError:
+        whole = -1
+    if whole < 0:
+        raise UsageError(sentence("a step that is a whole number of 0 or more", repr(step), at="a checkpoint"))
+    return whole
 
 
 def _let_go(kept: Checkpoints | None) -> None:

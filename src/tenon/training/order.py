@@ -85,15 +85,18 @@ class Order:
             "rows": self.rows,
             "batch": self.batch,
             "seed": self.seed,
+            "shuffle": self.shuffle,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a position; InputError when it is one in other data, another batch size or another order."""
-        for name in ("rows", "batch", "seed"):
-            if state[name] != getattr(self, name):
-                hint = "resume with the data and the batch size the run began with"
+        for name in ("rows", "batch", "seed", "shuffle"):
+            if state.get(name, getattr(self, name)) != getattr(self, name):
+                hint = "resume with the data, the batch size and the order the run began with"
                 raise InputError(sentence(f"{name} {state[name]}", f"{getattr(self, name)}", at="Order", hint=hint))
         self.epoch, self.position = state["epoch"], state["position"]
+        if self.position >= len(self):  # before a short last batch, which is left out now
+            self.epoch, self.position = self.epoch + 1, 0
 
     def _batches(self, epoch: int, position: int) -> Iterator[list[int]]:
         rows = (

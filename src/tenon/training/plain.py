@@ -34,6 +34,10 @@ def encode(value: Any, place: str, tensors: dict[str, Any], seen: dict[Any, str]
         tensors[place] = value
         return {"$shard": place, "shape": list(value.shape)}
     if isinstance(value, torch.Tensor):
+        if value.layout is not torch.strided or value.is_meta or value.is_quantized or value.dtype is torch.complex128:
+            kind = "meta" if value.is_meta else str(value.layout).removeprefix("torch.")
+            got = f"a tensor that is {kind}, of {str(value.dtype).removeprefix('torch.')}"
+            raise InputError(sentence("dense tensors of a type that safetensors keeps", got, at=place))
         key = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype, str(value.device))
         name = seen.setdefault(key, place) if value.numel() else place
         tensors.setdefault(name, value)
@@ -49,7 +53,7 @@ def encode(value: Any, place: str, tensors: dict[str, Any], seen: dict[Any, str]
     if isinstance(value, (torch.dtype, torch.device)):
         return {f"${type(value).__name__}": str(value).removeprefix("torch.")}
     if isinstance(value, (list, tuple, set, frozenset)):
-        every = sorted(value) if isinstance(value, (set, frozenset)) else value
+        every = sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value
         items = [encode(one, f"{place}.{i}", tensors, seen) for i, one in enumerate(every)]
         kind = next((kind.__name__ for kind in (tuple, set, frozenset) if isinstance(value, kind)), "")
         return {f"${kind}": items} if kind else items

@@ -104,8 +104,9 @@ class Resume:
         if loaded is None:
             return 0
         size, written = self.ranks.size if self.ranks is not None else 1, max(len(loaded.ranks), 1)
-        now = _setting() | ({"ranks": size} if size > 1 or written > 1 else {})
-        then = dict(loaded.state["setting"]) | ({"ranks": written} if size > 1 or written > 1 else {})
+        several = size > 1 or written > 1
+        now = _setting(self.parts) | ({"ranks": size} if several else {})
+        then = {"weights": now["weights"]} | loaded.state["setting"] | ({"ranks": written} if several else {})
         if differs := _differs(then, now):
             self._tell(_differing(loaded.step, differs))
         elif self._relaid and size > 2:
@@ -191,17 +192,19 @@ class Resume:
         suspect = (self._guard is not None and self._guard.suspect) or any(map(_spoiled, self.parts.values()))
         tensors: dict[str, Any] = {}
         seen: dict[Any, str] = {}
+        before = len(self.checkpoints.findings)
         if self.ranks is None:
             state = {
                 "parts": {name: encode(_state(part), name, tensors, seen) for name, part in self.parts.items()},
                 "random": encode(_random(), "random", tensors, seen),
-                "setting": _setting(),
+                "setting": _setting(self.parts),
                 "optimizers": self._optimizers(),
             }
             place = self.checkpoints.save(step, tensors, state, loss=value, suspect=suspect)
         else:
             given = self._given(tensors, seen)
             place = shards.save(self.checkpoints, self.ranks, step, given, loss=value, suspect=suspect)
+        self._tell(*self.checkpoints.findings[before:])
         self._saved = self._clock()
         return place
 
@@ -210,7 +213,7 @@ class Resume:
         common = {name: part for name, part in self.parts.items() if _is_module(part) or _is_optimizer(part)}
         shared = {
             "parts": {name: encode(_state(part), name, tensors, seen) for name, part in common.items()},
-            "setting": _setting(),
+            "setting": _setting(self.parts),
             "optimizers": self._optimizers(),
         }
         plain = frozenset(tensors)
@@ -361,12 +364,14 @@ def _restore_random(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
 
 
-def _setting() -> dict[str, Any]:
+def _setting(parts: dict[str, Any]) -> dict[str, Any]:
     """Return what besides the state decides the bits of a step."""
     import numpy as np
     import torch
 
+    weights = {str(one.dtype) for part in parts.values() if _is_module(part) for one in part.parameters()}
     return {
+        "weights": ", ".join(sorted(one.removeprefix("torch.") for one in weights)),
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "python": platform.python_version(),
