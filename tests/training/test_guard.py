@@ -90,6 +90,16 @@ def test_a_run_that_runs_away_is_stopped_with_its_numbers(seed: int) -> None:
     assert guard.stopped.numbers["loss"] > guard.stopped.numbers["first"]
 
 
+@pytest.mark.parametrize("epoch", [1, 50, 700])
+def test_steps_that_begin_again_at_every_epoch_are_counted_on(epoch: int) -> None:
+    losses = np.concatenate([falling(800, seed=1), 1 + 0.05 * np.arange(1_000)])
+    guard, taken = Guard(), 0
+    with pytest.raises(TrainingError, match="times the noise above the best"):
+        for taken, loss in enumerate(losses.tolist()):
+            guard.step(taken % epoch, loss=loss)
+    assert 800 < taken < 1_000
+
+
 def test_a_run_that_has_gained_and_lies_flat_is_told_once_and_goes_on() -> None:
     rng = np.random.default_rng(0)
     losses = 0.7 + 1.5 * np.exp(-np.arange(5_000) / 20) + 0.01 * rng.standard_normal(5_000)

@@ -40,6 +40,7 @@ def fit_lightning(
     steps: int = 30,
     half: bool = False,
     resume: bool = False,
+    inner: bool = False,
     **more: Any,
 ) -> Any:
     torch = pytest.importorskip("torch", reason=NO_TORCH)
@@ -57,7 +58,7 @@ def fit_lightning(
 
             def training_step(self, batch: Any, index: int) -> Any:
                 x = batch[0] * (math.nan if index == poison else 1.0)
-                return (self(x) ** 2).mean()
+                return ((self.body if inner else self)(x) ** 2).mean()
 
             def validation_step(self, batch: Any, index: int) -> None:
                 self.log("val_loss", (self(batch[0]) ** 2).mean())
@@ -110,6 +111,22 @@ def test_lightning_that_is_well_is_left_alone(tmp_path: Path) -> None:
     guard = Guard()
     assert fit_lightning(guard, tmp_path).global_step == 30
     assert guard.findings == [] and not (tmp_path / "kept.ckpt").exists()
+
+
+def test_lightning_names_the_module_of_a_step_that_calls_no_forward_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="'body''s input 0 already holds 32 values that are not finite"):
+        fit_lightning(Guard(), tmp_path, poison=6, inner=True)
+
+
+def test_a_validation_by_itself_is_nothing_to_the_guard(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    guard = Guard()
+    trainer = fit_lightning(guard, tmp_path)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.full((8, 4), math.nan)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (found,) = trainer.validate(trainer.lightning_module, loader, verbose=False)
+    assert math.isnan(found["val_loss"]) and guard.stopped is None
 
 
 def test_lightning_goes_on_from_the_checkpoint_it_was_stopped_with(tmp_path: Path) -> None:
@@ -199,6 +216,13 @@ def test_a_trainer_of_hugging_face_ends_when_the_budget_is_spent_and_is_left_alo
     assert well.findings == [] and len(well.trend.recent()) == 20
 
 
+def test_an_evaluation_by_itself_is_nothing_to_the_guard(tmp_path: Path) -> None:
+    guard = Guard()
+    trainer = fit_hugging_face(guard, tmp_path)
+    trainer.model.body.bias.data.fill_(math.nan)
+    assert math.isnan(trainer.evaluate()["eval_loss"]) and guard.stopped is None
+
+
 def test_a_stopped_trainer_of_hugging_face_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason=NO_TORCH)
     whole = fit_hugging_face(Guard(), tmp_path / "whole")
@@ -265,6 +289,12 @@ def test_lightgbm_that_learns_is_left_alone_until_its_budget_is_spent() -> None:
     assert 10 < boost(guard).num_trees() < 100
     with pytest.raises(UsageError, match="expected a set that is evaluated, got 'test'"):
         boost(Guard(), held_out="test")
+    library = pytest.importorskip("lightgbm", reason="lightgbm is not installed")
+    silent = adapters.lightgbm(Guard(), held_out="valid")
+    with pytest.raises(
+        UsageError, match=r"got 'valid' - at adapters\.lightgbm; give valid_sets, valid_names and a metric"
+    ):
+        library.train({"verbose": -1}, library.Dataset(*regression(False)), 3, callbacks=[silent])
 
 
 def test_lightgbm_is_refused_at_a_metric_that_is_no_number_and_what_it_tells_is_logged(store: Store) -> None:

@@ -283,6 +283,17 @@ def test_the_last_forwards_of_a_step_are_remembered() -> None:
     assert [call.args[0] for call in guard._watch._remembered()] == inputs[-16:]
 
 
+def test_what_a_forward_in_evaluation_computed_is_let_go_of() -> None:
+    model = net()
+    for guard in (settled(model), Guard().watch(model)):  # by the kernel, and by Python
+        model.eval()
+        model(torch.randn(3, 4))
+        *_, call = guard._watch._remembered()
+        assert call.outputs == {}, "an output holds on to all that was computed for it"
+        model.train()
+        guard.close()
+
+
 def test_autocast_other_outputs_and_no_gradients_are_left_to_python() -> None:
     class Two(nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
         def __init__(self) -> None:

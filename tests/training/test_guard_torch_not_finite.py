@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import UserDict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -45,22 +48,22 @@ class Between(nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
         return self.second(self.first(x) / torch.zeros(4))
 
 
-def caught(model: Any, x: Any, *, loss: Any = None, steps: int = 1) -> str:
+def caught(model: Any, x: Any, *, loss: Any = None, steps: int = 1, told: Any = None) -> str:
     """Train under a guard, and return what it said when it refused; the weights are as they were before."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     guard = Guard().watch(model, optimizer)
     before = [one.detach().clone() for one in model.parameters()]
-    with pytest.raises(TrainingError) as told:
+    with pytest.raises(TrainingError) as refused:
         for step in range(steps):
             optimizer.zero_grad()
             output = model(x)
             value = loss(output) if loss is not None else (output**2).mean()
             value.backward()
-            guard.step(step, loss=value)
+            guard.step(step, loss=value if told is None else told)
             optimizer.step()
     assert all(bool((old == new).all()) for old, new in zip(before, model.parameters(), strict=True))
     assert guard.stopped is not None and guard.stopped.code == "training/loss-not-finite"
-    return str(told.value)
+    return str(refused.value)
 
 
 def net(*middle: Any) -> Any:
@@ -103,6 +106,9 @@ def test_what_does_not_happen_again_is_not_laid_to_the_loss() -> None:
 
     said = caught(net(Third()), torch.randn(16, 4))
     assert "is finite when the same forward is done again: a module of it changes from call to call" in said
+    # Seen in the gradients alone, because the loop tells no loss, or another one.
+    said = caught(net(Third()), torch.randn(16, 4), told=0.3)
+    assert "is finite when the same forward is done again: a module of it changes from call to call" in said
 
 
 def test_what_was_not_looked_at_is_not_cleared() -> None:
@@ -129,6 +135,64 @@ def test_rows_of_the_batch_that_are_missing_are_named() -> None:
     x[11] = math.inf
     said = caught(net(nn.Tanh()), x)
     assert "the model's input 0 already holds 5 values that are not finite, in row 3, 11 of the batch" in said
+
+
+@dataclass
+class Batch:
+    """Rows, or answers, in an object of one's own."""
+
+    x: Any
+    more: Any = None
+
+
+class OfObjects(nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
+    """Takes a batch and gives one, of the same kind."""
+
+    def __init__(self, *middle: Any) -> None:
+        super().__init__()
+        self.net = net(*middle)
+
+    def forward(self, batch: Any) -> Any:
+        x = self.net(batch["x"] if isinstance(batch, Mapping) else batch.x)
+        return UserDict(x=x) if isinstance(batch, Mapping) else type(batch)(x)
+
+
+class Plain:
+    """An object that is no dataclass."""
+
+    def __init__(self, x: Any) -> None:
+        self.x = x
+
+
+@pytest.mark.parametrize("kind", [Batch, Plain, lambda x: UserDict(x=x)])
+def test_objects_and_mappings_are_looked_into_like_tuples(kind: Any) -> None:
+    def loss(output: Any) -> Any:
+        return (output["x"] if isinstance(output, Mapping) else output.x).mean()
+
+    rows = torch.randn(16, 4)
+    rows[3, 1] = math.nan
+    assert "the model's input 0 already holds 1 values" in caught(OfObjects(), kind(rows), loss=loss)
+    said = caught(OfObjects(Logarithm()), kind(torch.randn(16, 4)), loss=loss)
+    assert "the module 'net.1' (Logarithm) is the first that produced NaN" in said
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (-100.0, r"the module 'judges\.0\.0' \(Logarithm\) is the first that produced NaN"),
+        (math.nan, r"'judges\.0''s input 0 already holds 16 values that are not finite"),
+    ],
+)
+def test_modules_that_a_loop_calls_without_their_root_are_looked_at_themselves(wrong: float, said: str) -> None:
+    made, judge = net(), nn.Sequential(Logarithm())
+    guard = Guard().watch(nn.ModuleDict({"made": made, "judges": nn.ModuleList([judge])}))
+    with pytest.raises(TrainingError, match=said):
+        for step in range(3):
+            loss = judge(made(torch.randn(16, 4)).exp() + (wrong if step == 2 else 0)).mean()
+            loss.backward()
+            guard.step(step, loss=loss)
+    guard.close()
+    assert not made._forward_hooks and not judge._forward_pre_hooks
 
 
 def test_a_weight_that_was_already_spoiled_is_named_and_sends_back_to_the_checkpoint() -> None:
@@ -414,6 +478,26 @@ def test_a_weight_without_values_hides_no_fault_of_others() -> None:
 def test_what_is_no_module_is_refused_in_words() -> None:
     with pytest.raises(UsageError, match=r"expected a torch.nn.Module to watch, got int - at guard.watch"):
         Guard().watch(3)
+    for model in (nn.LazyLinear(4), nn.Linear(2, 4, device="meta")):
+        with pytest.raises(UsageError, match=r"expected weights that are there, got none yet as 'weight' - at guard"):
+            Guard().watch(model)
+
+
+def test_a_watched_model_can_be_used_by_the_transforms_of_torch_func() -> None:
+    model = net()
+    guard = Guard().watch(model)
+    weights = {name: one.detach() for name, one in model.named_parameters()}
+
+    def loss(weights: Any, x: Any) -> Any:
+        return torch.func.functional_call(model, weights, (x,)).square().mean()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))
+    for step in range(5):  # the first forwards are remembered by Python, the others by the kernel
+        found = each(weights, torch.randn(8, 1, 4))
+        assert found["0.weight"].shape == (8, 8, 4)
+        value = model(torch.randn(8, 4)).mean()
+        value.backward()
+        assert guard.step(step, loss=value)
 
 
 def test_sparse_gradients_are_looked_at_like_others() -> None:

@@ -106,7 +106,7 @@ static double squares(const Tensor *tensor) {
 
 /* Objects that a Fast holds. TURNS is a tuple of tuples of parameters, RATIOS a list of floats beside it; LOSSES, NORMS
  * and CALLS are lists of others. CASTING tells whether autocast is on. */
-enum { MODEL, HOOK, PLAIN, CASTING, TURNS, RATIOS, LOSSES, NORMS, CALLS, GRAD, REQUIRES_GRAD, RETAIN_GRAD, COUNT };
+enum { MODEL, HOOK, PLAIN, CASTING, TURNS, RATIOS, LOSSES, NORMS, CALLS, GRAD, REQUIRES_GRAD, RETAIN_GRAD, TRAINING, COUNT };
 
 typedef struct {
     PyObject_HEAD
@@ -227,8 +227,9 @@ static int kept(Fast *self, PyObject *output) {
     if (cast != Py_False) return cast ? 0 : -1;
     PyObject *done = PyObject_CallMethodObjArgs(output, self->of[RETAIN_GRAD], NULL);
     Py_XDECREF(done);
-    if (done) self->held += bytes;
-    return done ? 1 : -1;
+    if (!done) return PyErr_Clear(), 0; /* in the hands of torch.func */
+    self->held += bytes;
+    return 1;
 }
 
 PyDoc_STRVAR(AFTER, "after(module, args, kwargs, output, /)\n--\n\nRemember a forward of the model whose output is a plain "
@@ -238,7 +239,9 @@ static PyObject *fast_after(PyObject *object, PyObject *const *args, Py_ssize_t 
     Fast *self = (Fast *)object;
     if (count != 4) return PyErr_SetString(PyExc_TypeError, "expected module, args, kwargs and output"), NULL;
     if (args[0] != self->of[MODEL]) Py_RETURN_NONE; /* a copy of it, which has copied the hook */
-    int plain = kept(self, args[3]);
+    PyObject *training = PyObject_GetAttr(args[0], self->of[TRAINING]);
+    Py_XDECREF(training);
+    int plain = training == Py_True ? kept(self, args[3]) : training ? 0 : -1;
     if (plain < 0) return NULL;
     if (!plain) return PyObject_CallFunctionObjArgs(self->of[HOOK], args[0], args[1], args[2], args[3], NULL);
     if (!append(self->of[CALLS], PyTuple_Pack(3, args[1], args[2], args[3]))) return NULL;
@@ -290,6 +293,7 @@ static PyObject *fast_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
     self->of[GRAD] = PyUnicode_InternFromString("grad");
     self->of[REQUIRES_GRAD] = PyUnicode_InternFromString("requires_grad");
     self->of[RETAIN_GRAD] = PyUnicode_InternFromString("retain_grad");
+    self->of[TRAINING] = PyUnicode_InternFromString("training");
     for (int i = 0; i < COUNT; i++)
         if (!self->of[i]) return Py_DECREF(self), NULL;
     return (PyObject *)self;

@@ -63,7 +63,8 @@ def lightning(guard: Guard, *, checkpoint: Path | str | None = None) -> Any:
 
         def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
             value = trainer.callback_metrics.get("val_loss")
-            if value is None or trainer.sanity_checking or guard.stopped is not None:
+            fitting = trainer.state.fn == "fit" and not trainer.sanity_checking  # and no `validate` by itself
+            if value is None or not fitting or guard.stopped is not None:
                 return
             if not guard.evaluated(trainer.global_step, value):
                 trainer.should_stop = True
@@ -89,7 +90,10 @@ def hugging_face(guard: Guard) -> Any:
     class TenonGuard(library.TrainerCallback):  # type: ignore[misc, name-defined, unused-ignore]
         """Asks the guard at each optimiser step of a Trainer, and with each loss it logs."""
 
+        training = False  # and not in an `evaluate` by itself
+
         def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            self.training = True
             given = kwargs.get("optimizer")  # Accelerate's wrapper around the optimiser, with the scaler of fp16
             guard.watch(model, getattr(given, "optimizer", given), scaler=getattr(given, "scaler", None))
 
@@ -99,7 +103,7 @@ def hugging_face(guard: Guard) -> Any:
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             logs = logs or {}
-            if guard.stopped is not None:
+            if guard.stopped is not None or not self.training:
                 return
             _log(guard, state.global_step, **{name: one for name, one in logs.items() if isinstance(one, (int, float))})
             if "loss" in logs and not guard.told(state.global_step, logs["loss"]):
@@ -113,6 +117,7 @@ def hugging_face(guard: Guard) -> Any:
                 control.should_save = not guard.suspect
 
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.training = False
             guard.close()
 
     return TenonGuard()
@@ -131,8 +136,10 @@ def lightgbm(guard: Guard, *, held_out: str = "") -> Callable[[Any], None]:
     def asked(env: Any) -> None:
         results = env.evaluation_result_list or []
         losses = {str(one[0]): -float(one[2]) if one[3] else float(one[2]) for one in reversed(results)}
-        if held_out and losses and held_out not in losses:
-            hint = f"the sets are {', '.join(sorted(losses))}"
+        if held_out and held_out not in losses:
+            hint = (
+                f"the sets are {', '.join(sorted(losses))}" if losses else "give valid_sets, valid_names and a metric"
+            )
             raise UsageError(sentence("a set that is evaluated", f"'{held_out}'", at="adapters.lightgbm", hint=hint))
         first = next((name for name, *_ in results if name != held_out), None)
         _log(guard, env.iteration, **{f"{one[0]}_{one[1]}": float(one[2]) for one in results})

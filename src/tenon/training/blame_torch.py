@@ -16,9 +16,9 @@ idea: `torch.autograd.detect_anomaly`, which does it for operations and needs to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 ROWS = 5  # rows of a batch that are named
@@ -34,11 +34,17 @@ class Call:
     kind: str
     cast: Any
     outputs: dict[int, Any]
+    module: Any = None  # that was called, where it was not the root itself
 
     @property
     def grads(self) -> dict[int, Any]:
         """Return the gradients that have arrived at the outputs, by place."""
         return {i: output.grad for i, output in self.outputs.items() if output.grad is not None}
+
+    def again(self, model: Any) -> Any:
+        """Call the root, or the module that was called, with the same inputs."""
+        called = model if self.module is None else self.module
+        return called(*self.args, **self.kwargs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +92,10 @@ def blame(
     """
     found = agree(_spoiled(torch, model))
     for call in calls:
-        found = found or agree(_input(torch, call)) or agree(_forward(torch, model, call, masks=in_loss))
+        found = found or agree(_input(torch, model, call)) or agree(_forward(torch, model, call, masks=in_loss))
     if found is not None:
         return found
-    if in_loss:
+    if in_loss or _not_again(torch, calls):
         return _outside(torch, calls, full=full)
     for call in calls:
         # The weights that a sharded model's backward meets are not those that it names.
@@ -102,7 +108,7 @@ def _outside(torch: Any, calls: Sequence[Call], *, full: bool) -> Blame | None:
     if not calls:
         said = "no module can be named, because the model that is watched was not called in this step"
         return Blame(module="", said=said, hint="watch the model that the loop calls")
-    if any(_bad(torch, output.detach()) for call in calls for output in call.outputs.values()):
+    if _not_again(torch, calls):
         said = "the model's output was not finite, and is finite when the same forward is done again: a module of it"
         said += " changes from call to call, by a counter or random numbers of its own"
         return Blame(module="", said=said)
@@ -112,8 +118,14 @@ def _outside(torch: Any, calls: Sequence[Call], *, full: bool) -> Blame | None:
         )
         return Blame(module="", said=said)
     said = "every module's output is finite, so the loss function itself produced it (log of 0, division by 0?)"
+    said += ", or a model beside the one that is watched"
     hint = "use a loss that is stable at its ends, such as one that takes logits; or bound what it divides by"
     return Blame(module="", said=said, hint=hint)
+
+
+def _not_again(torch: Any, calls: Sequence[Call]) -> bool:
+    """Tell whether an output was not finite, which is asked where all are when the forwards are done again."""
+    return any(_bad(torch, output.detach()) for call in calls for output in call.outputs.values())
 
 
 def _spoiled(torch: Any, model: Any) -> Blame | None:
@@ -130,7 +142,8 @@ def _spoiled(torch: Any, model: Any) -> Blame | None:
     return None
 
 
-def _input(torch: Any, call: Call) -> Blame | None:
+def _input(torch: Any, model: Any, call: Call) -> Blame | None:
+    whose = next((f"'{name}'" for name, one in model.named_modules() if one is call.module), "the model")
     named = [(f"input {i}", value) for i, value in enumerate(call.args)]
     named += [(f"input '{name}'", value) for name, value in call.kwargs.items()]
     for name, value in named:
@@ -143,7 +156,7 @@ def _input(torch: Any, call: Call) -> Blame | None:
             rows = wrong.reshape(len(wrong), -1).any(dim=1).nonzero().flatten().tolist() if wrong.dim() else []
             shown = ", ".join(map(str, rows[:ROWS])) + (f" and {len(rows) - ROWS} more" if len(rows) > ROWS else "")
             where = f", in row {shown} of the batch" if rows else ""
-            said = f"the model's {name} already holds {int(wrong.sum()):,} values that are not finite{where}"
+            said = f"{whose}'s {name} already holds {int(wrong.sum()):,} values that are not finite{where}"
             return Blame(module="", said=said, hint="look at these rows; a contract refuses them before training")
     return None
 
@@ -230,7 +243,7 @@ def _again(torch: Any, model: Any, call: Call, found: _Found, *, backward: bool 
     cast = torch.autocast(call.kind, dtype=call.cast) if call.cast is not None else nullcontext()
     try:
         with as_it_was(torch, inner, call), cast:
-            return inner(*call.args, **call.kwargs)
+            return call.again(inner)
     finally:
         for handle in handles:
             handle.remove()
@@ -322,12 +335,21 @@ def dense(tensor: Any) -> Any:
     return tensor.coalesce().values() if tensor.is_sparse else tensor
 
 
-def flat(torch: Any, value: Any) -> list[Any]:
-    """Return the tensors in nested tuples, lists and mappings (a Hugging Face output is one), in order."""
+def flat(torch: Any, value: Any, *, objects: int = 1) -> list[Any]:
+    """Return the tensors in nested tuples, lists, mappings (a Hugging Face output is one) and objects, in order.
+
+    In an object (a dataclass, a batch of a graph library) no further `objects` than these are looked into, for some
+    lead anywhere.
+    """
     if isinstance(value, torch.Tensor):
         return [value]
-    if isinstance(value, dict):
-        return [tensor for one in value.values() for tensor in flat(torch, one)]
-    if isinstance(value, (list, tuple)):
-        return [tensor for one in value for tensor in flat(torch, one)]
-    return []
+    if isinstance(value, Mapping):
+        parts: Any = value.values()
+    elif isinstance(value, (list, tuple)):
+        parts = value
+    elif not objects or isinstance(value, (type, torch.nn.Module)):
+        return []
+    else:
+        names = [one.name for one in fields(value)] if is_dataclass(value) else getattr(value, "__dict__", ())
+        parts, objects = [getattr(value, name, None) for name in names], objects - 1
+    return [tensor for one in parts for tensor in flat(torch, one, objects=objects)]

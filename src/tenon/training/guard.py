@@ -62,8 +62,10 @@ class Guard:
         "_models",
         "_peak",
         "_read",
+        "_since",
         "_start",
         "_stopped",
+        "_taken",
         "_time",
         "_together",
         "_watch",
@@ -98,6 +100,7 @@ class Guard:
     ) -> None:
         self._follow = follow
         self._models = 0
+        self._taken = self._since = 0  # steps that were taken, and of them those of models before this one
         self.budget = budget or Budget()
         self.rules = rules
         self.prices = prices
@@ -220,6 +223,7 @@ class Guard:
     def forget(self) -> None:
         """Forget the losses seen so far, because another model begins; what has been spent still counts."""
         self._models += 1
+        self._since = self._taken = self._watch.fast.steps if self._watch is not None else self._taken
         if self._follow is not None:
             self._follow(self._models, 0)
         self.trend = Trend(self.rules, self.plan)
@@ -256,7 +260,7 @@ class Guard:
         self._passed(step)
         now = self._clock()
         go_on = now < self._read or self._affordable(step, now)
-        if go_on and (evidence := self.trend.judge(step)) is not None:
+        if go_on and (evidence := self.trend.judge(self.reached(step))) is not None:
             go_on = self._heed(step, evidence)
         if fast is not None:
             fast.next, fast.read = self.trend.next, self._read
@@ -264,6 +268,11 @@ class Guard:
             return go_on
         self.ending = True  # checkpoint, then stop: this step is let finish, the keeper saves it, the next is refused
         return True
+
+    def reached(self, step: int) -> int:
+        """Return the step, or how many were taken before it when a loop counts from the start again at every epoch."""
+        self._taken = self._watch.fast.steps if self._watch is not None else self._taken + 1
+        return max(step, self._taken - self._since - 1)
 
     def _look(self, step: int, loss: float | None, norm: float | None) -> None:
         """Refuse a step whose loss or gradients are not finite; else look at the model's health."""
@@ -288,7 +297,7 @@ class Guard:
             self.ending = False
             return False
         kind = BudgetError if self._stopped.code == "training/budget-spent" else TrainingError
-        raise kind(f"{self._stopped.said} The loop was told to stop and went on, at step {step}")
+        raise kind(f"{self._stopped.said.rstrip('.')}. The loop was told to stop and went on, at step {step}")
 
     def told(self, step: int, loss: Any) -> bool:
         """Say whether to go on, for loops that tell a loss apart from the gradients: a loss after its step."""

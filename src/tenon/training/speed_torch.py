@@ -76,7 +76,7 @@ def count(torch: Any, model: Any, calls: list[Call], optimizer: Any) -> Work:
     for call in calls:
         cast = torch.autocast(call.kind, dtype=call.cast, enabled=call.cast is not None)
         with as_it_was(torch, inner, call), torch.no_grad(), cast, counter:
-            inner(*call.args, **call.kwargs)
+            call.again(inner)
     for module in inner.modules() if sharded(inner) else ():
         if hasattr(module, "reshard"):  # FSDP2 keeps the root's gathered weights, which the optimiser makes old
             module.reshard()

@@ -209,7 +209,11 @@ class Together:
         now = guard._clock()
         if now >= guard._read:
             self._try(guard, lambda: guard._affordable(step, now))
-        if self._due is None and loss is not None and (evidence := guard.trend.take(step, loss)) is not None:
+        if (
+            self._due is None
+            and loss is not None
+            and (evidence := guard.trend.take(guard.reached(step), loss)) is not None
+        ):
             self._try(guard, lambda: guard._heed(step, evidence))
 
     def _judge(self, guard: Guard, kind: int, step: int, loss: float | None, rolls: list[float]) -> None:

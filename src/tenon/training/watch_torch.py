@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -75,6 +76,7 @@ class Watch:
         "_ratios",
         "_reads",
         "_relearn",
+        "_roots",
         "_torch",
         "_turns",
         "exchange",
@@ -94,7 +96,14 @@ class Watch:
     def __init__(self, model: Any, optimizer: Any = None, *, scaler: Any = None) -> None:
         torch = torch_or_missing("watch a model")
         if not isinstance(model, torch.nn.Module) or isinstance(model, torch.jit.ScriptModule):
-            raise UsageError(sentence("a torch.nn.Module to watch", type(model).__name__, at="guard.watch"))
+            hint = "one guard watches one model, as it is before it is scripted"
+            raise UsageError(sentence("a torch.nn.Module to watch", type(model).__name__, at="guard.watch", hint=hint))
+        for name, one in model.named_parameters():
+            if one.is_meta or torch.nn.parameter.is_lazy(one):
+                hint = "call a lazy model once, or fill one on the meta device (to_empty), before it is watched"
+                raise UsageError(
+                    sentence("weights that are there", f"none yet as '{name}'", at="guard.watch", hint=hint)
+                )
         self.exchange = Exchange(torch, model)
         if isinstance(model, torch.nn.parallel.DistributedDataParallel):
             model = model.module  # its forward can be done again by one rank alone
@@ -119,6 +128,7 @@ class Watch:
         self._ratios = [math.nan] * len(self._turns)  # of the norm of all gradients to that of the probes of each turn
         self._calls: list[Any] = []  # of this step: a Call, or of a plain one its arguments and its output
         self._random: tuple[Any, Any] | None = None  # states before a forward: of the processor, of the device
+        self._roots = {model}  # the modules that the loop calls
         self._learning = SURE  # forwards that must still take no random numbers, for their states not to be kept
         self._quiet = False
         self.health = Health(model, optimizer, scaler)
@@ -191,6 +201,8 @@ class Watch:
 
     def _now_and_then(self) -> None:
         """Count what a step does, once; have it looked again whether forwards take random numbers."""
+        if not self.fast.steps and not self._calls and len(self._roots) == 1:
+            self._spread()
         if self.due and not self._among():
             self.count()
         steps: int = self.fast.steps
@@ -200,6 +212,14 @@ class Watch:
         if self.fast.most:  # they took none
             self._learning, self.fast.most = SURE, 0
             self._handles.append(self.model.register_forward_pre_hook(self._before))
+
+    def _spread(self) -> None:
+        """Look at the modules below the root: the loop calls them and not the root itself, as many of Lightning do."""
+        self._learning = 0
+        for module in _callable(self.model):
+            self._roots.add(module)
+            self._handles.append(module.register_forward_hook(self._after, with_kwargs=True))
+            self._handles.append(module.register_forward_pre_hook(self._before))
 
     def _measured(self, probe: float, turn: int) -> float:
         """Measure the norm of all gradients, if it is due; fp16 overflows in single weights, where it always is."""
@@ -285,27 +305,32 @@ class Watch:
     def _before(self, module: Any, args: tuple[Any, ...]) -> None:
         """Keep the random state, so that a forward that takes random numbers can be done again."""
         torch = self._torch
-        if module is self.model and not self._quiet and torch.is_grad_enabled():
+        if module in self._roots and not self._quiet and torch.is_grad_enabled():
             self._random = torch.get_rng_state(), torch.cuda.get_rng_state() if self._kind == "cuda" else None
 
     def _after(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Remember the call, and have the gradients kept that will arrive at its outputs."""
         torch = self._torch
-        if module is not self.model or self._quiet or not torch.is_grad_enabled():
+        if module not in self._roots or self._quiet or not torch.is_grad_enabled():
             return
+        if torch._C._are_functorch_transforms_active():
+            return  # of torch.func: what is in its hands ends with it
         kind = self._kind
         cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         random, self._random = self._random, None
         if random is not None and self._learning:
             random = self._learn(*random)
         outputs: dict[int, Any] = {}
-        for i, tensor in enumerate((output,) if type(output) is torch.Tensor else flat(torch, output)):
+        # An output holds on to all that was computed for it, of which nothing in a validation would let go.
+        made = () if not module.training else (output,) if type(output) is torch.Tensor else flat(torch, output)
+        for i, tensor in enumerate(made):
             if tensor.requires_grad and self.fast.held + tensor.nbytes <= HOLD_BYTES:
                 self.fast.held += tensor.nbytes
                 tensor.retain_grad()
                 outputs[i] = tensor
         del self._calls[: len(self._calls) - CALLS + 1]
-        self._calls.append(Call(args, kwargs, random, kind, cast, outputs))
+        called = None if module is self.model else module
+        self._calls.append(Call(args, kwargs, random, kind, cast, outputs, called))
 
     def _learn(self, state: Any, device_state: Any) -> tuple[Any, Any]:
         """Look whether a forward has taken random numbers; when some in a row took none, states are not kept."""
@@ -387,6 +412,15 @@ class Watch:
             return False
         state = states.get(id(self.optimizer), {})
         return getattr(state.get("stage"), "name", "") == "UNSCALED"
+
+
+def _callable(model: Any) -> Iterator[Any]:
+    """Yield the modules below a model, and of those that have no forward the ones below them."""
+    for module in model.children():
+        if getattr(module.forward, "__name__", "") == "_forward_unimplemented":
+            yield from _callable(module)
+        else:
+            yield module
 
 
 def _held(grad: Any) -> Any:
