@@ -312,7 +312,7 @@ def one_run(ranks: Ranks, mode: str, fault: str, root: Path, store: Store | None
         told["saved"] = resume.checkpoints.steps()
     told["weights"] = weights(model)
     told["findings"] = [[one.code, one.said] for one in guard.findings]
-    told["core_s"] = [guard._usage(guard._clock()).cpu_s, guard.own_usage(guard._clock()).cpu_s]
+    told["core_s"] = [guard.usage(guard._clock()).cpu_s, guard.own_usage(guard._clock()).cpu_s]
     if run is not None:
         told["run"] = run.finish()["findings"]
     guard.close()

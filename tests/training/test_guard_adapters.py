@@ -129,10 +129,14 @@ def test_a_validation_by_itself_is_nothing_to_the_guard(tmp_path: Path) -> None:
     assert math.isnan(found["val_loss"]) and guard.stopped is None
 
 
-def test_lightning_goes_on_from_the_checkpoint_it_was_stopped_with(tmp_path: Path) -> None:
-    stopped = fit_lightning(Guard(budget=Budget(hours=0.2), clock=minutes()), tmp_path).global_step
-    again = fit_lightning(Guard(), tmp_path, resume=True)
+def test_lightning_goes_on_from_the_checkpoint_it_was_stopped_with(tmp_path: Path, store: Store) -> None:
+    with Run.start(store, "a" * 12, "net") as run:
+        guard = Guard(run=run, budget=Budget(hours=0.2), clock=minutes())
+        stopped = fit_lightning(guard, tmp_path).global_step
+    with Run.start(store, "a" * 12, "net") as run:
+        again = fit_lightning(Guard(run=run), tmp_path, resume=True)
     assert again.global_step > stopped > 0
+    assert track.curves(store, run.id)["loss"][0].tolist() == list(range(again.global_step)), "of both attempts"
 
 
 def test_lightning_accumulates_scales_its_loss_and_the_guard_sees_the_loss_itself(tmp_path: Path, store: Store) -> None:
@@ -223,11 +227,14 @@ def test_an_evaluation_by_itself_is_nothing_to_the_guard(tmp_path: Path) -> None
     assert math.isnan(trainer.evaluate()["eval_loss"]) and guard.stopped is None
 
 
-def test_a_stopped_trainer_of_hugging_face_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+def test_a_stopped_trainer_of_hugging_face_goes_on_to_the_same_weights(tmp_path: Path, store: Store) -> None:
     torch = pytest.importorskip("torch", reason=NO_TORCH)
     whole = fit_hugging_face(Guard(), tmp_path / "whole")
-    fit_hugging_face(Guard(budget=Budget(hours=0.2), clock=minutes()), tmp_path / "parts")
-    again = fit_hugging_face(Guard(), tmp_path / "parts", resume=True)
+    with Run.start(store, "b" * 12, "net") as run:
+        fit_hugging_face(Guard(run=run, budget=Budget(hours=0.2), clock=minutes()), tmp_path / "parts")
+    with Run.start(store, "b" * 12, "net") as run:
+        again = fit_hugging_face(Guard(run=run), tmp_path / "parts", resume=True)
+    assert track.curves(store, run.id)["loss"][0].tolist() == list(range(1, 21)), "of both attempts"
     assert again.state.global_step == 20
     assert torch.equal(again.model.body.weight, whole.model.body.weight)
 

@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 
 from tenon.errors import CorruptError, InputError, UsageError
 from tenon.ledger import Budget
+from tenon.store import Store
 from tenon.training import Guard, Rules
 from tenon.training.checkpoint import STATE, Checkpoints, Keep
 from tenon.training.order import Order
 from tenon.training.plain import decode, encode
 from tenon.training.ranks import Ranks
 from tenon.training.resume import Resume
+from tenon.training.track import curves
 
 torch = pytest.importorskip("torch", reason="the extra 'torch' is not installed")
 pytest.importorskip("safetensors", reason="the extra 'torch' is not installed")
@@ -37,6 +39,8 @@ from tenon.training import Guard, Rules
 from tenon.training.checkpoint import Checkpoints, Keep
 from tenon.training.order import Order
 from tenon.training.resume import Resume
+from tenon.training.track import Run
+from tenon.store import Store
 
 import torch._dynamo, torch.utils.data  # the first optimiser imports it: once, before there are children
 nn = torch.nn
@@ -53,7 +57,8 @@ def run(folder, out, steps, every, workers):
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=steps + 1)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=20)
     own = np.random.default_rng(5)
-    guard = Guard(rules=Rules(flat=False)).watch(model, optimizer, scaler=scaler)
+    tracked = Run.start(Store.open(Path(folder + "-store")), "r", "m")
+    guard = Guard(run=tracked, rules=Rules(flat=False)).watch(model, optimizer, scaler=scaler)
     kept = Checkpoints(Path(folder), keep=Keep(last=2, best=1))
     resume = Resume(kept, every=every, guard=guard, model=model, own=own,
                     optimizer=optimizer, scheduler=scheduler, scaler=scaler, data=order)
@@ -69,7 +74,9 @@ def run(folder, out, steps, every, workers):
         guard.step(step, loss=loss)
         scaler.step(optimizer); scaler.update(); scheduler.step()
         os.write(out, f"{step:06} {loss.item().hex():>24}\\n".encode())
+        tracked.log(step, loss=loss.item())
         resume.done(step, loss=loss)
+    tracked.finish()
 
 def fork(*words):
     child = os.fork()
@@ -115,6 +122,11 @@ def test_killed_at_random_steps_the_losses_go_on_bit_for_bit(quick_disk: Path, w
     assert all(expected[step] == loss for step, loss in found)  # every step done again, too
     assert {step for step, _ in found} == set(range(160))
     assert len(found) > 160  # something was in fact done again
+    with Store.open(quick_disk / "b-store", read_only=True) as store:
+        steps, losses = curves(store, "r")["loss"]
+    assert [(step, loss.hex()) for step, loss in zip(steps.tolist(), losses.tolist(), strict=True)] == [
+        (step, expected[step]) for step in range(160)
+    ]  # the curve of all attempts, without a hole, and no step twice
 
 
 def lines(out: Path) -> list[tuple[int, str]]:
@@ -160,6 +172,7 @@ def test_a_budget_that_is_spent_ends_in_a_checkpoint_of_a_whole_step(tmp_path: P
 
     whole = loop(tmp_path / "a", Budget(), 40)
     first = loop(tmp_path / "b", Budget(hours=0.2), 40)
+    assert loop(tmp_path / "b", Budget(hours=0.2), 40) == []  # the budget is that of all attempts
     assert 0 < len(first) < 40
     assert Checkpoints(tmp_path / "b").steps() == [len(first) - 1]
     assert first + loop(tmp_path / "b", Budget(), 40) == whole

@@ -271,6 +271,33 @@ def test_starting_a_run_again_begins_with_a_clean_slate(store: Store) -> None:
     assert "error" not in track.load(store, "r")
 
 
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=40), st.integers(1, 31), st.booleans(), st.booleans())
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_run_that_goes_on_keeps_what_it_had_logged_and_counts_it(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[int], at: int, flushed: bool, again: bool
+) -> None:
+    with Store.open(tmp_path_factory.mktemp("store")) as store:
+        with Run.start(store, "r", "m", limits=OFTEN) as run:
+            for place, step in enumerate(steps):
+                run.log(step, loss=float(place), **({"rate": 0.1} if place % 3 else {}))
+                if flushed and place % 7 == 0:
+                    run.flush()
+        with Run.start(store, "r", "m") as run:
+            assert track.curves(store, "r") == {}
+            if again:
+                run.log(0, rate=0.5)
+            run.resumed(at)
+            assert len(track.curves(store, "r").get("loss", ([],))[0]) == sum(step < at for step in steps)
+            run.log(at, loss=-1.0)
+        first = [(step, float(place)) for place, step in enumerate(steps) if step < at]
+        found = lists(track.curves(store, "r"))
+        assert sorted(zip(*found["loss"], strict=True)) == sorted([*first, (at, -1.0)])
+        rates = 1 if again else sum(1 for place, step in enumerate(steps) if place % 3 and step < at)
+        final = track.load(store, "r")["final"]
+        assert (final["loss"]["points"], final.get("rate", {}).get("points", 0)) == (len(first) + 1, rates)
+        assert (final["loss"]["last"], final["loss"]["min"]) == (-1.0, -1.0)
+
+
 def test_two_may_not_work_on_one_run(store: Store) -> None:
     run = Run.start(store, "r", "m")
     with pytest.raises(

@@ -235,14 +235,15 @@ class Store:
                     yield _batch(stream, subject, row)
             after = page[-1][0]
 
-    def fold(self, stream: str, subject: str, body: bytes, *, over: Sequence[Batch]) -> None:
+    def fold(self, stream: str, subject: str, body: bytes, *, over: Sequence[Batch], rows: int | None = None) -> None:
         """Replace consecutive batches by one with the same rows, in one step; it takes the number of the last.
 
-        Streams of many small batches (a run that logged for hours) are folded so that reading them stays quick.
+        Streams of many small batches (a run that logged for hours) are folded so that reading them stays quick. With
+        `rows` it holds so many of them only: the others are dropped.
         """
         assert over, "nothing to fold"
         self._room(len(body))
-        rows = sum(batch.rows for batch in over)
+        rows = sum(batch.rows for batch in over) if rows is None else rows
         first, last = min(batch.first for batch in over), max(batch.last for batch in over)
         sum_of_all = _checksum(stream, subject, rows, first, last, body)
         with self._catalog.atomic() as execute:
@@ -260,6 +261,11 @@ class Store:
         with self._catalog.atomic() as execute:
             sql = "DELETE FROM batch WHERE stream = ? AND subject = ? AND last < ? RETURNING row_count"
             return sum(int(row[0]) for row in execute(sql, (stream, subject, before)))
+
+    def newest(self, stream: str, subject: str) -> int:
+        """Return the number of the newest batch, 0 for none."""
+        sql = "SELECT MAX(seq) FROM batch WHERE stream = ? AND subject = ?"
+        return int(self._catalog.read(sql, (stream, subject))[0][0] or 0)
 
     def subjects(self, stream: str) -> list[dict[str, Any]]:
         """Return what a stream holds by subject: {subject, batches, rows, bytes, first, last, seq of the newest}."""

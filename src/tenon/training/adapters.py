@@ -44,6 +44,9 @@ def lightning(guard: Guard, *, checkpoint: Path | str | None = None) -> Any:
             optimizers = trainer.optimizers
             guard.watch(pl_module, optimizers[0] if optimizers else None, scaler=getattr(trainer, "scaler", None))
 
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            _resumed(guard, trainer.global_step)
+
         def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
             # With a loss scaler it comes scaled, by a scale that jumps by itself.
             scale = trainer.scaler.get_scale() if getattr(trainer, "scaler", None) is not None else 1.0
@@ -96,6 +99,8 @@ def hugging_face(guard: Guard) -> Any:
             self.training = True
             given = kwargs.get("optimizer")  # Accelerate's wrapper around the optimiser, with the scaler of fp16
             guard.watch(model, getattr(given, "optimizer", given), scaler=getattr(given, "scaler", None))
+            if state.global_step:
+                _resumed(guard, state.global_step + 1)  # it tells of a step once it is done
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if guard.stopped is None and not guard.step(state.global_step):
@@ -103,9 +108,11 @@ def hugging_face(guard: Guard) -> Any:
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             logs = logs or {}
-            if guard.stopped is not None or not self.training:
+            if not self.training:
                 return
             _log(guard, state.global_step, **{name: one for name, one in logs.items() if isinstance(one, (int, float))})
+            if guard.stopped is not None:
+                return
             if "loss" in logs and not guard.told(state.global_step, logs["loss"]):
                 control.should_training_stop = True
             if "eval_loss" in logs and guard.stopped is None:
@@ -182,6 +189,12 @@ def _log(guard: Guard, step: int, **values: Any) -> None:
     """Log what a library told, in the guard's run when there is one."""
     if guard.run is not None:
         guard.run.log(step, **values)
+
+
+def _resumed(guard: Guard, step: int) -> None:
+    """Have the guard's run keep what it logged before it was begun again at this step."""
+    if hasattr(guard.run, "resumed"):
+        guard.run.resumed(step)
 
 
 def _module(name: str) -> Any:

@@ -127,7 +127,7 @@ class Guard:
         self._fit: tuple[Any, Any, Callable[[], int | None]] | None = None  # prediction, store, what was reserved
         self._mark = (self._start, 0)  # when it was last told how the run stands, and its step
         self.keeper: Any = None  # a Resume puts itself here, and is then asked to save before a run ends
-        self.elsewhere = ledger.NOTHING  # used by other ranks, with which it no longer trains
+        self.elsewhere = ledger.NOTHING  # used by an earlier attempt, and by ranks with which it no longer trains
         self._together: Any = None
         self.join(ranks)
 
@@ -142,6 +142,20 @@ class Guard:
 
             self._together = Together(ranks)
         self.beat = ranks.beat if ranks is not None else None
+
+    def resumed(self, step: int, used: ledger.Usage) -> None:
+        """Go on at `step` of a run that has used so much: budget and curves are those of all attempts.
+
+        `Resume` calls it. Of ranks, the first counts it unless their launcher has told of more.
+        """
+        if self._together is not None:
+            self._together.resumed(used)
+        else:
+            self.elsewhere = used
+            self._mark = self._clock(), step
+            self.ending = not self._affordable(step, self._clock())  # then its first step is refused
+        if hasattr(self.run, "resumed"):
+            self.run.resumed(step)
 
     def watch(self, model: Any, optimizer: Any = None, *, scaler: Any = None) -> Self:
         """Watch a PyTorch model too: its gradients at every step, its health now and then, and who spoiled a step.
@@ -331,9 +345,11 @@ class Guard:
     def invoice(self, subject: str = "") -> list[ledger.Entry]:
         """Return what the run has cost so far, an entry for each kind of thing used; at the prices of the guard."""
         name = subject or str(getattr(self.run, "id", None) or "run")
-        return self._usage(self._clock()).entries(name, self.prices, at=time.time(), note="training")
+        return self.usage().entries(name, self.prices, at=time.time(), note="training")
 
-    def _usage(self, now: float) -> ledger.Usage:
+    def usage(self, now: float | None = None) -> ledger.Usage:
+        """Return what the run has used so far: this process, other ranks, attempts before a resume."""
+        now = self._clock() if now is None else now
         return self.own_usage(now).plus(self._together.others if self._together is not None else self.elsewhere)
 
     def own_usage(self, now: float) -> ledger.Usage:
@@ -347,7 +363,7 @@ class Guard:
         """Read what has been spent and compare it with the budget."""
         # An hour's run is read every ten seconds: a budget is overrun by a hundredth of it at most.
         self._read = now + min(max(SPENT_S, SPENT_SHARE * (now - self._start)), SPENT_MOST_S)
-        self.spent = self._usage(now).spent(self.prices)
+        self.spent = self.usage(now).spent(self.prices)
         self._stands(step, now)
         admission = self.budget.admit(self.spent, what="the run")
         if admission:

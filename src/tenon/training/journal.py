@@ -14,12 +14,14 @@ ones every `FOLD` flushes and at the end, so that a run that logged for days rea
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,7 @@ from tenon.errors import StoreError, UsageError, sentence
 from tenon.finding import Finding
 from tenon.limits import TrackLimits
 from tenon.store import Batch, Store
-from tenon.training.packing import Call, Floats, Ints, Packed, Table, join, pack, tables
+from tenon.training.packing import Call, Floats, Ints, Packed, Table, join, pack, packed, tables, unpacked
 from tenon.training.setting import code, setting
 from tenon.training.tally import Tally
 
@@ -47,6 +49,7 @@ class Journal:
     __slots__ = (
         "__weakref__",
         "_asked",
+        "_below",
         "_calls",
         "_closed",
         "_columns",
@@ -88,6 +91,9 @@ class Journal:
         self.room = ROOM if limits.buffered_points >= ROOM * FEW else 0
         self._calls: list[Call] = []
         self._columns: list[Columns] = []
+        self._below = (
+            -math.inf
+        )  # steps below it are kept of what earlier attempts logged: batches up to `since` of the record
         self._held = 0  # points not yet durable; NO_MORE sends every call to `usable`, at no cost to the others
         self._total = 0
         self._dropped: dict[str, tuple[int, int, int]] = {}  # why -> points, first step, last step
@@ -157,6 +163,14 @@ class Journal:
         with self._lock:
             if self._fits(points, int(steps[0]), int(steps[-1])):
                 self._columns.append((name, now, steps, values))
+
+    def resumed(self, step: int) -> None:
+        """Keep what earlier attempts logged of steps below this one, but of metrics that this one has logged itself."""
+        with suppress(StoreError):  # what cannot be written now is tried again, in its order
+            self.flush()
+        self._below = step
+        with suppress(StoreError):
+            self.flush()
 
     def merge(self, field: str, values: Mapping[str, Any]) -> None:
         """Add to a field of the record that is a mapping."""
@@ -263,6 +277,8 @@ class Journal:
 
     def _drain(self) -> None:
         """Write what is buffered. What cannot be written stays, and is tried again by the next turn."""
+        if self.body["since"] and (self._below > -math.inf or self._ending):
+            self._look_back(self.body["since"])
         with self._lock:
             self._count()
             calls, self._calls = self._calls, []
@@ -275,6 +291,26 @@ class Journal:
             self.update({"final": self._tally.to_dict()})
         if self._packed or self._dirty:
             self._write(record=self._dirty)
+
+    def _look_back(self, since: int) -> None:
+        """Keep of earlier attempts' points those that this one goes on from, and count them; drop the others."""
+        tally, names = Tally(), set()
+        for batch in self.store.read(STREAM, self.id):
+            if batch.seq > since:
+                break
+            whole = unpacked(batch.body, f"{STREAM}/{self.id}/{batch.seq}")
+            parts = [table.below(self._below, without=self._names) for table in whole]
+            kept = [table for table in parts if table.values.size]
+            points = sum(table.values.size for table in kept)
+            if points < batch.rows:
+                self.store.fold(STREAM, self.id, packed(kept), over=[batch], rows=points)
+            for table in kept:
+                tally.add(table.names, table.steps, table.values)
+                names.update(table.names)
+        self._tally.take(tally)
+        self._names |= names
+        self._folded = 0
+        self.update({"since": 0})
 
     def _write(self, *, record: bool = False) -> None:
         """Make the oldest batch durable, and the record with it: once instead of twice, for that is what takes time."""
@@ -342,7 +378,7 @@ class Journal:
     def _fold(self) -> None:
         """Replace many small batches by few large ones."""
         group: list[Batch] = []
-        for batch in self.store.read(STREAM, self.id, after=self._folded):
+        for batch in self.store.read(STREAM, self.id, after=max(self._folded, self.body["since"])):
             if group and sum(len(one.body) for one in group) + len(batch.body) > FOLD_BYTES:
                 self._fold_group(group)
                 group = []

@@ -11,7 +11,7 @@ slices and pauses between them, because it runs beside a training loop that must
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -41,6 +41,13 @@ class Table:
         self.times = times
         self.values = values
 
+    def below(self, step: float, *, without: Container[str]) -> Table:
+        """Return the calls of steps below this one, without some names."""
+        rows = self.steps < step
+        columns = [i for i, name in enumerate(self.names) if name not in without]
+        names = [self.names[i] for i in columns]
+        return Table(names, self.steps[rows], self.times[rows], self.values[rows][:, columns])
+
 
 class Packed:
     """A batch ready to be appended."""
@@ -48,10 +55,28 @@ class Packed:
     __slots__ = ("body", "first", "last", "points")
 
     def __init__(self, tables: Sequence[Table]) -> None:
-        self.body = msgspec.msgpack.encode({"v": 1, "tables": [_plain(table) for table in tables]})
+        self.body = packed(tables)
         self.first = min(float(table.times.min()) for table in tables)
         self.last = max(float(table.times.max()) for table in tables)
         self.points = sum(table.values.size for table in tables)
+
+
+def packed(tables: Sequence[Table]) -> bytes:
+    """Return tables in the format of a batch."""
+    return msgspec.msgpack.encode({"v": 1, "tables": [_plain(table) for table in tables]})
+
+
+def unpacked(body: bytes, place: str) -> list[Table]:
+    """Return the tables of a batch."""
+    return [
+        Table(
+            table["names"],
+            np.frombuffer(table["steps"], dtype="<i8"),
+            np.frombuffer(table["times"], dtype="<f8"),
+            np.frombuffer(table["values"], dtype="<f8").reshape(-1, len(table["names"])),
+        )
+        for table in unpack(body, place)
+    ]
 
 
 def _plain(table: Table) -> dict[str, Any]:

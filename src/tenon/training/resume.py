@@ -29,11 +29,13 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tenon.errors import InputError, UsageError, sentence
+from tenon.errors import InputError, StoreError, UsageError, sentence
 from tenon.finding import Finding
+from tenon.ledger import NOTHING, Usage
 from tenon.training import shards
 from tenon.training.blame_torch import local
 from tenon.training.checkpoint import Checkpoints, Loaded
@@ -125,6 +127,9 @@ class Resume:
         if random_state is not None:
             _restore_random(random_state)
         self._saved = self._clock()
+        if self._guard is not None:
+            wall_s, cpu_s = loaded.state.get("used", (0.0, 0.0))
+            self._guard.resumed(loaded.step + 1, Usage(wall_s=wall_s, cpu_s=cpu_s, peak_bytes=0))
         return loaded.step + 1
 
     def _kept(self, loaded: Loaded) -> tuple[dict[str, Any], Any]:
@@ -188,6 +193,7 @@ class Resume:
     def save(self, step: int, *, loss: Any = None) -> Path:
         """Write a checkpoint of the state after `step`; suspect when the guard says so or a weight is no number."""
         value = number(loss) if loss is not None else None
+        self._logged()
         # A step may spoil weights after its loss was taken: the next step's would be the first to show it.
         suspect = (self._guard is not None and self._guard.suspect) or any(map(_spoiled, self.parts.values()))
         tensors: dict[str, Any] = {}
@@ -199,6 +205,7 @@ class Resume:
                 "random": encode(_random(), "random", tensors, seen),
                 "setting": _setting(self.parts),
                 "optimizers": self._optimizers(),
+                "used": self._used(),
             }
             place = self.checkpoints.save(step, tensors, state, loss=value, suspect=suspect)
         else:
@@ -215,6 +222,7 @@ class Resume:
             "parts": {name: encode(_state(part), name, tensors, seen) for name, part in common.items()},
             "setting": _setting(self.parts),
             "optimizers": self._optimizers(),
+            "used": self._used(),
         }
         plain = frozenset(tensors)
         rest = {name: part for name, part in self.parts.items() if name not in common}
@@ -227,6 +235,18 @@ class Resume:
             "random": encode(_random(), "random", tensors, seen),
         }
         return shards.Given(tensors=tensors, shared=shared, own=own, plain=plain)
+
+    def _used(self) -> list[float]:
+        """Return what the run has used so far, in seconds on the clock and of processors."""
+        used = self._guard.usage() if self._guard is not None else NOTHING
+        return [used.wall_s, used.cpu_s]
+
+    def _logged(self) -> None:
+        """Have what was logged be as durable as the checkpoint: curves that go on from it have no hole."""
+        run: Any = getattr(self._guard, "run", None)
+        if hasattr(run, "flush"):
+            with suppress(StoreError):  # it is kept, tried again, and told when the run ends
+                run.flush()
 
     def _tell(self, *findings: Finding) -> None:
         self.findings.extend(findings)

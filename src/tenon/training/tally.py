@@ -63,6 +63,13 @@ class Tally:
         before = self._groups.get(names)
         self._groups[names] = _joined(before, found) if before else found
 
+    def take(self, other: Tally) -> None:
+        """Count what another has counted, too."""
+        other._settle()
+        for names, found in other._groups.items():
+            before = self._groups.get(names)
+            self._groups[names] = _joined(found, before) if before else found
+
     def to_dict(self, limit: int = NAMES) -> dict[str, dict[str, Any]]:
         """Return {metric: {last, step, min, max, points, not_finite}} of the first `limit` metrics, as plain data."""
         self._settle()

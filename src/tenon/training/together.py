@@ -66,6 +66,11 @@ class Together:
         self._own: tuple[float, ...] = (0.0,) * ranks.size  # what a step takes each rank besides waiting for others
         self._pace = Pace()
 
+    def resumed(self, used: Usage) -> None:
+        """Count what a checkpoint says was used before it, unless the launcher knows of more."""
+        if self.ranks.first and used.wall_s > (self.ranks.before or NOTHING).wall_s:
+            self.ranks.before = self.others = used
+
     def step(self, guard: Guard, step: int, loss: float | None, norm: float | None, *, given: bool) -> bool:
         """Take the step with the other ranks; the same answer, or the same TrainingError, on all of them.
 

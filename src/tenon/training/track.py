@@ -97,11 +97,12 @@ class Run:
         charge: bool = True,
         **fields: Any,
     ) -> Self:
-        """Begin a run: write its record, and drop what an earlier attempt of the same id has logged.
+        """Begin a run: write its record. What earlier attempts of the same id have logged is no longer read.
 
-        `fields` are fields of the record (trainer, seed, params, split ...). With `prices`, finishing charges what
-        the run has used to its id in the ledger, unless somebody else does (`charge`). Raises TrainingError when a
-        living process is at work on this id.
+        Unless this one says that it goes on from there (`resumed`); else it is dropped in the end. `fields` are fields
+        of the record (trainer, seed, params, split ...). With `prices`, finishing charges what the run has used to its
+        id in the ledger, unless somebody else does (`charge`). Raises TrainingError when a living process is at work on
+        this id.
         """
         at = clock()
         body: dict[str, Any] = {
@@ -122,7 +123,7 @@ class Run:
                 raise TrainingError(
                     sentence("a run that nobody else works on", got, at=f"run/{id}", hint="wait or stop it")
                 )
-            store.trim(STREAM, id, before=float("inf"))
+            body["since"] = store.newest(STREAM, id)
             store.put("run", id, body)
         journal = Journal(store, body, limits or TrackLimits(), clock)
         journal.begin()
@@ -151,6 +152,13 @@ class Run:
             got = f"{len(steps_n):,} steps and {len(values_n):,} values"
             raise UsageError(sentence("as many steps as values", got, at=place))
         self._journal.add_columns(name, steps_n, values_n)
+
+    def resumed(self, step: int) -> None:
+        """Say that this attempt goes on at `step`: what earlier ones logged of steps below it is read again.
+
+        But of metrics that this one has logged already; call it before the loop.
+        """
+        self._journal.resumed(_step(step, self.id))
 
     def param(self, **params: Any) -> None:
         """Remember settings of the run; written with the next flush."""
@@ -307,7 +315,7 @@ def curves(store: Store, id: str, *, by: Literal["step", "time"] = "step") -> di
     """Return every metric of a run as (steps, values) in the order logged, or as (times, values) with ``by="time"``."""
     parts: dict[str, tuple[list[NDArray[Any]], list[Floats]]] = {}
     field, kind = ("steps", "<i8") if by == "step" else ("times", "<f8")
-    for batch in store.read(STREAM, id):
+    for batch in store.read(STREAM, id, after=_since(store, id)):
         for table in unpack(batch.body, f"{STREAM}/{id}/{batch.seq}"):
             names = table["names"]
             axis = np.frombuffer(table[field], dtype=kind)
@@ -317,6 +325,11 @@ def curves(store: Store, id: str, *, by: Literal["step", "time"] = "step") -> di
                 axes.append(axis)
                 columns.append(values[:, column])
     return {name: (np.concatenate(axes), np.concatenate(columns)) for name, (axes, columns) in parts.items()}
+
+
+def _since(store: Store, id: str) -> int:
+    """Return the number of the batch up to which earlier attempts logged, from which this one does not go on."""
+    return int((store.get("run", id) or {}).get("since", 0))
 
 
 class Tail:
@@ -335,7 +348,7 @@ class Tail:
 
     def read(self) -> None:
         """Read what has been logged since the last look."""
-        for batch in self._store.read(STREAM, self._id, after=self._after):
+        for batch in self._store.read(STREAM, self._id, after=max(self._after, _since(self._store, self._id))):
             self._after = batch.seq
             for table in unpack(batch.body, f"{STREAM}/{self._id}/{batch.seq}"):
                 names = list(table["names"])
