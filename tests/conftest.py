@@ -14,9 +14,14 @@ from pathlib import Path
 
 import pytest
 
-# Threads of PyTorch and LightGBM that wait for each other would keep the cores busy that other tests need; read when
-# those are imported, here and in every process that a test begins.
+from tenon import engine
+
+# Threads of PyTorch and LightGBM that wait for each other would keep the cores busy that other tests need: each process
+# of tests takes its share of the cores. Read when those are imported, here and in every process that a test begins.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+SHARE = max(engine.cores() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")), 1)
+for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(threads, str(SHARE))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import importlib
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ import tenon
 
 PACKAGE = Path(tenon.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-TREES = {path: ast.parse(path.read_text("utf-8")) for path in SOURCES}
 
 # The floors of the house, lowest first; a room imports from lower floors only.
 FLOORS = [
@@ -46,13 +46,18 @@ ARROWS = {
 NEVER = {(room, "store") for room in FLOORS[2]}
 
 
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
 def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imports(path: Path) -> set[str]:
     rooms = set()
-    for node in ast.walk(TREES[path]):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: import by full name"
             parts = (node.module or "").split(".")
@@ -98,7 +103,7 @@ def test_lazy_names_are_told_to_type_checkers_as_they_are_resolved(path: Path) -
     room = importlib.import_module(package)
     told = {
         alias.name: node.module
-        for block in TREES[path].body
+        for block in tree(path).body
         if isinstance(block, ast.If)
         for node in block.body
         if isinstance(node, ast.ImportFrom)
@@ -130,7 +135,7 @@ def test_serving_starts_without_torch_ingest_or_training() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_pickle_is_loaded_and_nothing_is_evaluated(path: Path) -> None:
-    for node in ast.walk(TREES[path]):
+    for node in ast.walk(tree(path)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = {alias.name for alias in node.names} | {getattr(node, "module", "") or ""}
             assert not names & {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}, path
@@ -139,9 +144,7 @@ def test_no_pickle_is_loaded_and_nothing_is_evaluated(path: Path) -> None:
 
 
 def test_classes_are_composed_and_not_inherited() -> None:
-    classes = [
-        (path, node) for path, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)
-    ]
+    classes = [(path, node) for path in SOURCES for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef)]
     ours = {node.name for _, node in classes if not node.name.endswith("Error")}
     for path, node in classes:
         bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
@@ -157,4 +160,4 @@ def test_broad_excepts_stand_only_at_edges_that_say_why() -> None:
 
 def test_every_module_says_what_it_owns() -> None:
     for path in SOURCES:
-        assert ast.get_docstring(TREES[path]), path
+        assert ast.get_docstring(tree(path)), path

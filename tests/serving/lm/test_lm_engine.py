@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,17 +28,22 @@ def network(tiny: Path) -> Any:
     return Network(Bundle.open(tiny), 24, 64)
 
 
-def plain(network: Any, prompt: Sequence[int], count: int) -> list[int]:
-    """Decode one token at a time, nothing shared and nobody beside: the meaning that the engine must keep."""
+def plain(network: Any, prompt: Sequence[int], count: int, *, rows: int = 64) -> list[int]:
+    """Decode one token at a time, nothing shared and nobody beside: the meaning that the engine must keep.
+
+    All but the last token of the prompt are read so many at once; that it may be one is a test of its own.
+    """
     from tenon.serving.lm.network import Part
 
     tokens, pages = list(prompt), list(range(8))
-    for at in range(len(prompt) + count - 1):
+    for at in range(0, len(prompt) - 1, rows):
+        read = tokens[at : min(at + rows, len(prompt) - 1)]
+        network.step([Part(tokens=read, start=at, pages=pages[: (at + len(read) - 1) // PAGE + 1])], [])
+    for at in range(len(prompt) - 1, len(prompt) + count - 1):
         logits, _ = network.step([Part(tokens=tokens[at : at + 1], start=at, pages=pages[: at // PAGE + 1])], [0])
-        if at >= len(prompt) - 1:
-            tokens.append(int(logits[0][: 257 + 15].argmax()))
-            if tokens[-1] == 0:
-                break
+        tokens.append(int(logits[0][: 257 + 15].argmax()))
+        if tokens[-1] == 0:
+            break
     return tokens[len(prompt) :]
 
 
@@ -53,6 +58,12 @@ def prompts(count: int, seed: int = 0) -> list[list[int]]:
 
 
 # ── the same as plain decoding ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_prompt_says_the_same_read_at_once_in_pieces_or_token_by_token(network: Any) -> None:
+    for prompt in prompts(4, seed=2):
+        said = [plain(network, prompt, 12, rows=rows) for rows in (64, 17, 1)]
+        assert said[0] == said[1] == said[2]
 
 
 def test_texts_that_come_and_go_get_the_tokens_of_plain_decoding(
@@ -87,10 +98,19 @@ def test_evictions_and_texts_that_give_way_change_nothing(begun: Begun, lm: Simp
     assert language.engine.pages.available == pages, "every page is given back"
 
 
+@pytest.fixture(scope="module", params=[1, 2], ids=["one thread", "two threads"])
+def threads(request: pytest.FixtureRequest, network: Any) -> Iterator[int]:
+    """Compute with so many threads."""
+    before = network.torch.get_num_threads()
+    network.torch.set_num_threads(request.param)
+    yield request.param
+    network.torch.set_num_threads(before)
+
+
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 90)), min_size=1, max_size=4), st.integers(0, 99))
 @settings(max_examples=25, deadline=None)
 def test_the_bits_of_a_row_do_not_depend_on_its_company(
-    network: Any, company: list[tuple[int, int]], seed: int
+    threads: int, network: Any, company: list[tuple[int, int]], seed: int
 ) -> None:
     from tenon.serving.lm.network import Part
 

@@ -62,15 +62,13 @@ def served(*arguments: str) -> Iterator[str]:
         process.communicate()
 
 
-def test_a_folder_that_was_exported_is_served_by_one_command(tiny: Path) -> None:
+def test_a_folder_is_served_by_one_command_and_a_stream_that_runs_when_it_is_told_to_stop_is_finished(
+    tiny: Path,
+) -> None:
     with served(str(tiny)) as url:
         assert get(f"{url}/v1/models")["data"][0]["id"] == "tiny"
-        answer = ask(f"{url}/v1/completions", {"model": "tiny", "prompt": "the", "max_tokens": 3, "seed": 1})
-        assert answer["usage"]["completion_tokens"] <= 3
-
-
-def test_a_stream_that_runs_when_the_service_is_told_to_stop_is_finished(tiny: Path) -> None:
-    with served(str(tiny)) as url:
+        whole = ask(f"{url}/v1/completions", {"model": "tiny", "prompt": "the", "max_tokens": 3, "seed": 1})
+        assert whole["usage"]["completion_tokens"] <= 3
         how = {"model": "tiny", "prompt": "the", "max_tokens": 150, "seed": 3, "stream": True}
         answer = urllib.request.urlopen(f"{url}/v1/completions", data=json.dumps(how).encode(), timeout=20)
         first = answer.readline()
