@@ -20,73 +20,15 @@ from tenon.config import EngineConfig
 from tenon.errors import ConfigError, InputError, TenonError, UsageError
 from tenon.limits import EngineLimits
 
+from .jobs import PLACE
 from .waiting import eventually
-
-JOBS = """
-    import os, signal, sys, time
-    from pathlib import Path
-    from tenon.errors import InputError, sentence
-
-    def double(job):
-        return {"n": job["n"] * 2, "pid": os.getpid(), "job": job}
-
-    def slow_first(job):
-        time.sleep(0.3 if job["n"] == 0 else 0.0)
-        return job
-
-    def chatter(job):
-        print("this goes to", sys.stdout.name, flush=True)
-        os.write(1, b"and so does this" + os.linesep.encode())
-        return {"read": sys.stdin.read()}
-
-    def refuse(job):
-        if job["n"] == 2:
-            raise InputError(sentence("a small number", "2", at="here"))
-        return job
-
-    def break_down(job):
-        return {"n": 1 / job["n"]}
-
-    def die(job):
-        if job["n"] == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return job
-
-    def die_once(job):
-        mark = Path(job["mark"])
-        if job["n"] == 1 and not mark.exists():
-            mark.touch()
-            os._exit(3)
-        return {"n": job["n"]}
-
-    def no_dict(job):
-        return [1]
-
-    def large(job):
-        return {"bytes": b"x" * job["n"]}
-
-    def begun(job):
-        Path(job["folder"], str(job["n"])).touch()
-        time.sleep(job.get("seconds", 0))
-        return job
-
-    def threads(job):
-        return {"threads": os.environ["OMP_NUM_THREADS"]}
-
-    def pid_then_wait(job):
-        Path(job["file"]).write_text(str(os.getpid()))
-        time.sleep(60)
-        return {}
-"""
 
 
 @pytest.fixture
-def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a module that workers can import; a new one for each test."""
-    name = f"jobs_{tmp_path.name}".replace("-", "_")
-    (tmp_path / f"{name}.py").write_text(textwrap.dedent(JOBS))
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return name
+def jobs(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module that workers can import."""
+    monkeypatch.syspath_prepend(str(PLACE))
+    return "jobs"
 
 
 @pytest.fixture(params=[1, 2], ids=["here", "spread"])
@@ -297,27 +239,6 @@ def test_ray_that_is_not_installed_is_told_with_the_command() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=environment, check=False)
     assert done.returncode == 0
-
-
-@pytest.mark.filterwarnings("ignore")  # Ray's own
-def test_a_ray_cluster_gives_the_same(jobs: str, tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="ray is not installed")
-    told: list[float] = []
-    with engine.open(EngineConfig(kind="ray")) as cluster:
-        found = list(
-            cluster.map(
-                f"{jobs}:double", [{"n": n} for n in range(20)], progress=lambda done, total, said: told.append(done)
-            )
-        )
-        assert [result["n"] for result in found] == [n * 2 for n in range(20)]
-        assert os.getpid() not in {result["pid"] for result in found}
-        assert told == list(range(1, 21))
-        with pytest.raises(InputError, match=r"^expected a small number, got 2 - at here"):
-            list(cluster.map(f"{jobs}:refuse", [{"n": n} for n in range(5)]))
-        every = [{"n": n, "mark": str(tmp_path / "mark")} for n in range(3)]
-        assert [result["n"] for result in cluster.map(f"{jobs}:die_once", every)] == [0, 1, 2]
-        with pytest.raises(TenonError, match=r"expected the job to end, got 3 workers that died"):
-            list(cluster.map(f"{jobs}:die", [{"n": 0}, {"n": 1}]))
 
 
 # ── what the process may use ─────────────────────────────────────────────────────────────────────────────────────────

@@ -221,7 +221,7 @@ def test_a_model_that_is_built_on_the_meta_device_is_predicted_as_if_it_had_weig
 
 def test_what_does_not_fit_is_refused_with_the_cheapest_change_that_does(tmp_path: Path) -> None:
     folder = written(tmp_path, GPT)
-    found = asked(folder, gpu="l4", batch=1_024, total_gib=1.6)
+    found = asked(folder, gpu="l4", batch=8_192, total_gib=9.0)
     assert not found
     assert found.verdict == "does not fit"
     assert found.plan is not None

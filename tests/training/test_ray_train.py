@@ -1,7 +1,8 @@
-"""Ray Train runs the same function to the same bits; deaths and hangs of its workers are told, and it begins again."""
+"""Ray gives what one machine gives: a job's result, a run's bits; deaths and hangs are told, and it begins again."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 import pytest
 
 from tenon import engine
+from tenon.config import EngineConfig
+from tenon.errors import InputError, TenonError
 from tenon.training import cluster
 from tenon.training.target import Target
 from tenon.training.watchdog import Ended
 
+from ..jobs import PLACE
 from .launched import SCRIPT, STEPS, started, went_on_exactly
 
 for package, extra in (("torch", "torch"), ("ray", "ray"), ("pyarrow", "ray")):
@@ -25,9 +29,12 @@ Told = tuple[Ended, list[str]]
 
 @pytest.fixture(scope="module", autouse=True)
 def workers() -> Iterator[engine.Ray]:
-    """A real cluster of this machine, which every run of this file joins."""
-    with engine.Ray() as opened:
-        yield opened
+    """A real cluster of this machine, which every run of this file joins; its workers can import `jobs`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(PLACE))
+        with engine.open(EngineConfig(kind="ray")) as opened:
+            assert isinstance(opened, engine.Ray)
+            yield opened
 
 
 def on_ray(function: str, folder: Path, *given: str, **patience: Any) -> Told:
@@ -71,3 +78,18 @@ def test_what_the_guard_refused_under_ray_is_not_begun_again(tmp_path: Path) -> 
     assert told == ["training/gave-up"]
     assert "its guard refused it, and would refuse the same step again (" in ended.findings[0].said
     assert "expected a finite loss, got one that is not on rank 1 of 2" in ended.findings[0].said
+
+
+def test_a_ray_cluster_gives_the_same(workers: engine.Ray, tmp_path: Path) -> None:
+    told: list[float] = []
+    twenty = [{"n": n} for n in range(20)]
+    found = list(workers.map("jobs:double", twenty, progress=lambda done, total, said: told.append(done)))
+    assert [result["n"] for result in found] == [n * 2 for n in range(20)]
+    assert os.getpid() not in {result["pid"] for result in found}
+    assert told == list(range(1, 21))
+    with pytest.raises(InputError, match=r"^expected a small number, got 2 - at here"):
+        list(workers.map("jobs:refuse", [{"n": n} for n in range(5)]))
+    every = [{"n": n, "mark": str(tmp_path / "mark")} for n in range(3)]
+    assert [result["n"] for result in workers.map("jobs:die_once", every)] == [0, 1, 2]
+    with pytest.raises(TenonError, match=r"expected the job to end, got 3 workers that died"):
+        list(workers.map("jobs:die", [{"n": 0}, {"n": 1}]))

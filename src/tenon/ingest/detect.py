@@ -27,7 +27,7 @@ UNUSUAL = 0.85
 SURE = frozenset((b",", b"\t", b";", b"|"))
 NEVER = set(b"\"'\r\n\\")  # quotes, line endings and the usual escape delimit nothing
 RARELY = dict.fromkeys((b"-", b"/", b"_", b"$", b"%", b"@", b"=", b"+"), 0.5) | {b".": 0.4, b"(": 0.1, b")": 0.1}
-MONTH = rb"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
+MONTH = rb"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,9}"
 DATE = (
     rb"(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.](?:\d{4}|\d{2})"
     rb"|\d{1,2}[- ]%b[- ,]+\d{2,4}|%b \d{1,2},? \d{4})"
@@ -64,9 +64,10 @@ KINDS = (
 KIND = [(name, re.compile(pattern, re.IGNORECASE)) for name, pattern in KINDS]
 WORTH = {"empty": 0.6, "sign": 0.5, "word": 0.9, "text": 0.85, "prose": 0.4, "junk": 0.05}
 TYPED = frozenset(("int", "float", "number", "money", "percent", "date", "time", "stamp"))
-# What looks like a delimiter inside these is none.
+# What looks like a delimiter inside these is none. A run of letters or digits is tried from its beginning only: tried
+# from each of its signs, a long one would take the square of its length.
 INSIDE = re.compile(
-    rb"(?:[a-z]+://|www\.)[^\s,;|\"]+|" + DATE + rb"(?:[T ]+" + TIME + ZONE + rb")?|" + TIME + rb"|\d+\.\d+", re.I
+    rb"(?:(?<![a-z])[a-z]+://|www\.)[^\s,;|\"]+|%b(?:[T ]+%b%b)?|%b|(?<!\d)\d+\.\d+" % (DATE, TIME, ZONE, TIME), re.I
 )
 
 
