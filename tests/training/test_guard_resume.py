@@ -178,6 +178,28 @@ def test_a_budget_that_is_spent_ends_in_a_checkpoint_of_a_whole_step(tmp_path: P
     assert first + loop(tmp_path / "b", Budget(), 40) == whole
 
 
+def test_what_was_used_before_a_checkpoint_counts_once_wherever_it_is_gone_on_from(tmp_path: Path) -> None:
+    now = [0.0]
+
+    def began() -> tuple[Guard, Resume]:
+        guard = Guard(clock=lambda: now[0])
+        return guard, Resume(tmp_path, guard=guard, **parts())
+
+    guard, resume = began()
+    now[0] = 30.0
+    resume.save(4)
+    now[0] = 50.0
+    assert resume.restore() == 5 and guard.usage().wall_s == 50.0  # back in its own process, which has used all of it
+    resume.checkpoints.close()
+    guard, resume = began()
+    assert resume.restore() == 5 and guard.usage().wall_s == 30.0
+    now[0] = 60.0
+    resume.save(9)
+    resume.checkpoints.close()
+    guard, resume = began()
+    assert resume.restore() == 10 and guard.usage().wall_s == 40.0
+
+
 def test_a_suspect_state_is_kept_apart(tmp_path: Path) -> None:
     guard = Guard(rules=Rules(flat=False, diverged=False))
     resume = Resume(Checkpoints(tmp_path, keep=Keep(last=1)), guard=guard, **parts())

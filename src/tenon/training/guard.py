@@ -143,14 +143,14 @@ class Guard:
             self._together = Together(ranks)
         self.beat = ranks.beat if ranks is not None else None
 
-    def resumed(self, step: int, used: ledger.Usage) -> None:
-        """Go on at `step` of a run that has used so much: budget and curves are those of all attempts.
+    def resumed(self, step: int, used: ledger.Usage | None) -> None:
+        """Go on at `step` of a run that has used so much before: budget and curves are those of all attempts.
 
         `Resume` calls it. Of ranks, the first counts it unless their launcher has told of more.
         """
-        if self._together is not None:
+        if used is not None and self._together is not None:
             self._together.resumed(used)
-        else:
+        elif used is not None:
             self.elsewhere = used
             self._mark = self._clock(), step
             self.ending = not self._affordable(step, self._clock())  # then its first step is refused

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import platform
 import random
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -51,6 +52,7 @@ class Resume:
     __slots__ = (
         "_clock",
         "_guard",
+        "_name",
         "_relaid",
         "_saved",
         "checkpoints",
@@ -86,6 +88,7 @@ class Resume:
         self._guard = guard
         self._clock = clock
         self._saved = clock()
+        self._name = secrets.token_hex(8)  # of this attempt
         ranks = ranks or (guard.ranks if guard is not None else None)
         self.ranks = ranks if ranks is not None and ranks.size > 1 else None
         if guard is not None:
@@ -128,8 +131,10 @@ class Resume:
             _restore_random(random_state)
         self._saved = self._clock()
         if self._guard is not None:
-            wall_s, cpu_s = loaded.state.get("used", (0.0, 0.0))
-            self._guard.resumed(loaded.step + 1, Usage(wall_s=wall_s, cpu_s=cpu_s, peak_bytes=0))
+            wall_s, cpu_s, by = loaded.state.get("used", (0.0, 0.0, ""))
+            # A run that goes back in its own process has what that used on its own account.
+            used = Usage(wall_s=wall_s, cpu_s=cpu_s, peak_bytes=0) if by != self._name else None
+            self._guard.resumed(loaded.step + 1, used)
         return loaded.step + 1
 
     def _kept(self, loaded: Loaded) -> tuple[dict[str, Any], Any]:
@@ -236,10 +241,10 @@ class Resume:
         }
         return shards.Given(tensors=tensors, shared=shared, own=own, plain=plain)
 
-    def _used(self) -> list[float]:
-        """Return what the run has used so far, in seconds on the clock and of processors."""
+    def _used(self) -> list[Any]:
+        """Return what the run has used so far, in seconds on the clock and of processors, and which attempt says so."""
         used = self._guard.usage() if self._guard is not None else NOTHING
-        return [used.wall_s, used.cpu_s]
+        return [used.wall_s, used.cpu_s, self._name]
 
     def _logged(self) -> None:
         """Have what was logged be as durable as the checkpoint: curves that go on from it have no hole."""
