@@ -37,6 +37,15 @@ def test_what_failed_before_its_first_step_is_not_begun_again_and_its_last_words
     assert "Traceback" in (tmp_path / "watch" / "attempt-0" / "rank-1.stderr").read_text()
 
 
+def test_a_rank_that_left_the_others_without_an_error_is_named(tmp_path: Path) -> None:
+    command = script(
+        tmp_path, "if os.environ['RANK'] == '1':\n    sys.exit()\ntime.sleep(1)\nraise ValueError('no word from it')"
+    )
+    (died, _) = launch(command, nproc=2, folder=tmp_path / "watch", restarts=1).findings
+    assert died.said.startswith("Rank 0 of 2 ended with exit code 1, before a step.")
+    assert died.said.endswith("no word from it; rank 1 had ended well before")
+
+
 def test_restarts_are_bounded_and_a_refused_run_is_not_begun_again(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; from tenon.training.watchdog import Beat; from tenon.training.ranks import Ranks\n"

@@ -186,6 +186,8 @@ def test_the_record_says_what_the_run_was_made_with(store: Store, tmp_path: Path
         file = tmp_path / "plot.txt"
         file.write_text("a picture")
         run.artifact("plot", file)
+        with pytest.raises(UsageError, match=r"got 'plot\.png' - at run/.*: plot; Path\(\.\.\.\) keeps a file"):
+            run.artifact("plot", "plot.png")  # type: ignore[arg-type]
     record = track.load(store, "3f2a91c07d5e")
     assert record == run.body
     assert (record["status"], record["model"], record["trainer"], record["seed"]) == ("done", "late", "lightgbm", 7)
@@ -237,8 +239,14 @@ def test_params_and_findings_reach_the_store_while_the_run_goes_on(store: Store)
     assert eventually(lambda: track.load(store, "r")["params"] == {"rate": 0.1})
     assert track.load(store, "r")["findings"][0]["said"] == "nothing more to gain"
     assert track.load(store, "r")["status"] == "running"
+    for poison in (object(), lambda x: x, "\udcff"):  # refused where it is given, or nothing else could be written
+        with pytest.raises(UsageError, match=r"expected plain JSON data, got .* - at run/r: params"):
+            run.param(rate=0.2, model=poison)
+    with pytest.raises(UsageError, match="got 'object is not JSON' - at run/r; give dict, list, text, numbers"):
+        run.update(model=object())
     run.finish("stopped", reason="enough")
     run.finish("done")
+    assert track.load(store, "r")["params"] == {"rate": 0.1}
     assert (track.load(store, "r")["status"], track.load(store, "r")["reason"]) == ("stopped", "enough")
 
 
@@ -246,6 +254,7 @@ def test_params_and_findings_reach_the_store_while_the_run_goes_on(store: Store)
     ("error", "status"),
     [
         (ValueError("bad"), "failed"),
+        (FileNotFoundError("no file \udcff"), "failed"),
         (TrainingError("bad"), "failed"),
         (BudgetError("bad"), "stopped"),
         (KeyboardInterrupt(), "stopped"),
@@ -520,7 +529,7 @@ def test_a_finished_run_is_one_batch_however_often_it_was_flushed(store: Store) 
     assert [table["names"] for table in unpack(batch.body, "r")] == [["loss"], ["other"]]
 
 
-def test_runs_are_listed_newest_first_and_found_by_the_beginning_of_their_id(store: Store) -> None:
+def test_runs_are_listed_newest_first_and_found_by_the_beginning_of_their_id(store: Store, tmp_path: Path) -> None:
     for at, (id, model) in enumerate([("aaa111", "late"), ("aab222", "late"), ("ccc333", "other")]):
         Run.start(store, id, model, clock=lambda at=at: 1000.0 + at).finish()  # type: ignore[misc]
     assert [record["id"] for record in track.runs(store)] == ["ccc333", "aab222", "aaa111"]
@@ -531,6 +540,8 @@ def test_runs_are_listed_newest_first_and_found_by_the_beginning_of_their_id(sto
         track.load(store, "aa")
     with pytest.raises(MissingError, match=r"expected a run, got 'aaa112' - at .*; did you mean 'aaa111'\?"):
         track.load(store, "aaa112")
+    with Store.open(tmp_path / "empty") as empty, pytest.raises(MissingError, match="none is kept here yet"):
+        track.load(empty, "aaa")
     for nothing in ("", "zzz"):
         with pytest.raises(TenonError):
             track.load(store, nothing)

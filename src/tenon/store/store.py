@@ -133,7 +133,7 @@ class Store:
     def put(self, kind: str, id: str, body: Mapping[str, Any], *, at: float | None = None) -> None:
         """Insert the record, or replace it as a whole. Its time is `at`, else the body's own `at`, else now."""
         place = f"{_named(kind, 'kind')}/{_named(id, 'id')}"
-        text = _json(body, place)
+        text = as_json(body, place)
         model = body.get("model")
         when = _number(at if at is not None else body.get("at"))
         searched = model if isinstance(model, str) and "\x00" not in model else None
@@ -174,7 +174,7 @@ class Store:
 
     def event(self, kind: str, subject: str, body: Mapping[str, Any], *, at: float | None = None) -> int:
         """Append to the audit trail and return the event's number. Nothing can change it afterwards."""
-        text = _json(body, f"event {_named(kind, 'kind')}/{subject}")
+        text = as_json(body, f"event {_named(kind, 'kind')}/{subject}")
         self._room(len(text))
         with self._catalog.atomic() as execute:
             sql = "INSERT INTO event (at, kind, subject, body) VALUES (?, ?, ?, ?) RETURNING seq"
@@ -413,7 +413,8 @@ def _release() -> str:
     return tenon.__version__
 
 
-def _json(body: Mapping[str, Any], place: str) -> str:
+def as_json(body: Mapping[str, Any], place: str) -> str:
+    """Write a body as it is kept; UsageError for what is no plain data."""
     try:
         return msgspec.json.encode(dict(body), enc_hook=_plain).decode("utf-8")
     except (TypeError, ValueError, OverflowError, RecursionError, UnicodeError) as error:

@@ -30,6 +30,7 @@ from tenon.errors import StoreError, UsageError, sentence
 from tenon.finding import Finding
 from tenon.limits import TrackLimits
 from tenon.store import Batch, Store
+from tenon.store.store import as_json
 from tenon.training.packing import Call, Floats, Ints, Packed, Table, join, pack, packed, tables, unpacked
 from tenon.training.setting import code, setting
 from tenon.training.tally import Tally
@@ -173,7 +174,8 @@ class Journal:
             self.flush()
 
     def merge(self, field: str, values: Mapping[str, Any]) -> None:
-        """Add to a field of the record that is a mapping."""
+        """Add to a field of the record that is a mapping; UsageError for what cannot be kept."""
+        as_json(values, f"run/{self.id}: {field}")
         with self._lock:
             self.body[field] = {**self.body.get(field, {}), **values}
             self._dirty = True
@@ -185,7 +187,8 @@ class Journal:
             self._dirty = True
 
     def update(self, fields: Mapping[str, Any]) -> None:
-        """Set fields of the record."""
+        """Set fields of the record; UsageError for what cannot be kept, now and not when all else is to be written."""
+        as_json(fields, f"run/{self.id}")
         with self._lock:
             self.body.update(fields)
             self._dirty = True

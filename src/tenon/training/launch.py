@@ -218,6 +218,8 @@ class _Attempt:
         )
         if first.words:
             said += f" Its last words: {first.words}"
+        if left := [one.rank for one in self._ranks if one.process.returncode == 0 and one.ended < first.ended]:
+            said += f"; rank{'s' if len(left) > 1 else ''} {', '.join(map(str, left[:8]))} had ended well before"
         if others:
             said += f" Then rank{'s' if len(others) > 1 else ''} {', '.join(map(str, others[:8]))} ended too."
         code = first.process.returncode

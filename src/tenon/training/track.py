@@ -166,6 +166,10 @@ class Run:
 
     def artifact(self, name: str, data: bytes | Path) -> str:
         """Keep bytes, or a copy of a file, under a name; returns the digest. This one waits for the disk."""
+        given: Any = data
+        if isinstance(given, str):
+            place, hint = f"run/{self.id}: {name}", "Path(...) keeps a file, .encode() a text"
+            raise UsageError(sentence("bytes, or the Path of a file", f"'{given[:40]}'", at=place, hint=hint))
         digest = self._journal.store.blobs.put(data)
         self._journal.merge("artifacts", {name: digest})
         return digest
@@ -234,6 +238,8 @@ class Run:
             return
         said = "".join(traceback.format_exception(error))[-TRACEBACK_CHARS:]
         told = {"type": type(error).__name__, "message": str(error), "traceback": said}
+        # A name of a file that is no text may stand in them.
+        told = {name: text.encode("utf-8", "backslashreplace").decode() for name, text in told.items()}
         deliberate = isinstance(error, (BudgetError, KeyboardInterrupt, SystemExit))
         try:
             self.finish("stopped" if deliberate else "failed", error=told)
@@ -307,7 +313,8 @@ def load(store: Store, id: str) -> dict[str, Any]:
         raise UsageError(sentence("the beginning of one run's id", f"'{id}', which {len(begun)} runs share", hint=hint))
     record = store.get("run", begun[0]) if begun else None
     if record is None:
-        raise MissingError(sentence("a run", f"'{id}'", at=str(store.root), hint=nearest(id, every[:50])))
+        hint = nearest(id, every[:50]) if every else "none is kept here yet"
+        raise MissingError(sentence("a run", f"'{id}'", at=str(store.root), hint=hint))
     return record
 
 
