@@ -111,10 +111,31 @@ def test_gradients_that_were_there_before_are_kept() -> None:
         assert torch.allclose(a.grad, b.grad, rtol=1e-10)
 
 
+def test_what_earlier_parts_added_is_dropped_when_a_later_one_fails() -> None:
+    x, y = batch(16)
+    whole, parts, seen = net(), net(), 0
+    ((whole(x) - y) ** 2).mean().backward()
+
+    def loss_of(part: slice) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == 2:
+            raise MemoryError
+        return ((parts(x[part]) - y[part]) ** 2).mean()
+
+    with pytest.raises(TypeError, match="'model'"):  # whose gradients could not be dropped otherwise
+        Micro(8).step(loss_of, rows=16)  # type: ignore[call-arg]
+    Micro(8).step(loss_of, rows=16, model=parts)
+    assert seen == 6
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-10)
+
+
 def test_one_row_that_does_not_fit_is_refused_in_words() -> None:
     x, y = batch(4)
     with pytest.raises(TrainingError, match=r"expected memory for one row, got 2\.5 GiB were asked for"):
-        Micro(4).step(Bounded(net(), x, y, 0), rows=4)
+        model = net()
+        Micro(4).step(Bounded(model, x, y, 0), rows=4, model=model)
 
 
 def test_other_errors_pass_and_batch_normalisation_is_told() -> None:
@@ -122,9 +143,9 @@ def test_other_errors_pass_and_batch_normalisation_is_told() -> None:
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        Micro(4).step(broken, rows=4)
+        Micro(4).step(broken, rows=4, model=net())
     with pytest.raises(UsageError):
-        Micro(0).step(broken, rows=4)
+        Micro(0).step(broken, rows=4, model=net())
     x, y = batch(8)
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 1)).double()
     micro = Micro(8)
@@ -137,4 +158,4 @@ def test_an_error_without_figures_is_told_in_its_own_words() -> None:
         raise RuntimeError("CUDNN_STATUS_ALLOC_FAILED: out of memory in the workspace")
 
     with pytest.raises(TrainingError, match=r"memory was asked for \(CUDNN_STATUS_ALLOC_FAILED: out of memory in the"):
-        Micro(8).step(fails, rows=1)
+        Micro(8).step(fails, rows=1, model=net())

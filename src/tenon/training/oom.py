@@ -3,7 +3,7 @@
     micro = Micro(64)
     for step, (x, y) in enumerate(batches):
         optimizer.zero_grad()
-        loss = micro.step(lambda part: loss_of(model(x[part]), y[part]), rows=len(x))
+        loss = micro.step(lambda part: loss_of(model(x[part]), y[part]), rows=len(x), model=model)
         optimizer.step()
 
 `Micro.step` computes loss and gradients of a batch in parts: the mean of losses weighted by rows, which is the loss of
@@ -92,11 +92,11 @@ class Micro:
     findings: list[Finding] = field(default_factory=list)
     _steps: int = 0
 
-    def step(self, loss_of: Callable[[slice], Any], *, rows: int, scaler: Any = None, model: Any = None) -> float:
+    def step(self, loss_of: Callable[[slice], Any], *, rows: int, model: Any, scaler: Any = None) -> float:
         """Add the gradients of a batch of `rows` rows to the model's, in parts; returns the loss of the whole.
 
-        ``loss_of(slice)`` gives the mean loss of some of its rows as a tensor. Gradients that were there before (of
-        `model`, when given) are kept when a part fails. TrainingError when one row alone does not fit.
+        ``loss_of(slice)`` gives the mean loss of some of its rows as a tensor. When a part fails, the gradients of
+        `model` are again those that were there before. TrainingError when one row alone does not fit.
         """
         if rows < 1 or self.rows < 1:
             raise UsageError(sentence("rows of 1 or more", f"{rows} in parts of {self.rows}", at="Micro.step"))
@@ -133,9 +133,7 @@ class Micro:
             raise TrainingError(sentence("memory for one row", lack.said(), at=place, hint=lack.hint()))
         self.rows = -(-was // 2)
         said = f"Out of memory with {was} rows at once: {lack.said()}. The step is done again in parts of {self.rows}."
-        norms = sorted(
-            {type(one).__name__ for one in model.modules() if "BatchNorm" in type(one).__name__} if model else ()
-        )
+        norms = sorted({type(one).__name__ for one in model.modules() if "BatchNorm" in type(one).__name__})
         if norms:
             said += f" {norms[0]} now sees {self.rows} rows, so results differ from those of whole batches."
         numbers = {
@@ -153,11 +151,11 @@ class Micro:
 
 def _gradients(model: Any) -> list[Any]:
     """Return copies of the gradients that are there already; none at the start of a step."""
-    return [one.grad.clone() if one.grad is not None else None for one in model.parameters()] if model else []
+    return [one.grad.clone() if one.grad is not None else None for one in model.parameters()]
 
 
 def _put_back(model: Any, grads: list[Any]) -> None:
-    for one, grad in zip(model.parameters() if model else (), grads, strict=True):
+    for one, grad in zip(model.parameters(), grads, strict=True):
         one.grad = grad
 
 
