@@ -120,8 +120,8 @@ def test_a_column_named_rows_is_a_column() -> None:
     ids=["unknown names", "rows of unknown names", "a long name", "a long text", "a long list", "deep"],
 )
 def test_naming_the_faults_of_a_hostile_request_takes_no_longer_than_reading_it(body: bytes) -> None:
-    start = time.perf_counter()
+    start = time.thread_time()
     found = READER.read(body)
     assert isinstance(found, Refused)
     assert len(found.body()) < 20_000
-    assert time.perf_counter() - start < 2.0
+    assert time.thread_time() - start < 2.0
