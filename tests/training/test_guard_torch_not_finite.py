@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections import UserDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -523,3 +524,17 @@ def test_sparse_gradients_are_looked_at_like_others() -> None:
         scripted = torch.jit.script(nn.Linear(2, 2))  # takes no hooks with keywords
     with pytest.raises(UsageError, match=r"a torch.nn.Module to watch, got RecursiveScriptModule"):
         Guard().watch(scripted)
+
+
+@pytest.mark.parametrize("steps", [0, 3])  # before the kernel remembers forwards, and after
+def test_a_forward_of_held_out_rows_with_gradients_is_held_no_longer_than_it_is_evaluated(steps: int) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    guard = Guard().watch(model)
+    for step in range(steps):
+        (model(torch.ones(2, 4)) ** 2).mean().backward()
+        guard.step(step, loss=1.0)
+    answers = model(torch.ones(3, 4))
+    held = weakref.ref(answers)
+    guard.evaluated(steps, answers.mean())
+    del answers
+    assert held() is None

@@ -335,10 +335,14 @@ class Guard:
         loss = number(loss)
         rolls = rolled(mixed)
         if self._together is not None:
-            return self._stopped is None and bool(self._together.asked(self, HELD_OUT, step, loss, rolls))
-        if not math.isfinite(loss):
-            self._not_finite(step, "held-out loss", loss)
-        return self._stopped is None and self._heed(step, self.trend.evaluated(step, loss, rolls))
+            go_on = self._stopped is None and bool(self._together.asked(self, HELD_OUT, step, loss, rolls))
+        else:
+            if not math.isfinite(loss):
+                self._not_finite(step, "held-out loss", loss)
+            go_on = self._stopped is None and self._heed(step, self.trend.evaluated(step, loss, rolls))
+        if self._watch is not None:
+            self._watch.let_go()  # a forward of held-out rows, with gradients or without, is none of the next step's
+        return go_on
 
     # ── what has been spent ──────────────────────────────────────────────────────────────────────────────────────────
 

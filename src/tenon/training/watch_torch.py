@@ -155,7 +155,7 @@ class Watch:
             handle.remove()
         self._handles.clear()
         self.exchange.close()
-        self._let_go()
+        self.let_go()
 
     def read(self, step: int, loss: Any, norm: float | None = None) -> tuple[float | None, float | None]:
         """Return the loss and the norm of the gradients as numbers; waits for an accelerator once, for all of them.
@@ -248,7 +248,7 @@ class Watch:
 
     def passed(self, step: int, norm: float | None) -> list[Finding] | None:
         """Let go of what the step held, because all of it was finite; now and then look at the model's health."""
-        self._let_go()
+        self.let_go()
         fast, health = self.fast, self.health
         fast.steps += 1
         found = None if self.skipped else health.look(step, fast.steps, norm)
@@ -274,7 +274,7 @@ class Watch:
             return Blame(module="", said=f"the module is not known: doing the forward again failed with {error!r}")
         finally:
             self._quiet = False
-            self._let_go()
+            self.let_go()
 
     @property
     def due(self) -> bool:
@@ -352,7 +352,8 @@ class Watch:
         """Return what `fast` remembers of a call: one without random numbers and autocast."""
         return Call(args, kwargs, None, self._kind, None, {0: output})
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
+        """Forget the forwards that were remembered: their step was taken, or they were none of a step."""
         self._calls.clear()
         self.fast.held = 0
 
