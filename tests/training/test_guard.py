@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from tenon.config import Prices
-from tenon.errors import BudgetError, TrainingError
+from tenon.errors import BudgetError, TrainingError, UsageError
 from tenon.ledger import Budget
 from tenon.store import Store
 from tenon.training import Data, Guard, Rules, Run
@@ -36,6 +37,18 @@ def falling(steps: int, *, seed: int, noise: float = 0.05, floor: float = 0.3) -
 
 
 # ── numbers that are none ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("loss", "got"),
+    [("low", "'low'"), ([0.5], r"\[0.5\]"), (np.ones(3), r"a ndarray of shape \(3,\)"), (object(), "<object object")],
+)
+def test_a_loss_that_is_not_one_number_is_refused_in_words(loss: Any, got: str) -> None:
+    said = f"expected a loss or norm that is one number, got {got}"
+    with pytest.raises(UsageError, match=said):
+        Guard().step(0, loss=loss)
+    with pytest.raises(UsageError, match=said):
+        Guard().evaluated(0, loss)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])

@@ -328,7 +328,7 @@ def test_a_watched_model_can_be_copied_and_pickled_and_the_copy_is_not_watched(s
     for other in (copy.deepcopy(model), torch.load(kept, weights_only=False)):
         x = torch.randn(2, 4)
         assert torch.equal(other(x), model(x))
-        guard._watch._let_go()
+        guard._watch.let_go()
         other(x).sum().backward()
         assert guard._watch._calls == []
     average = torch.optim.swa_utils.AveragedModel(model)

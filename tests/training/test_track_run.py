@@ -374,6 +374,16 @@ def test_a_metric_for_every_step_runs_into_a_bound_that_is_told(store: Store) ->
     assert run._journal._held > 2**60, "nothing is held any more: the run takes no more points"
 
 
+def test_a_metric_whose_name_is_no_text_costs_the_others_nothing(store: Store) -> None:
+    broken = b"class-\xff".decode("utf-8", "surrogateescape")  # as a file's name may be
+    with Run.start(store, "r", "m") as run:
+        run.log(0, **{"loss": 1.0, broken: 2.0})
+        run.log_many(broken, [1], [1.0])
+    assert lists(track.curves(store, "r")) == {"loss": ([0], [1.0])}
+    (finding,) = track.load(store, "r")["findings"]
+    assert finding["said"].startswith("2 of 3 points were dropped between steps 0 and 1: their names are no text")
+
+
 def test_a_run_that_has_ended_takes_no_more(store: Store) -> None:
     run = Run.start(store, "r", "m")
     run.finish()

@@ -142,7 +142,7 @@ class Journal:
             self._held += points
             return True
         self.usable()
-        self._drop("the buffer was full", points, first, last)
+        self._drop(f"the buffer was full ({self.limits.buffered_points:,} points)", points, first, last)
         return False
 
     def _count(self) -> None:
@@ -341,38 +341,43 @@ class Journal:
             yield table
 
     def _known(self, calls: list[Call], columns: list[Columns]) -> Iterator[Table]:
-        """Turn what was logged into tables, without metrics beyond the bound on names."""
+        """Turn what was logged into tables, without metrics beyond the bound on names or whose names are no text."""
         for table in tables(calls):
-            keep = [i for i, name in enumerate(table.names) if self._admitted(name)]
+            refused = [self._refused(name) for name in table.names]
+            keep = [i for i, why in enumerate(refused) if not why]
             if len(keep) == len(table.names):
                 yield table
                 continue
-            self._too_many_names((len(table.names) - len(keep)) * len(table.steps), table.steps)
+            self._not_admitted(max(refused), (len(table.names) - len(keep)) * len(table.steps), table.steps)
             if keep:
                 names = [table.names[i] for i in keep]
                 yield Table(names, table.steps, table.times, table.values[:, keep])
         for name, at, steps, values in columns:
-            if self._admitted(name):
+            if not (why := self._refused(name)):
                 yield Table([name], steps, np.full(len(steps), at), values.reshape(-1, 1))
             else:
-                self._too_many_names(len(steps), steps)
+                self._not_admitted(why, len(steps), steps)
 
-    def _admitted(self, name: str) -> bool:
-        if name not in self._names:
-            if len(self._names) >= self.limits.metric_names:
-                return False
-            self._names.add(name)
-        return True
+    def _refused(self, name: str) -> str:
+        """Say why a metric cannot be kept, "" when it can."""
+        if name in self._names:
+            return ""
+        if len(self._names) >= self.limits.metric_names:
+            return f"there were too many names ({self.limits.metric_names:,} names)"
+        if not _is_text(name):
+            return "their names are no text that can be written (UTF-8)"
+        self._names.add(name)
+        return ""
 
-    def _too_many_names(self, points: int, steps: Ints) -> None:
+    def _not_admitted(self, why: str, points: int, steps: Ints) -> None:
         with self._lock:
             self._held -= points
-            self._drop("there were too many names", points, int(steps[0]), int(steps[-1]))
+            self._drop(why, points, int(steps[0]), int(steps[-1]))
 
     def _tell_dropped(self) -> None:
         """Keep one finding for each reason in the record, with the counts so far."""
         with self._lock:
-            told = [_dropped(self.id, why, counts, self._total, self.limits) for why, counts in self._dropped.items()]
+            told = [_dropped(self.id, why, counts, self._total) for why, counts in self._dropped.items()]
             others = [body for body in self.body["findings"] if body["code"] != "track/dropped"]
             if told and others + told != self.body["findings"]:
                 self.body["findings"] = others + told
@@ -396,6 +401,15 @@ class Journal:
             self._folded = group[-1].seq
 
 
+def _is_text(name: str) -> bool:
+    """Tell whether a name can be written: what Python makes of file names that are no UTF-8 cannot."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _work(journal: Journal) -> None:
     """Be the thread of a journal."""
     while journal.turn():
@@ -413,14 +427,13 @@ def _forked(journal: Journal | None) -> None:
         journal.shut_in_child()
 
 
-def _dropped(id: str, why: str, counts: tuple[int, int, int], total: int, limits: TrackLimits) -> dict[str, Any]:
+def _dropped(id: str, why: str, counts: tuple[int, int, int], total: int) -> dict[str, Any]:
     points, first, last = counts
-    bound = f"{limits.buffered_points:,} points" if "buffer" in why else f"{limits.metric_names:,} names"
     return Finding(
         code="track/dropped",
         severity="warning",
         place=f"run/{id}",
-        said=f"{points:,} of {total:,} points were dropped between steps {first} and {last}: {why} ({bound}).",
+        said=f"{points:,} of {total:,} points were dropped between steps {first} and {last}: {why}.",
         hint="Log less often, log whole columns with run.log_many, or raise the bound in [limits.track].",
         numbers={
             "dropped": float(points),

@@ -319,8 +319,19 @@ def _middle(losses: list[float]) -> float:
 
 
 def number(value: Any) -> float:
-    """Return a number, or what a tensor of one holds; by `item`, for `float` warns of one that has a gradient."""
-    return float(value.item() if hasattr(value, "item") else value)
+    """Return a number, or what a tensor of one holds; by `item`, for `float` warns of one that has a gradient.
+
+    UsageError for anything else.
+    """
+    try:
+        return float(value.item() if hasattr(value, "item") else value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        shape = getattr(value, "shape", None)
+        if isinstance(error, RuntimeError) and (shape is None or math.prod(shape) == 1):
+            raise  # the device's own
+        got = f"a {type(value).__name__} of shape {tuple(shape)}" if shape is not None else repr(value)[:80]
+        hint = "a loss of several rows has a mean: loss.mean()"
+        raise UsageError(sentence("a loss or norm that is one number", got, at="the guard", hint=hint)) from error
 
 
 def rolled(mixed: Any) -> list[float]:
