@@ -281,7 +281,7 @@ def test_starting_a_run_again_begins_with_a_clean_slate(store: Store) -> None:
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=40), st.integers(1, 31), st.booleans(), st.booleans())
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_run_that_goes_on_keeps_what_it_had_logged_and_counts_it(
     tmp_path_factory: pytest.TempPathFactory, steps: list[int], at: int, flushed: bool, again: bool
 ) -> None:
