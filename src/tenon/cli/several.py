@@ -19,7 +19,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,7 +215,6 @@ def learn_project(folder: Path, found: Sequence[StepFit]) -> None:
 
 def launching(several: Several, output: Output) -> Launch:
     """Return what runs a project's own trainer on processes of this machine, and tells what becomes of them."""
-    from tenon.training.launch import launch
 
     def tell(finding: Finding) -> None:
         output.end()
@@ -223,14 +222,7 @@ def launching(several: Several, output: Output) -> Launch:
 
     def launched(command: Sequence[str], folder: Path) -> Ended:
         with _stdout(to_stderr=True):
-            return launch(
-                command,
-                nproc=several.nproc,
-                folder=folder,
-                silence_s=several.silence_s,
-                restarts=several.restarts,
-                tell=tell,
-            )
+            return _here(command, several, folder, tell)
 
     return launched
 
@@ -251,6 +243,10 @@ def _run(target: Target, command: list[str], settings: Any, several: Several, fo
             address=settings.engine.ray_address,
             tell=tell,
         )
+    return _here(command, several, folder, tell)
+
+
+def _here(command: Sequence[str], several: Several, folder: Path, tell: Callable[[Finding], None]) -> Ended:
     from tenon.training.launch import launch
 
     return launch(

@@ -92,9 +92,8 @@ class Journal:
         self.room = ROOM if limits.buffered_points >= ROOM * FEW else 0
         self._calls: list[Call] = []
         self._columns: list[Columns] = []
-        self._below = (
-            -math.inf
-        )  # steps below it are kept of what earlier attempts logged: batches up to `since` of the record
+        # Of what earlier attempts logged, batches up to `since` of the record, steps below this one are kept.
+        self._below = -math.inf
         self._held = 0  # points not yet durable; NO_MORE sends every call to `usable`, at no cost to the others
         self._total = 0
         self._dropped: dict[str, tuple[int, int, int]] = {}  # why -> points, first step, last step

@@ -41,7 +41,7 @@ from tenon.ledger import Meter, Usage
 from tenon.limits import TrackLimits
 from tenon.store import Store
 from tenon.training.journal import FEW, STREAM, Journal
-from tenon.training.packing import Floats, Ints, unpack
+from tenon.training.packing import Floats, Ints, unpacked
 
 TRACEBACK_CHARS = 20_000
 STEP_MAX = 2**63 - 1
@@ -321,16 +321,12 @@ def load(store: Store, id: str) -> dict[str, Any]:
 def curves(store: Store, id: str, *, by: Literal["step", "time"] = "step") -> dict[str, tuple[Any, Floats]]:
     """Return every metric of a run as (steps, values) in the order logged, or as (times, values) with ``by="time"``."""
     parts: dict[str, tuple[list[NDArray[Any]], list[Floats]]] = {}
-    field, kind = ("steps", "<i8") if by == "step" else ("times", "<f8")
     for batch in store.read(STREAM, id, after=_since(store, id)):
-        for table in unpack(batch.body, f"{STREAM}/{id}/{batch.seq}"):
-            names = table["names"]
-            axis = np.frombuffer(table[field], dtype=kind)
-            values = np.frombuffer(table["values"], dtype="<f8").reshape(-1, len(names))
-            for column, name in enumerate(names):
+        for table in unpacked(batch.body, f"{STREAM}/{id}/{batch.seq}"):
+            for column, name in enumerate(table.names):
                 axes, columns = parts.setdefault(name, ([], []))
-                axes.append(axis)
-                columns.append(values[:, column])
+                axes.append(table.steps if by == "step" else table.times)
+                columns.append(table.values[:, column])
     return {name: (np.concatenate(axes), np.concatenate(columns)) for name, (axes, columns) in parts.items()}
 
 
@@ -357,15 +353,13 @@ class Tail:
         """Read what has been logged since the last look."""
         for batch in self._store.read(STREAM, self._id, after=max(self._after, _since(self._store, self._id))):
             self._after = batch.seq
-            for table in unpack(batch.body, f"{STREAM}/{self._id}/{batch.seq}"):
-                names = list(table["names"])
-                wanted = self._wanted or next((name for name in names if "loss" in name), "")
-                if wanted in names:
+            for table in unpacked(batch.body, f"{STREAM}/{self._id}/{batch.seq}"):
+                wanted = self._wanted or next((name for name in table.names if "loss" in name), "")
+                if wanted in table.names:
                     self._wanted = self.name = wanted
-                    values = np.frombuffer(table["values"], dtype="<f8").reshape(-1, len(names))
                     # Batches may have been folded into one meanwhile, of which the beginning is known already.
-                    fresh = np.frombuffer(table["times"], dtype="<f8") > self._seen
-                    for value in values[fresh, names.index(wanted)].tolist():
+                    fresh = table.times > self._seen
+                    for value in table.values[fresh, table.names.index(wanted)].tolist():
                         self._add(value)
             self._seen = max(self._seen, batch.last)
 
