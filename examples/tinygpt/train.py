@@ -44,7 +44,7 @@ from tenon.errors import GateError, UsageError, sentence
 from tenon.flow import language
 from tenon.ledger import Budget
 from tenon.store import Store
-from tenon.training import Guard, Resume, Rules, Run
+from tenon.training import Guard, Resume, Rules, Run, keep_memory
 from tenon.training.ranks import Ranks
 
 HERE = Path(__file__).parent
@@ -528,6 +528,7 @@ if __name__ == "__main__":
         """Say how far it is."""
         sys.stderr.write(said + "\n")
 
+    keep_memory()  # the logits alone are 130 MB, which every step would take from the system anew
     plan = Plan(minutes=given.minutes, tokens=given.tokens, home=given.home, gpu=given.gpu)
     with Ranks.of(os.environ) as ranks:  # alone, unless a launcher began several
         if BATCH % ranks.size:

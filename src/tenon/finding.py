@@ -73,6 +73,7 @@ CODES: dict[str, str] = {
     "training/loss-scale": "The loss scaler of fp16 skips steps again and again.",
     "training/not-better": "A model does not beat its best baseline beyond noise.",
     "training/out-of-memory": "A step ran out of memory and was taken in smaller parts.",
+    "training/page-faults": "Every step gives memory back to the system and takes it anew.",
     "training/precision": "Which precision a run trains in, and the proof.",
     "training/rank-died": "A process of a run on several died.",
     "training/restarted": "A run ended or hung and was begun again from its last checkpoint.",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tenon.training.guard import Guard
     from tenon.training.option import Options
     from tenon.training.order import Order
+    from tenon.training.pages import keep_memory
     from tenon.training.ranks import Ranks
     from tenon.training.resume import Resume
     from tenon.training.study import TRAINERS, Join, Outcome, accompany, experiment, takes_ranks
@@ -35,6 +36,7 @@ _HOMES = {
     "guard": ("Guard",),
     "option": ("Options",),
     "order": ("Order",),
+    "pages": ("keep_memory",),
     "ranks": ("Ranks",),
     "resume": ("Resume",),
     "study": ("Join", "Outcome", "TRAINERS", "accompany", "experiment", "takes_ranks"),
@@ -65,6 +67,7 @@ __all__ = [
     "accompany",
     "experiment",
     "fit",
+    "keep_memory",
     "takes_ranks",
 ]
 

@@ -39,6 +39,7 @@ from tenon.finding import Finding
 from tenon.ledger import Budget, Spent
 from tenon.training.clock import Clock
 from tenon.training.gpu import Reading, Throttle, readings
+from tenon.training.pages import Pages
 from tenon.training.ranks import HELD_OUT, TOLD
 from tenon.training.trend import Evidence, Plan, Rules, Trend, number, rolled
 
@@ -60,6 +61,7 @@ class Guard:
         "_gpu",
         "_mark",
         "_models",
+        "_pages",
         "_peak",
         "_read",
         "_since",
@@ -124,6 +126,7 @@ class Guard:
         self.readings: Callable[[], list[Reading]] | None = None  # of the GPUs; `watch` sets it where there are some
         self.show: Callable[[Mapping[str, Any]], None] | None = None  # told how the run stands, now and then
         self._gpu = Throttle()
+        self._pages = Pages()
         self._fit: tuple[Any, Any, Callable[[], int | None]] | None = None  # prediction, store, what was reserved
         self._mark = (self._start, 0)  # when it was last told how the run stands, and its step
         self.keeper: Any = None  # a Resume puts itself here, and is then asked to save before a run ends
@@ -392,6 +395,7 @@ class Guard:
         self._mark = now, step
         if self._time is not None:
             self.tell(self._time.look(step, usd_per_s))
+        self.tell(self._pages.look(step, usd_per_s))
         waiting = self._time.waiting if self._time is not None else None
         if self.readings is not None:
             read = self.readings()
