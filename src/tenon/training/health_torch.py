@@ -37,7 +37,7 @@ SPIKE = 20.0  # times the usual gradient norm
 USUAL = 24  # gradient norms that say what is usual
 EVERY = 2  # steps, and more while none is due, after which it is asked whether a look is
 HASTE = 1.1  # more steps than forecast, so that what is due is affordable when it is asked again
-REFRESH = 64  # norms after which it is asked again what is usual
+REFRESH = 128  # norms after which it is asked again what is usual
 SKIPPED = 10  # steps in a row that a loss scaler may skip before it is told
 STUCK = 50  # steps in a row after which no scale will help
 
@@ -75,7 +75,7 @@ class Health:
         "share",
     )
 
-    def __init__(self, model: Any, optimizer: Any, scaler: Any, *, share: float = 0.001) -> None:
+    def __init__(self, model: Any, optimizer: Any, scaler: Any, *, share: float = 0.0005) -> None:
         import torch
 
         self._torch = torch

@@ -63,7 +63,7 @@ class Rules:
     sigmas: float = 6.0
     least_steps: int = 60
     least_gain: float = 0.005
-    health: float = 0.001  # share of the running time that looking at a model's health may take
+    health: float = 0.0005  # share of the running time that looking at a model's health may take
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
