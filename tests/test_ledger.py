@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -107,6 +108,22 @@ def test_a_total_is_the_exact_sum_however_it_is_grouped(values: list[float]) -> 
     entries = [entry(value, subject=str(i % 3)) for i, value in enumerate(values)]
     assert total(entries) == math.fsum(values)
     assert math.isclose(math.fsum(line.usd for line in summary(entries, by="subject")), math.fsum(values), abs_tol=1e-6)
+
+
+QUANTITIES = st.lists(st.tuples(st.sampled_from(["compute", "memory", "gpu"]), st.floats(0.1, 1e6)), max_size=6)
+
+
+@given(QUANTITIES, QUANTITIES)
+def test_what_is_owed_is_what_has_not_been_charged_of_each_kind(due: list[Any], paid: list[Any]) -> None:
+    def entries(given: list[Any]) -> list[Entry]:
+        return [Entry(kind=kind, subject="r", quantity=n, unit="u", usd=2 * n, at=0.0) for kind, n in given]
+
+    left = ledger.owed(entries(due), entries(paid))
+    for kind in ("compute", "memory", "gpu"):
+        more = sum(n for name, n in due if name == kind) - sum(n for name, n in paid if name == kind)
+        found = [one for one in left if one.kind == kind]
+        assert sum(one.quantity for one in found) == pytest.approx(max(more, 0.0), abs=1e-6)
+        assert all(one.usd == pytest.approx(2 * one.quantity) for one in found)
 
 
 def test_a_summary_puts_the_dearest_first_and_days_in_order() -> None:

@@ -129,6 +129,21 @@ def requests(subject: str, count: int, core_s: float, prices: Prices, *, at: flo
     return Entry(kind="request", subject=subject, quantity=count, unit="requests", usd=usd, at=at, note=note)
 
 
+def owed(entries: Iterable[Entry], charged: Iterable[Entry]) -> list[Entry]:
+    """Return what is left of entries once so much of each kind has been charged already."""
+    paid: dict[str, float] = {}
+    for entry in charged:
+        paid[entry.kind] = paid.get(entry.kind, 0.0) + entry.quantity
+    left = []
+    for entry in entries:
+        part = min(paid.get(entry.kind, 0.0), entry.quantity)
+        paid[entry.kind] = paid.get(entry.kind, 0.0) - part
+        if part < entry.quantity:
+            rest = entry.quantity - part
+            left.append(replace(entry, quantity=rest, usd=entry.usd * rest / entry.quantity))
+    return left
+
+
 # ── sums ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

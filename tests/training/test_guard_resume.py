@@ -16,6 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tenon import ledger
+from tenon.config import Prices
 from tenon.errors import CorruptError, InputError, UsageError
 from tenon.ledger import Budget
 from tenon.store import Store
@@ -25,7 +27,7 @@ from tenon.training.order import Order
 from tenon.training.plain import decode, encode
 from tenon.training.ranks import Ranks
 from tenon.training.resume import Resume
-from tenon.training.track import curves
+from tenon.training.track import Run, curves
 
 torch = pytest.importorskip("torch", reason="the extra 'torch' is not installed")
 pytest.importorskip("safetensors", reason="the extra 'torch' is not installed")
@@ -198,6 +200,36 @@ def test_what_was_used_before_a_checkpoint_counts_once_wherever_it_is_gone_on_fr
     resume.checkpoints.close()
     guard, resume = began()
     assert resume.restore() == 10 and guard.usage().wall_s == 40.0
+
+
+def test_what_a_killed_attempt_used_is_charged_once_by_one_that_goes_on(tmp_path: Path) -> None:
+    now = [0.0]
+
+    def attempt(store: Store, step: int, seconds: float, *, killed: bool) -> float:
+        """Go on, use so many seconds and keep a checkpoint; return the gigabytes held, unless the attempt is killed."""
+        run = None if killed else Run.start(store, "r", "m", prices=Prices())
+        now[0] = 0.0
+        guard = Guard(clock=lambda: now[0], run=run)
+        resume = Resume(tmp_path / "kept", guard=guard, **parts())
+        resume.restore()
+        now[0] = seconds
+        resume.save(step)
+        resume.checkpoints.close()
+        return float(run.finish()["peak_bytes"]) / 1e9 if run is not None else 0.0
+
+    def charged(store: Store) -> list[float]:
+        """Return the gigabyte seconds that were charged for earlier attempts."""
+        return [one.quantity for one in store.entries("r", "memory") if one.note == "earlier attempts"]
+
+    with Store.open(tmp_path) as store:
+        store.charge(ledger.memory("r", 1e6, Prices(), at=1.0))  # another run of this name, long ago
+        attempt(store, 4, 30.0, killed=True)
+        held = attempt(store, 9, 5.0, killed=False)
+        assert charged(store) == [pytest.approx(30.0 * held)]
+        attempt(store, 14, 20.0, killed=True)
+        for step in (19, 24):  # and the last one finds nothing that is owed
+            held = attempt(store, step, 0.0, killed=False)
+            assert sum(charged(store)) == pytest.approx(55.0 * held, rel=0.1)
 
 
 def test_a_suspect_state_is_kept_apart(tmp_path: Path) -> None:

@@ -146,15 +146,18 @@ class Guard:
             self._together = Together(ranks)
         self.beat = ranks.beat if ranks is not None else None
 
-    def resumed(self, step: int, used: ledger.Usage | None) -> None:
-        """Go on at `step` of a run that has used so much before: budget and curves are those of all attempts.
+    def resumed(self, step: int, used: ledger.Usage | None, began: float = 0.0) -> None:
+        """Go on at `step` of a run that has used so much before: budget, costs and curves are those of all attempts.
 
-        `Resume` calls it. Of ranks, the first counts it unless their launcher has told of more.
+        `Resume` calls it; `began` is when the first of them did, in Unix seconds. Of ranks, the first counts it unless
+        their launcher has told of more.
         """
         if used is not None and self._together is not None:
             self._together.resumed(used)
         elif used is not None:
             self.elsewhere = used
+            if hasattr(self.run, "also"):
+                self.run.also(used, since=began)
             self._mark = self._clock(), step
             self.ending = not self._affordable(step, self._clock())  # then its first step is refused
         if hasattr(self.run, "resumed"):

@@ -50,6 +50,7 @@ class Resume:
     """Keeps and restores the state of one run; see the module's docstring."""
 
     __slots__ = (
+        "_began",
         "_clock",
         "_guard",
         "_name",
@@ -89,6 +90,7 @@ class Resume:
         self._clock = clock
         self._saved = clock()
         self._name = secrets.token_hex(8)  # of this attempt
+        self._began = time.time()  # the first attempt
         ranks = ranks or (guard.ranks if guard is not None else None)
         self.ranks = ranks if ranks is not None and ranks.size > 1 else None
         if guard is not None:
@@ -131,10 +133,11 @@ class Resume:
             _restore_random(random_state)
         self._saved = self._clock()
         if self._guard is not None:
-            wall_s, cpu_s, by = loaded.state.get("used", (0.0, 0.0, ""))
+            wall_s, cpu_s, by, *began = loaded.state.get("used", (0.0, 0.0, ""))
+            self._began = began[0] if began else 0.0
             # A run that goes back in its own process has what that used on its own account.
             used = Usage(wall_s=wall_s, cpu_s=cpu_s, peak_bytes=0) if by != self._name else None
-            self._guard.resumed(loaded.step + 1, used)
+            self._guard.resumed(loaded.step + 1, used, self._began)
         return loaded.step + 1
 
     def _kept(self, loaded: Loaded) -> tuple[dict[str, Any], Any]:
@@ -242,9 +245,9 @@ class Resume:
         return shards.Given(tensors=tensors, shared=shared, own=own, plain=plain)
 
     def _used(self) -> list[Any]:
-        """Return what the run has used so far, in seconds on the clock and of processors, and which attempt says so."""
+        """Return the seconds on the clock and of processors so far, which attempt says so, and when the first began."""
         used = self._guard.usage() if self._guard is not None else NOTHING
-        return [used.wall_s, used.cpu_s, self._name]
+        return [used.wall_s, used.cpu_s, self._name, self._began]
 
     def _logged(self) -> None:
         """Have what was logged be as durable as the checkpoint: curves that go on from it have no hole."""

@@ -19,6 +19,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -37,7 +38,7 @@ from tenon.errors import (
     sentence,
 )
 from tenon.finding import Finding
-from tenon.ledger import Meter, Usage
+from tenon.ledger import Meter, Usage, owed
 from tenon.limits import TrackLimits
 from tenon.store import Store
 from tenon.training.journal import FEW, STREAM, Journal
@@ -62,6 +63,7 @@ class Run:
         "__weakref__",
         "_also",
         "_charge",
+        "_charged_since",
         "_finalizer",
         "_journal",
         "_meter",
@@ -79,6 +81,7 @@ class Run:
         self._prices = prices or Prices()
         self._charge = charge and prices is not None
         self._also: Usage | None = None
+        self._charged_since: float | None = None  # when the first of earlier attempts began
         self._meter = Meter()
         self._meter.__enter__()
         # A run that is dropped without `finish` still writes what it holds, also when the interpreter ends.
@@ -182,9 +185,13 @@ class Run:
         """Set fields of the run's record (metrics, baselines, calibration ...); written with the next flush."""
         self._journal.update(fields)
 
-    def also(self, usage: Usage) -> None:
-        """Say what others have used for this run so far (its other ranks, an earlier attempt); charged at the end."""
-        self._also = usage
+    def also(self, usage: Usage, *, since: float | None = None) -> None:
+        """Say what others have used for this run so far (its other ranks, earlier attempts); charged at the end.
+
+        With `since` (Unix seconds), when the first of those attempts began: what one of them has charged itself, as one
+        that ended by itself does and one that was killed does not, is not charged again.
+        """
+        self._also, self._charged_since = usage, since
 
     def flush(self) -> None:
         """Wait until everything logged so far is on the disk; raises StoreError when it cannot be written."""
@@ -207,22 +214,27 @@ class Run:
         if not self._finalizer.alive:
             return self.body
         self._meter.__exit__(None, None, None)
-        usage = self._meter.usage()
-        if self._also is not None:
-            usage = usage.plus(self._also)
+        own = self._meter.usage()
+        usage = own.plus(self._also) if self._also is not None else own
         used: dict[str, Any] = {
             "seconds": usage.wall_s,
             "cpu_s": usage.cpu_s,
             "peak_bytes": usage.peak_bytes,
             "energy": usage.energy(self._prices),
         }
-        store = self._journal.store
-        entries = usage.entries(self.id, self._prices, at=self._journal.clock()) if self._charge else []
+        store, at = self._journal.store, self._journal.clock()
+        entries = usage.entries(self.id, self._prices, at=at) if self._charge else []
         if entries:
             used["usd"] = sum(entry.usd for entry in entries)
         self._journal.update({**used, **fields, "status": status})
         self._journal.close()
         self._finalizer.detach()
+        if entries and self._also is not None and self._charged_since is not None:
+            # An attempt that was killed has charged nothing, one that ended by itself has.
+            before = replace(self._also, peak_bytes=own.peak_bytes, gpus=own.gpus)
+            earlier = before.entries(self.id, self._prices, at=at, note="earlier attempts")
+            left = owed(earlier, store.entries(self.id, since=self._charged_since))
+            entries = own.entries(self.id, self._prices, at=at) + left
         if entries:
             store.charge(*entries)
         return self.body
