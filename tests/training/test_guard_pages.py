@@ -18,18 +18,18 @@ from tenon.training.pages import MANY
 # step does with activations; each guard ends after a window.
 LOOPS = """
 import json, sys, time
-from tenon.training import Guard, Rules, keep_memory, pages
+from tenon.training import Guard, Rules, guard, keep_memory, pages
 
-pages.WINDOW_S = 0.8
+guard.SPENT_S, pages.WINDOW_S = 0.25, 0.4
 
 def run(work):
-    guard = Guard(rules=Rules(flat=False, diverged=False))
-    before, end, step = pages._counted()[2], time.monotonic() + 1.5, 0
+    watching = Guard(rules=Rules(flat=False, diverged=False))
+    before, end, step = pages._counted()[2], time.monotonic() + 1.2, 0
     while time.monotonic() < end:
         work()
-        guard.step(step, loss=1.0)
+        watching.step(step, loss=1.0)
         step += 1
-    return {"told": [one.to_dict() for one in guard.findings], "pages": (pages._counted()[2] - before) / step}
+    return {"told": [one.to_dict() for one in watching.findings], "pages": (pages._counted()[2] - before) / step}
 
 def blocks():
     return [b"x" * (24 << 20) for _ in range(3)]

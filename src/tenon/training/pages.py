@@ -14,6 +14,7 @@ loaded before Python, which nobody can do for a running process.
 from __future__ import annotations
 
 import ctypes
+import math
 import resource
 import time
 
@@ -46,9 +47,9 @@ class Pages:
     __slots__ = ("_counted", "_since", "_step", "_told")
 
     def __init__(self) -> None:
-        self._since = time.monotonic()
+        self._since = -math.inf  # what is taken before the first look is for data, model and first step
         self._step = 0
-        self._counted = _counted()
+        self._counted = (0.0, 0.0, 0)
         self._told = False
 
     def look(self, step: int, usd_per_s: float = 0.0) -> Finding | None:
@@ -56,10 +57,11 @@ class Pages:
         now = time.monotonic()
         if self._told or now - self._since < WINDOW_S:
             return None
+        began = math.isfinite(self._since)
         steps, counted = step - self._step, _counted()
         busy_s, system_s, pages = (after - before for after, before in zip(counted, self._counted, strict=True))
         self._since, self._step, self._counted = now, step, counted
-        if steps < 1 or pages < MANY * steps or not TOLD * busy_s < system_s < DEAR_S * pages:
+        if not began or steps < 1 or pages < MANY * steps or not TOLD * busy_s < system_s < DEAR_S * pages:
             return None
         self._told = True
         share, each = system_s / busy_s, pages / steps
