@@ -22,8 +22,9 @@ from tenon.training import Guard, Rules, guard, keep_memory, pages
 
 guard.SPENT_S, pages.WINDOW_S = 0.25, 0.4
 
-def run(work):
+def run(work, first=0):
     watching = Guard(rules=Rules(flat=False, diverged=False))
+    data = [b"x" * (24 << 20) for _ in range(first)]  # read once a guard is there, before the first step
     before, end, step = pages._counted()[2], time.monotonic() + 1.2, 0
     while time.monotonic() < end:
         work()
@@ -41,6 +42,7 @@ def reads():
 
 room = bytearray(1 << 20)
 found = {"given back": run(blocks), "small": run(lambda: b"x" * 50_000), "reads": run(reads)}
+found["begins"] = run(lambda: time.sleep(0.05), first=10)
 if len(sys.argv) > 1:
     found["kept"] = keep_memory()
     blocks()
@@ -77,7 +79,7 @@ def test_memory_that_is_kept_is_taken_once(loops: Mapping[str, Any]) -> None:
     assert loops["after"]["told"] == []
 
 
-@pytest.mark.parametrize("name", ["small", "reads"])
+@pytest.mark.parametrize("name", ["small", "reads", "begins"])
 def test_a_loop_that_is_busy_otherwise_is_told_nothing(loops: Mapping[str, Any], name: str) -> None:
     assert loops[name]["told"] == []
 
