@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -130,6 +131,33 @@ def test_a_beat_is_read_back_and_costs_next_to_nothing(tmp_path: Path) -> None:
     assert abs(found.at - time.time()) < 60
     beat.close()
     assert Beat.of({}) is None
+
+
+BEATS = """
+import sys
+from pathlib import Path
+from tenon.training.watchdog import Beat
+
+beat, step = Beat(Path(sys.argv[1]), 0), 0
+while True:
+    beat(step := step + 1)
+"""
+
+
+def test_a_beat_that_is_read_while_it_is_written_is_the_last_one_or_this_one(tmp_path: Path) -> None:
+    """Half of one would be a silence since 1970, for which a healthy run is ended."""
+    with subprocess.Popen([sys.executable, "-c", BEATS, str(tmp_path)]) as process:
+        try:
+            began, seen, last = time.time(), 0, -1
+            while seen < 30_000 and time.time() < began + 60:
+                for one in read(tmp_path):
+                    assert one.pid == process.pid
+                    assert one.at > began - 60
+                    assert one.step >= last
+                    last, seen = one.step, seen + 1
+        finally:
+            process.kill()
+    assert seen == 30_000
 
 
 def test_ranks_in_different_collectives_are_told_apart() -> None:

@@ -72,7 +72,9 @@ class Beat:
 
     def __call__(self, step: int) -> None:
         """Say that the rank lives and has come to `step`."""
-        BEAT.pack_into(self._map, 0, os.getpid(), time.time(), step)
+        # Copied over the last one, whose time is seen until then: `pack_into` would clear it first, and a watchdog that
+        # reads in between would see a silence since 1970.
+        self._map[:] = BEAT.pack(os.getpid(), time.time(), step)
 
     def close(self) -> None:
         """Stop listening for the watchdog's signal."""
@@ -201,7 +203,7 @@ def read(folder: Path) -> list[Rank]:
         if len(body) == BEAT.size:
             pid, at, step = BEAT.unpack(body)
             found.append(Rank(rank=int(path.stem.removeprefix("rank-")), pid=pid, at=at, step=step))
-    return sorted((one for one in found if one.pid), key=lambda one: one.rank)
+    return sorted((one for one in found if one.pid and one.at), key=lambda one: one.rank)
 
 
 def living(folder: Path, rank: int) -> bool:
