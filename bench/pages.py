@@ -47,7 +47,7 @@ def tinygpt(torch: Any, *, drawn: bool) -> Callable[[], None]:
     sys.path.insert(0, str(TINYGPT))
     import train
 
-    shape = train.Plan(minutes=1, tokens=0, home=Path(), gpu="").shape
+    shape = train.SHAPE
     net = train.model(shape)
     optimizer, order = train.optimizer(net), random.Random(0)
 

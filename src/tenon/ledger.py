@@ -129,21 +129,6 @@ def requests(subject: str, count: int, core_s: float, prices: Prices, *, at: flo
     return Entry(kind="request", subject=subject, quantity=count, unit="requests", usd=usd, at=at, note=note)
 
 
-def owed(entries: Iterable[Entry], charged: Iterable[Entry]) -> list[Entry]:
-    """Return what is left of entries once so much of each kind has been charged already."""
-    paid: dict[str, float] = {}
-    for entry in charged:
-        paid[entry.kind] = paid.get(entry.kind, 0.0) + entry.quantity
-    left = []
-    for entry in entries:
-        part = min(paid.get(entry.kind, 0.0), entry.quantity)
-        paid[entry.kind] = paid.get(entry.kind, 0.0) - part
-        if part < entry.quantity:
-            rest = entry.quantity - part
-            left.append(replace(entry, quantity=rest, usd=entry.usd * rest / entry.quantity))
-    return left
-
-
 # ── sums ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -199,6 +184,25 @@ def summary(entries: Iterable[Entry], *, by: By = "kind") -> list[Line]:
     if by in ("day", "month"):
         return sorted(lines, key=lambda line: line.key)
     return sorted(lines, key=lambda line: (-line.usd, line.key))
+
+
+def owed(entries: Iterable[Entry], charged: Iterable[Entry]) -> list[Entry]:
+    """Return what is left of entries once so much of each kind has been charged already."""
+    paid = {line.key: line.quantity or 0.0 for line in summary(charged)}
+    left = []
+    for entry in entries:
+        part = min(paid.get(entry.kind, 0.0), entry.quantity)
+        if part:
+            paid[entry.kind] -= part
+        if part < entry.quantity:
+            rest = entry.quantity - part
+            left.append(replace(entry, quantity=rest, usd=entry.usd * rest / entry.quantity))
+    return left
+
+
+def hourly(share: float, usd_per_s: float) -> str:
+    """Say, inside a sentence, what a share of the time costs an hour; "" where time costs nothing."""
+    return f", {share * usd_per_s * HOUR:.2f} USD an hour" if usd_per_s > 0 else ""
 
 
 def per_thousand(usd: float, predictions: int) -> float | None:

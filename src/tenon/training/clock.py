@@ -133,7 +133,7 @@ class Clock:
             return None
         self._told = True
         whom, hint = window.culprit(self._cores or engine.cores())
-        cost = f", {window.waiting * usd_per_s * 3600:.2f} USD an hour" if usd_per_s > 0 else ""
+        cost = ledger.hourly(window.waiting, usd_per_s)
         said = f"{window.waiting:.0%} of the time of a step is spent waiting for data{cost}: the culprit is {whom}."
         numbers = {
             "waiting": window.waiting,

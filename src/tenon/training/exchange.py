@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tenon.finding import Finding
+from tenon.ledger import hourly
 
 RATE = 10  # steps, of which DDP times one
 LATE = 0.2  # share of a step that the others wait for one rank, from which it is told
@@ -118,7 +119,7 @@ class Pace:
         self._late = (self._late if slowest == self._slowest else 0) + 1 if late > LATE else 0
         self._bound = self._bound + 1 if communicating > BOUND else 0
         self._slowest = slowest
-        cost = f", {waiting * usd_per_s * 3600:.2f} USD an hour" if usd_per_s > 0 else ""
+        cost = hourly(waiting, usd_per_s)
         found = []
         if self._late == READINGS:
             numbers = {"rank": slowest, "own_ms": own_s[slowest] * 1e3, "others_ms": others * 1e3, "waiting": waiting}

@@ -146,7 +146,7 @@ class Guard:
             self._together = Together(ranks)
         self.beat = ranks.beat if ranks is not None else None
 
-    def resumed(self, step: int, used: ledger.Usage | None, began: float = 0.0) -> None:
+    def resumed(self, step: int, used: ledger.Usage | None, began: float) -> None:
         """Go on at `step` of a run that has used so much before: budget, costs and curves are those of all attempts.
 
         `Resume` calls it; `began` is when the first of them did, in Unix seconds. Of ranks, the first counts it unless
@@ -174,8 +174,7 @@ class Guard:
 
         if self._watch is not None:
             self._watch.close()
-        self._watch = Watch(model, optimizer, scaler=scaler)
-        self._watch.health.share = self.rules.health
+        self._watch = Watch(model, optimizer, scaler=scaler, share=self.rules.health)
         if self._watch.gpus and self.readings is None:
             self.readings = readings()
         # It knows no other clock, and nothing of other ranks.

@@ -75,7 +75,7 @@ class Health:
         "share",
     )
 
-    def __init__(self, model: Any, optimizer: Any, scaler: Any, *, share: float = 0.0005) -> None:
+    def __init__(self, model: Any, optimizer: Any, scaler: Any, *, share: float) -> None:
         import torch
 
         self._torch = torch

@@ -19,6 +19,7 @@ import resource
 import time
 
 from tenon.finding import Finding
+from tenon.ledger import hourly
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # mallopt(3)
 MOST = 2**31 - 1  # bytes: as large as its argument, an int, can say
@@ -65,8 +66,7 @@ class Pages:
             return None
         self._told = True
         share, each = system_s / busy_s, pages / steps
-        size = each * resource.getpagesize() / 1e6
-        cost = f", {share * usd_per_s * 3600:.2f} USD an hour" if usd_per_s > 0 else ""
+        size, cost = each * resource.getpagesize() / 1e6, hourly(share, usd_per_s)
         return Finding(
             code="training/page-faults",
             severity="warning",

@@ -93,7 +93,7 @@ class Watch:
         "work_after_s",
     )
 
-    def __init__(self, model: Any, optimizer: Any = None, *, scaler: Any = None) -> None:
+    def __init__(self, model: Any, optimizer: Any = None, *, scaler: Any = None, share: float) -> None:
         torch = torch_or_missing("watch a model")
         if not isinstance(model, torch.nn.Module) or isinstance(model, torch.jit.ScriptModule):
             hint = "one guard watches one model, as it is before it is scripted"
@@ -131,7 +131,7 @@ class Watch:
         self._roots = {model}  # the modules that the loop calls
         self._learning = SURE  # forwards that must still take no random numbers, for their states not to be kept
         self._quiet = False
-        self.health = Health(model, optimizer, scaler)
+        self.health = Health(model, optimizer, scaler, share=share)
         told = {"turns": self._turns, "ratios": self._ratios, "norms": self.health.norms, "calls": self._calls}
         self.fast = fast(torch, model, self._after, device=self._kind, **told)
         self.fast.hold = HOLD_BYTES
