@@ -16,34 +16,42 @@ The words were fixed before any rule was tuned:
 
 A hopeless run is caught when it is stopped before 30 % of its budget. Of good runs two figures are told: how many were
 stopped at all, and how many were *harmed*: the best evaluation up to the stop gives away more than 1 % of what the
-whole budget would have gained below the constant. Runs numbered below 4640 were looked at while the rules were written;
-those from 4640 on were looked at once, when the rules stood: theirs are the figures to read. `--fresh FROM TO` trains
-others that are not kept, a hundred in half a minute, and judges them. Beside the guard stand naive rules: NaN only;
-patience (the best held-out loss is older than a fifth of the budget); above the constant at 30 %.
+whole budget would have gained below the constant. The guard's trees were fitted to other runs: `--learn FROM TO`
+trains so many on all cores, fits the trees, and writes `src/tenon/training/hope.json`; of what is kept they have seen
+nothing. They know these tasks from other runs, though: with `--unseen` each task is judged, too, by trees that were
+fitted to the others. `--fresh FROM TO` trains runs that are not kept, some ten a second on each core, and judges them.
+Beside the guard stand naive rules: NaN only; patience (the best held-out loss is older than a fifth of the budget);
+above the constant at 30 %.
 """
 
 from __future__ import annotations
 
 import math
+import multiprocessing
+import os
 import sys
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import curves_learn
 import curves_train
 import measure
 import numpy as np
 from curves_train import EVALUATIONS
 
 from tenon.config import Prices
-from tenon.training.trend import Plan, Rules, Trend
+from tenon.training import hope
+from tenon.training.trend import Rules, Trend
 
 FILE = Path(__file__).parent / "data" / "curves.npz"
-TUNING = (*range(880), *range(2000, 4640))
-HELD_OUT = range(4640, 5520)
+TREES = Path(hope.__file__).parent / "hope.json"
+NUMBERS = (*range(880), *range(2000, 5520))
+PART = 1_000  # runs that a process trains at a time
 SCHEDULES = ("constant", "warm-up", "cosine", "decay")
 WORTH = 0.98  # of the constant's loss
 EARLY = 0.30
@@ -71,6 +79,10 @@ class Curve:
     def decays(self) -> bool:
         """Tell whether the learning rate falls to near zero."""
         return not {"cosine", "decay"}.isdisjoint(self.name.split())
+
+    def task(self) -> str:
+        """Name what the run was to learn."""
+        return self.name.split()[1]
 
     def schedule(self) -> str:
         """Name the schedule of the learning rate."""
@@ -106,6 +118,13 @@ def trained(numbers: Sequence[int]) -> list[Curve]:
         )
         for one in curves_train.train(numbers).values()
     ]
+
+
+def trained_by_all(numbers: Sequence[int]) -> list[Curve]:
+    """Train many runs, on all cores."""
+    parts = [numbers[i : i + PART] for i in range(0, len(numbers), PART)]
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        return [curve for part in pool.map(trained, parts) for curve in part]
 
 
 def keep(curves: list[Curve]) -> None:
@@ -165,22 +184,25 @@ def load() -> list[Curve]:
 Stop = Callable[[Curve], int | None]  # the step at which a rule stops a curve
 
 
-def guarded(*, planned: bool, rolls: int = 0, stop_flat: bool = False, show_by: float = EARLY) -> Stop:
-    """Show a curve to the guard's own rules, step by step and evaluation by evaluation.
+def guarded(
+    *,
+    planned: bool,
+    rolls: int = 0,
+    stop_flat: bool = False,
+    show_by: float = EARLY,
+    rate: bool = True,
+    forest: Callable[[Curve], hope.Forest] | None = None,
+) -> Stop:
+    """Show a curve to the guard's own rules, step by step and evaluation by evaluation, with so many mixed losses.
 
-    With `rolls` the planned rate is told, and so many mixed losses.
+    Without `rate` the guard knows nothing of the learning rate that is planned.
     """
+    kept = hope.Forest.load()
+    said = {"show_by": show_by} if rate else {"show_by": show_by, "rate": None, "decays": False}
 
     def stop(curve: Curve) -> int | None:
-        pace = curves_train.schedule(curve.schedule(), curve.steps)
-        plan = Plan(
-            steps=curve.steps,
-            constant=curve.constant,
-            decays=curve.decays(),
-            rate=pace if rolls else None,
-            show_by=show_by,
-        )
-        trend = Trend(Rules(stop_flat=stop_flat), plan if planned else None)
+        plan = curves_learn.plan(curve, **said) if planned else None
+        trend = Trend(Rules(stop_flat=stop_flat), plan, kept if forest is None else forest(curve))
         told = zip(curve.valid.tolist(), curve.mixed[:, :rolls].tolist(), strict=True)
         evaluations = dict(zip(curve.at(), told, strict=True)) if planned else {}
         for step, loss in enumerate(curve.loss.tolist()):
@@ -258,21 +280,28 @@ def _interval(count: int, of: int) -> str:
     return f"{max(middle - half, 0.0):.1%} to {middle + half:.1%}"
 
 
-RULES: dict[str, Stop] = {
-    "NaN only (naive)": only_nan,
-    "patience of a fifth (naive)": patience,
-    "above the constant at 30 % (naive)": above,
-    "guard, training losses only": guarded(planned=False),
-    "the same, stop_flat=True": guarded(planned=False, stop_flat=True),
-    "guard, plan and held-out losses": guarded(planned=True),
-    "guard, one mixed loss and rate too": guarded(planned=True, rolls=1),
-    "guard, several mixed losses and rate": guarded(planned=True, rolls=ROLLS),
-    "all of it, stop_flat=True": guarded(planned=True, rolls=ROLLS, stop_flat=True),
-    "all of it, show_by=0.4": guarded(planned=True, rolls=ROLLS, show_by=0.4),
-}
+def rules(unseen: Callable[[Curve], hope.Forest] | None = None) -> dict[str, Stop]:
+    """Name the rules that are told of."""
+    named: dict[str, Stop] = {
+        "NaN only (naive)": only_nan,
+        "patience of a fifth (naive)": patience,
+        "above the constant at 30 % (naive)": above,
+        "guard, training losses only": guarded(planned=False),
+        "the same, stop_flat=True": guarded(planned=False, stop_flat=True),
+        "guard, plan and held-out losses": guarded(planned=True),
+        "guard, one mixed loss too": guarded(planned=True, rolls=1),
+        "guard, several mixed losses": guarded(planned=True, rolls=ROLLS),
+        "all of it, stop_flat=True": guarded(planned=True, rolls=ROLLS, stop_flat=True),
+        "all of it, no learning rate told": guarded(planned=True, rolls=ROLLS, rate=False),
+        "all of it, show_by=0.4": guarded(planned=True, rolls=ROLLS, show_by=0.4),
+        "all of it, show_by=0.5": guarded(planned=True, rolls=ROLLS, show_by=0.5),
+    }
+    if unseen is not None:
+        named["all of it, trees that never saw the task"] = guarded(planned=True, rolls=ROLLS, forest=unseen)
+    return named
 
 
-def table(title: str, curves: list[Curve], usd_per_hour: float) -> str:
+def table(title: str, curves: list[Curve], rules: dict[str, Stop], usd_per_hour: float) -> str:
     """Write the figures of every rule on some curves."""
     kinds = Counter(curve.kind() for curve in curves)
     said = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
@@ -285,33 +314,35 @@ def table(title: str, curves: list[Curve], usd_per_hour: float) -> str:
         "of hopeless steps saved",
         f"USD saved of 1,000 runs of an hour at {usd_per_hour:g}",
     ]
-    rows = [[name, *figures(curves, stop, usd_per_hour)] for name, stop in RULES.items()]
+    rows = [[name, *figures(curves, stop, usd_per_hour)] for name, stop in rules.items()]
     return measure.rows(f"{title}: {len(curves)} runs, {said}", header, rows)
 
 
 def main() -> None:
-    """Train or load the curves, and print the table of both parts."""
+    """Train or load the curves, and print the table."""
     parser = measure.options(__doc__)
-    parser.add_argument("--train", action="store_true", help="train all runs anew and write the data file")
+    parser.add_argument("--train", action="store_true", help="train the kept runs anew and write the data file")
+    parser.add_argument("--learn", type=int, nargs=2, metavar=("FROM", "TO"), help="fit the trees anew, to other runs")
+    parser.add_argument(
+        "--unseen", type=int, nargs=2, metavar=("FROM", "TO"), help="also fit trees to all tasks but one"
+    )
     parser.add_argument("--fresh", type=int, nargs=2, metavar=("FROM", "TO"), help="train and judge other runs only")
     parser.add_argument("--usd-per-hour", type=float, default=Prices().usd_per_gpu_hour, help="of training")
     given = parser.parse_args()
-    if given.fresh:
-        measure.needs("torch", "sklearn")
-        machine, fresh = measure.machine("numpy", "torch", "scikit-learn"), trained(range(*given.fresh))
-        measure.show("## Stopping by evidence", machine, table("Fresh runs", fresh, given.usd_per_hour))
-        return
+    if given.train or given.learn or given.unseen or given.fresh:
+        measure.needs("torch", "sklearn", "lightgbm")
+    machine = measure.machine("numpy", "torch", "scikit-learn", "lightgbm")
     if given.train:
-        measure.needs("torch", "sklearn")
-        keep(trained((*TUNING, *HELD_OUT)))
-    curves = load()
-    looked = len(TUNING)
-    measure.show(
-        "## Stopping by evidence",
-        measure.machine("numpy", "torch", "scikit-learn"),
-        table("Held-out runs", curves[looked:], given.usd_per_hour),
-        table("Runs that the rules were tuned on", curves[:looked], given.usd_per_hour),
-    )
+        keep(trained_by_all(NUMBERS))
+    if given.learn:
+        numbers = range(*given.learn)
+        TREES.write_text(
+            curves_learn.write(curves_learn.fitted(trained_by_all(numbers), WORTH), numbers), encoding="utf-8"
+        )
+    unseen = curves_learn.unseen(trained_by_all(range(*given.unseen)), WORTH) if given.unseen else None
+    title, curves = ("Fresh", trained_by_all(range(*given.fresh))) if given.fresh else ("Kept", load())
+    told = table(f"{title} runs, of which the trees saw none", curves, rules(unseen), given.usd_per_hour)
+    measure.show("## Stopping by evidence", machine, told)
 
 
 if __name__ == "__main__":

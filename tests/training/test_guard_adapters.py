@@ -368,8 +368,8 @@ def test_partial_fit_is_refused_at_a_nan_and_stopped_when_it_learns_nothing(stor
     with Run.start(store, "e" * 12, "linear") as run:
         guard = Guard(run=run, plan=Plan(steps=400, constant=math.log(2)))
         for step in fitted(guard, log_loss):
-            noise = 0.001 * np.random.default_rng(step).standard_normal()
-            if step % 20 == 19 and not guard.evaluated(step, math.log(2) + noise):
+            loss, *mixed = math.log(2) + 0.001 * np.random.default_rng(step).standard_normal(17)
+            if step % 20 == 19 and not guard.evaluated(step, loss, mixed=mixed):
                 break
     assert guard.stopped is not None and guard.stopped.code == "training/hopeless"
     assert len(track.curves(store, "e" * 12)["loss"][0]) == step == 119

@@ -66,7 +66,7 @@ def test_a_loop_that_gives_memory_back_is_told_how_much_and_what_to_do(loops: Ma
     assert told["severity"] == "warning"
     assert "keep_memory()" in told["hint"]
     numbers = told["numbers"]
-    assert numbers["pages"] == pytest.approx(loops["given back"]["pages"], rel=0.2)
+    assert numbers["pages"] == pytest.approx(loops["given back"]["pages"], rel=0.5)
     assert numbers["mb"] == pytest.approx(numbers["pages"] * resource.getpagesize() / 1e6)
     assert 0.05 < numbers["share"] <= 1
     assert f"{numbers['share']:.0%} of the processor time" in told["said"]

@@ -1,4 +1,4 @@
-"""Could a run that has shown nothing so far still come to something? Forecasts of held-out losses, for `trend`.
+"""The chance that a run which has shown nothing so far still comes to something, from held-out losses, for `trend`.
 
 Two losses are looked at. The *held-out loss* says how good the answers are, but a run that learns may be hidden in it:
 answers that are too bold, or far off on the whole, make it worse while they begin to tell rows apart. The *mixed loss*
@@ -6,130 +6,164 @@ is the loss of the same answers held against the targets of other held-out rows,
 less held-out loss, the *gain*, is what the answers know about their own row and not about rows in general: zero in the
 mean for a model that knows nothing, and above it while the held-out loss still stands on its plateau. It is a
 permutation test's statistic (Pitman, Supplement to the Journal of the Royal Statistical Society 4, 1937), and costs no
-forward pass. Two things are read from it:
+forward pass. Read from them, in units of what is worth having and none of the loss's own:
 
 - *Learning.* What answers know by chance when a run begins stays in the gain, and hides a small one that comes. So its
   growth since an earlier evaluation is looked at, for each roll by itself: that chance is the same at both and falls
-  out, and how far the growths of several rolls lie apart is what chance does to one of them. A run whose gain grew
-  beyond that since no earlier evaluation has learnt nothing, whatever its loss does.
+  out, and how far the growths of several rolls lie apart is what chance does to one of them.
 - *Knowledge.* The gain is linear in the scale of the answers, for squared errors and for entropies; the loss over the
   constant is then, to second order, the cost of their boldness less the gain. At the best scale they are worth gain
   squared over four times that cost: what bold answers know, and what a falling learning rate or weight decay bring out.
+- *Where it leads.* Both curves are continued to the end of the plan, by the slopes of their two halves, of which the
+  second is the first times some factor. Time is counted in learning rate that has been spent, so that a decay or a
+  warm-up that is planned is known.
 
-The curves are continued to the end of the plan. Time is counted in learning rate that has been spent, so that a decay
-or a warm-up that is planned is known. A curve is continued by the slopes of its two halves, of which the second is the
-first times some factor: it goes on slowing down, or growing, by that factor. A fall that is steady can be continued
-with trust: one too slow has no hope, whatever is known.
+What these are evidence of is not written down by hand: boosted trees (`hope.json`) were fitted to thousands of real
+learning curves of small models by `bench/curves.py --learn`, which says how often such a run came to something. A run
+is seen as PLACES evaluations however many there were, so that nothing depends on how often a loop evaluates. More gain,
+and a lower loss, never lower the chance. With fewer than ROLLS mixed losses the growth is not told from chance, and
+without any the gain is not known: the trees have learnt what a run is worth then, too.
 
-With fewer than ROLLS mixed losses chance is not known: what grows is then told by a line, and none is sure. Without any
-only the held-out loss is known (`alone`), and a plateau that will end cannot be told from one that never does.
-Rejected: gradient norms (the norm does not tell a saddle that is being left from noise; a classifier that was given
-norms and training losses did no better than one without), and a power law (its exponent is not known before the curve
-has bent). `bench/curves.py` has the curves from which the thresholds come.
+Rejected: rules by hand with seventeen thresholds (tuned on 3,520 runs, they stopped 0.7 % of the good ones there and
+1.2 % of 7,131 others); logistic regression on splines of the same numbers (twice as many); the curve itself instead of,
+or beside, what is read from it (no better on tasks that were not learnt from); gradient norms (the norm does not tell
+a saddle that is being left from noise); a power law (its exponent is not known before the curve has bent).
 """
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+PLACES = 5  # evaluations as which a run is seen
 ROLLS = 4  # mixed losses from which their spread is known
-LEARNS = 2.0  # times what chance gives, that a gain must have grown by since some evaluation
-SURE = 3.0  # times what chance gives: hardly ever chance, though several such numbers are looked at
-GROWS = 1.0  # standard errors of its slope from which a gain grows, where chance is not known
+WORTH = 0.02  # what was worth having when the trees were fitted
+LEAST_WORTH = 1e-3
 ROUNDING = 1e-5  # of the constant: the mean of some hundred losses in single precision tells no less
-FALLS = 2.5  # standard errors of its slope from which a held-out loss falls
-STEADY = 8.0  # standard errors from which its fall is so even that the forecast is to be trusted
-HASTE = 1.3  # times as fast as forecast that a loss may fall, and a gain grow
-NEAR = 0.05  # above the constant, up to which a plateau lies near it
-GROWN = 0.35  # of what is worth having, that a gain near the constant must come to: a saddle is left faster and faster
-ENOUGH = 0.3  # of what is worth having, that answers must know at their best scale: more of it is to come
-FAR, BLOWN = 10.0, 100.0  # times the constant: losses that no longer calm down, and not even when the rate decays
-LEAST = 1e-3  # of the constant: a smaller change is none
-FALLS_ALONE = 3.0
-HASTE_ALONE, HASTE_DECAYING = 1.1, 0.6  # also when the learning rate decays, which `alone` is not told more of
-EVEN = 0.75  # ratio of the falls in two halves of a curve from which it does not slow down
-BOUNCE_ALONE = 0.25
+FINE = 1e-4  # of the constant, below which a number is read on a straight scale and not by its logarithm
+FAR = 1e4  # of the constant, or of a ratio: what is beyond tells no more
+SURE = 50.0  # standard errors
 MOST = 6.0  # e-foldings that growth goes on for
+UNKNOWN = -100.0  # below all that is read
+
+# Of each number that is read: does the chance grow (1) or fall (-1) with it.
+READ = {
+    "loss": -1,  # the newest held-out loss above the constant
+    "fall": 0,  # its slope, in standard errors
+    "late fall": 0,  # the same of the second half
+    "late slope": 0,
+    "forecast": 0,  # by how much the loss will change
+    "gain": 1,
+    "gain by chance": 1,  # the gain, in spreads of the mixed losses
+    "growth": 1,  # of the gain, since the evaluation from which most, in units of what chance gives
+    "growth since the first": 1,
+    "rise": 0,  # the slope of the gain, in standard errors
+    "rise slope": 0,
+    "gain forecast": 0,  # by how much the gain will change
+    "best scale": 1,  # how far below the constant answers would lie at their best scale
+    "boldness": 0,
+    "spent": 0,  # share of the planned learning rate that is spent
+    "decays": 0,
+}
 
 
-def paired(valid: Floats, rolls: Floats, at: Floats, *, worth: float, decays: bool) -> bool:
-    """Tell whether there is hope, from losses in units of the constant's, each with the share of rate spent by then.
+@dataclass(frozen=True, slots=True)
+class Forest:
+    """Boosted trees: nested lists of which number is asked, a threshold, what holds up to it and what above.
 
-    `rolls` are the mixed losses, a column for each roll.
+    The end of a way through a tree is what it adds to the logarithm of the odds.
     """
-    gain = rolls.mean(axis=1) - valid
-    now, known = float(valid[-1]), float(gain[-1])
-    slope, error = line(at, valid)
-    chance = float(rolls[-1].std(ddof=1)) if rolls.shape[1] >= ROLLS else 0.0
-    may_calm = now < (BLOWN if decays else FAR) and slope > -STEADY * error
-    if may_calm and known > SURE * chance and calibrated(now, known) >= ENOUGH * worth:
-        return True
-    since = growth(valid, rolls, at)
-    if since.max() < LEARNS:
-        return False
-    falls = slope < -FALLS * error
-    if not falls and now < FAR and since.max() >= SURE:
-        return True  # it comes to know more while its loss goes nowhere: what leaves a saddle, or bounces
-    to_come = ahead(at, gain)
-    # What a loss loses by coming down to the constant ends there; only what is known of single rows goes below.
-    if falls and now + HASTE * ahead(at, valid) <= 1 - worth and known + HASTE * to_come >= worth:
-        return True
-    return now < 1 + NEAR and known - float(gain[0]) + max(to_come, 0.0) >= GROWN * worth
+
+    trees: list[Any]
+
+    @classmethod
+    def load(cls) -> Forest:
+        """Read the trees that come with tenon."""
+        kept = resources.files("tenon.training").joinpath("hope.json").read_text(encoding="utf-8")
+        return cls(json.loads(kept)["trees"])
+
+    def chance(self, read: Floats) -> float:
+        """Return the probability that a run from which these numbers were read comes to be worth its price."""
+        values, odds = read.tolist(), 0.0
+        for tree in self.trees:
+            while isinstance(tree, list):
+                asked, threshold, below, above = tree
+                tree = below if values[asked] <= threshold else above
+            odds += tree
+        return 1 / (1 + math.exp(-odds))
 
 
-def growth(valid: Floats, rolls: Floats, at: Floats) -> Floats:
+def read(valid: Floats, rolls: Floats, at: Floats, *, worth: float, decays: bool) -> Floats:
+    """Read from losses in units of the constant's what the trees are asked with, in the order of READ.
+
+    `valid` (evaluations,) are held-out losses, of which two at least; `rolls` (evaluations, rolls) the mixed ones, a
+    column for each roll, maybe none; `at` (evaluations,) the share of rate spent by then.
+    """
+    places = np.unique(np.linspace(len(valid) // 5, len(valid) - 1, PLACES).round().astype(int))
+    unit = WORTH / max(worth, LEAST_WORTH)
+    above, at = np.clip((valid[places] - 1) * unit, -FAR, FAR), at[places]
+    half = len(above) // 2
+    slope, error = line(at, above)
+    late, late_error = line(at[half:], above[half:]) if len(above) - half > 2 else (slope, error)
+    told = {
+        "loss": _fine(above[-1]),
+        "fall": _ratio(slope, error),
+        "late fall": _ratio(late, late_error),
+        "late slope": _fine(late),
+        "forecast": _fine(ahead(at, above)),
+        "spent": at[-1],
+        "decays": decays,
+    }
+    if rolls.shape[1]:
+        apart = np.clip((rolls[places] - valid[places, None]) * unit, -FAR, FAR)
+        told |= _gained(above, apart, at, rolls=np.clip(rolls[-1] * unit, -FAR, FAR))
+    return np.asarray([told.get(name, UNKNOWN) for name in READ], dtype=np.float64)
+
+
+def _gained(above: Floats, apart: Floats, at: Floats, *, rolls: Floats) -> dict[str, float]:
+    """Read what the gain tells; `apart` is it for each roll, and `rolls` the newest mixed losses."""
+    gain = apart.mean(axis=1)
+    rise, error = line(at, gain)
+    told = {
+        "gain": _fine(gain[-1]),
+        "rise": _ratio(rise, error),
+        "rise slope": _fine(rise),
+        "gain forecast": _fine(ahead(at, gain)),
+        "best scale": _fine(calibrated(above[-1], gain[-1])),
+        "boldness": _fine(above[-1] + gain[-1]),
+    }
+    if len(rolls) >= ROLLS:
+        since = np.log1p(growth(apart))
+        told |= {
+            "gain by chance": _ratio(gain[-1], rolls.std(ddof=1)),
+            "growth": since.max(),
+            "growth since the first": since[0],
+        }
+    return told
+
+
+def growth(apart: Floats) -> Floats:
     """Return by how much the gain has changed since each earlier evaluation, in units of what chance gives.
 
     In either direction: answers may be turned around.
     """
-    apart = rolls - valid[:, None]
-    if rolls.shape[1] < ROLLS:
-        slope, error = line(at, apart.mean(axis=1))
-        return np.full(len(valid) - 1, LEARNS if slope > GROWS * error else 0.0)
     grown = apart[-1] - apart[:-1]
     mean = np.abs(grown.mean(axis=1))
-    chance = grown.std(axis=1, ddof=1) * math.sqrt(1 + 1 / rolls.shape[1])  # of one roll against the mean of others
+    chance = grown.std(axis=1, ddof=1) * math.sqrt(1 + 1 / apart.shape[1])  # of one roll against the mean of others
     return np.where(mean > ROUNDING, mean / np.maximum(chance, ROUNDING / 10), 0.0)
 
 
-def calibrated(now: float, known: float) -> float:
-    """Return how far answers would lie below the constant at their best scale."""
-    boldness = now - 1 + known
-    return known * known / (4 * boldness) if known > 0 and boldness > 0 else 0.0
-
-
-def alone(values: Floats, left: float, *, worth: float, decays: bool) -> bool:
-    """Tell whether there is hope, from held-out losses only: they must fall beyond noise, fast enough for the goal.
-
-    `left` is what is to come, in lengths of the curve. A fall that slows down goes on slowing down, by the ratio of its
-    two halves or, where the learning rate stays, of its last two steps; one that so comes below the constant itself is
-    left to show more.
-    """
-    goal, haste = 1 - worth, HASTE_DECAYING if decays else HASTE_ALONE
-    places = np.arange(len(values), dtype=np.float64)
-    slope, error = line(places, values)
-    steps = np.diff(values)
-    newest = values[-1] < values[:-1].min()
-    if sudden(values) or (decays and float(steps.max()) > BOUNCE_ALONE and float(values[-1]) < BLOWN):
-        return True
-    if slope > -FALLS_ALONE * error and not bool((steps < 0).all()):
-        return False
-    middle = len(values) // 2
-    first = line(places[: middle + 1], values[: middle + 1])[0]
-    second = line(places[middle:], values[middle:])[0]
-    ratio = min(max(second / first, 0.0), 1.0) if first < 0 else 1.0
-    now = float(values[-1] if newest else values[-3:].mean())
-    if ratio > EVEN:
-        return bool(now + haste * min(slope, second) * len(values) * left <= goal)
-    fall = -second * len(values) / 2 * ratio / (1 - ratio) * (1 - ratio ** (2 * left))
-    if not decays and steps[-2] < 0 and steps[-1] < -LEAST:
-        ratio = min(steps[-1] / steps[-2], EVEN)
-        fall = max(fall, -steps[-1] * ratio / (1 - ratio))
-    return bool(now - haste * fall < 1 - worth / 4)
+def calibrated(above: float, gain: float) -> float:
+    """Return how far answers that lie so far above the constant would lie below it at their best scale."""
+    boldness = above + gain
+    return gain * gain / (4 * boldness) if gain > 0 and boldness > 0 else 0.0
 
 
 def ahead(at: Floats, values: Floats) -> float:
@@ -146,16 +180,21 @@ def ahead(at: Floats, values: Floats) -> float:
     return slope * left if abs(rate * left) < 1e-3 else slope * math.expm1(rate * left) / rate
 
 
-def sudden(valid: Floats) -> bool:
-    """Tell whether the newest loss is a best below the constant by more than the usual change: a fall of its own."""
-    best, now = float(valid[:-1].min()), float(valid[-1])
-    usual = float(np.abs(np.diff(valid[:-1])).mean())
-    return now < 1 and best - now > max(usual, LEAST)
-
-
 def line(at: Floats, values: Floats) -> tuple[float, float]:
     """Return the slope of the straight line through values at some places, and its standard error."""
     x = at - at.mean()
-    slope = float(x @ values / (x @ x))
+    spread = float(x @ x)
+    if spread == 0:  # a planned rate of nothing: no time goes by
+        return 0.0, 0.0
+    slope = float(x @ values) / spread
     left = values - values.mean() - slope * x
-    return slope, math.sqrt(float(left @ left) / max(len(values) - 2, 1) / float(x @ x))
+    return slope, math.sqrt(float(left @ left) / max(len(values) - 2, 1) / spread)
+
+
+def _fine(value: float) -> float:
+    """Return a number by its logarithm, and by itself where it is small."""
+    return math.copysign(math.log1p(min(abs(value), FAR) / FINE), value)
+
+
+def _ratio(value: float, error: float) -> float:
+    return min(max(value / max(error, 1e-12), -SURE), SURE)

@@ -5,16 +5,16 @@ hardly touches, and taken as a median, which a spike hardly touches. History is 
 averaged, and a point then stands for twice as many steps.
 
 *Running away*: the last NEAR losses all lie `sigmas` of noise above the best stretch so far, and above where the run
-began. *Flat*: a straight line through the second half of the run promises, at the upper end of its 95 % interval, less
-than `least_gain` of what the run has gained in all; or the loss rises, and its best lies in the first half. A run that
-has gained is told so and goes on; a stop is for one that never gained anything.
+began, at AWAY looks in a row. *Flat*: a straight line through the second half of the run promises, at the upper end of
+its 95 % interval, less than `least_gain` of what the run has gained in all; or the loss rises, and its best lies in the
+first half. A run that has gained is told so and goes on; a stop is for one that never gained anything.
 
 *Learning nothing* needs a `Plan`, how many steps the run is to have and the held-out loss of an answer that knows
-nothing, and held-out losses, at least EVALUATIONS of them. From `show_by` of the plan on they must show that the run
-learns: one that is `worth` below that answer's, or hope to come so far (see `hope`). What shows neither at two of three
-evaluations, the last among them, is stopped. Losses of training rows are no such evidence: their noise hides a slow
-fall, and rows learnt by heart show one that means nothing; a rule on them harmed 14 good runs of 95. `bench/curves.py`
-is where the thresholds come from. Rejected: stopping by rank among earlier runs (needs earlier runs).
+nothing, and held-out losses, at least EVALUATIONS of them. From `show_by` of the plan on, a run that has not been
+`worth` below that answer's is weighed at each evaluation. It is stopped when its chance to come so far (see `hope`) is
+below `least_chance`, and later below AGAIN of that. Losses of training rows are no such evidence: their noise hides a
+slow fall, and rows learnt by heart show one that means nothing; a rule on them harmed 14 good runs of 95. Rejected:
+stopping by rank among earlier runs (needs earlier runs).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ Floats = NDArray[np.float64]
 SLICES = 1_000  # of a plan, for which its learning rate is asked
 POINTS = 256  # kept of the history
 NEAR = 5  # losses that must agree
+AWAY = 3  # looks in a row at which a loss has run away: some come back
 CHECK_STEPS = 10
 CHECK_AGAIN = 0.03  # of the steps so far, after which a curve is looked at again
 FRESH = 512  # losses put aside at most
@@ -42,10 +43,11 @@ NOTHING = 3.0  # standard errors of the first losses by which a run must have ga
 FLAT_AGAIN = 0.05  # of the steps so far, after which it is asked again
 FLAT_LEAST = 50  # steps, and the least
 FLAT_STEPS = 300  # before which a loss that has noise is not called flat
-FROM, UNTIL = 0.65, 2.0  # times `show_by`: evaluations before and after are not judged
+EARLIEST = 0.2  # of the plan: no curve was learnt from before
+UNTIL = 2.0  # times `show_by`, after which none is judged
 EVALUATIONS = 4  # that it takes
 ROLLS = 16  # mixed losses that are kept of an evaluation: more tell hardly more
-PROMISE = 0.5  # of what is worth having: a run that had so much once, and moves, is left to show more
+AGAIN = 0.25  # of `least_chance`, at every evaluation after the first: each is another occasion to be wrong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,16 +56,23 @@ class Rules:
 
     `least_gain` is the share of all gain so far that another half of the run must promise. A run that has gained and
     lies flat is told once and goes on, unless `stop_flat` asks for a stop; one that never gained anything is stopped.
+    `least_chance` is the probability to come to be worth its price that a run needs to go on at `show_by` of its plan,
+    and a quarter of it later.
     """
 
     diverged: bool = True
     flat: bool = True
     stop_flat: bool = False
     hopeless: bool = True  # needs a Plan
+    least_chance: float = 0.1
     sigmas: float = 6.0
     least_steps: int = 60
     least_gain: float = 0.005
     health: float = 0.0005  # share of the running time that looking at a model's health may take
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.least_chance < 1:
+            raise UsageError(sentence("a probability as least_chance", f"{self.least_chance}", at="Rules"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,15 +123,17 @@ class Trend:
 
     __slots__ = (
         "_at",
+        "_away",
         "_every",
         "_flat_at",
+        "_forest",
+        "_judged",
         "_learnt",
         "_medians",
         "_mixed",
         "_part",
         "_spent",
         "_valid",
-        "_worse",
         "fresh",
         "losses",
         "next",
@@ -130,7 +141,7 @@ class Trend:
         "rules",
     )
 
-    def __init__(self, rules: Rules, plan: Plan | None = None) -> None:
+    def __init__(self, rules: Rules, plan: Plan | None = None, forest: hope.Forest | None = None) -> None:
         self.rules = rules
         self.plan = plan
         self.losses: list[float] = []
@@ -139,13 +150,15 @@ class Trend:
         self._every = 1  # steps that one point stands for
         self.fresh: list[float] = []  # losses not looked at yet
         self.next = rules.least_steps  # the step from which there is something to judge
+        self._away = 0
         self._flat_at = 0.0  # the step before which it is not asked again whether the loss lies flat
         self._valid: list[float] = []
         self._mixed: list[list[float]] = []  # losses of the same answers, held against the targets of other rows
         self._at: list[int] = []  # steps that were done at each
         self._spent: Floats | None = None
         self._learnt = False
-        self._worse: list[bool] = []  # the last three evaluations: did they show nothing
+        self._judged = False
+        self._forest = forest  # read when it is first asked
 
     def take(self, step: int, loss: float) -> Evidence | None:
         """Take the loss of a step; returns why the run should stop, or None. Most calls only put the loss aside."""
@@ -198,7 +211,11 @@ class Trend:
             return None
         self.next = step + max(CHECK_STEPS * self._every, int(CHECK_AGAIN * step))
         found = self._diverging() if self.rules.diverged else None
-        if found is None and self.rules.flat and step >= self._flat_at and self._may_be_flat(step):
+        if found is not None:
+            self._away += 1
+            return found if self._away >= AWAY else None
+        self._away = 0
+        if self.rules.flat and step >= self._flat_at and self._may_be_flat(step):
             self._flat_at = step + max(FLAT_LEAST, FLAT_AGAIN * step)
             found = self._lies_flat(np.asarray(self.losses), np.asarray(self._medians))
             if found is not None and not found.stop:
@@ -265,7 +282,7 @@ class Trend:
     # ── learning nothing ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def evaluated(self, step: int, loss: float, mixed: list[float] | None = None) -> Evidence | None:
-        """Take a held-out loss; returns why to stop when this one and another of the last three show nothing."""
+        """Take a held-out loss; returns why to stop, when it is time and there is too little hope."""
         self._valid.append(loss)
         self._mixed.append(mixed or [])
         self._at.append(step + 1)
@@ -275,37 +292,33 @@ class Trend:
         self._learnt = self._learnt or loss <= (1 - plan.worth) * plan.constant
         if not self.rules.hopeless or self._learnt or len(self._valid) < EVALUATIONS:
             return None
-        if not FROM * plan.show_by <= share <= UNTIL * plan.show_by:
+        if not max(plan.show_by, EARLIEST) <= share <= UNTIL * plan.show_by:
             return None
-        first = len(self._valid) // 5
-        valid = np.asarray(self._valid[first:]) / plan.constant
-        rolls = _in_common(self._mixed[first:]) / plan.constant
-        if rolls.size:
-            self._spent = plan.spent() if self._spent is None else self._spent
-            at = np.interp(np.asarray(self._at[first:]) / plan.steps, np.linspace(0, 1, SLICES + 1), self._spent)
-            hopes = hope.paired(valid, rolls, at, worth=plan.worth, decays=plan.decays)
-        else:
-            hopes = self._alone(valid, share, plan)
-        self._worse = [*self._worse[-2:], not hopes]
-        stop = not hopes and sum(self._worse) > 1 and share >= plan.show_by
-        return self._nothing(step, plan) if stop else None
+        self._forest = self._forest or hope.Forest.load()
+        chance = self._forest.chance(self.read(plan))
+        least = self.rules.least_chance * (AGAIN if self._judged else 1.0)
+        self._judged = True
+        return self._nothing(step, plan, chance) if chance < least else None
 
-    def _alone(self, valid: Floats, share: float, plan: Plan) -> bool:
-        """Tell whether there is hope, from held-out losses without mixed ones."""
-        left = (1 - share) / share * len(self._valid) / len(valid)
-        hopes = hope.alone(valid, left, worth=plan.worth, decays=plan.decays)
-        below = (1 - float(min(self._valid)) / plan.constant) / plan.worth
-        return hopes or (below > PROMISE and float(np.ptp(self._valid)) > hope.LEAST * plan.constant)
+    def read(self, plan: Plan) -> Floats:
+        """Return what the evaluations so far say of what is to come, as `hope.READ` has it."""
+        self._spent = plan.spent() if self._spent is None else self._spent
+        at = np.interp(np.asarray(self._at) / plan.steps, np.linspace(0, 1, SLICES + 1), self._spent)
+        valid, rolls = np.asarray(self._valid) / plan.constant, _in_common(self._mixed) / plan.constant
+        return hope.read(valid, rolls, at, worth=plan.worth, decays=plan.decays)
 
-    def _nothing(self, step: int, plan: Plan) -> Evidence:
+    def _nothing(self, step: int, plan: Plan, chance: float) -> Evidence:
         best, latest = min(self._valid), self._valid[-1]
+        of = 100 if chance >= 0.01 else 1_000
+        came = f"about {chance * of:.0f}" if chance * of >= 1 else "less than one"
         said = (
-            f"After {(step + 1) / plan.steps:.0%} of {plan.steps:,} steps the run has learnt nothing beyond noise: its"
-            f" held-out loss is {latest:.4g} and was {best:.4g} at best, that of an answer that knows nothing is"
-            f" {plan.constant:.4g}, and it does not fall fast enough to change that."
+            f"After {(step + 1) / plan.steps:.0%} of {plan.steps:,} steps the held-out loss is {latest:.4g} and was"
+            f" {best:.4g} at best, that of an answer that knows nothing is {plan.constant:.4g}: of {of:,} runs whose"
+            f" losses looked like these, {came} came to be worth their price."
         )
         hint = "Look at the labels first, then change the learning rate tenfold either way, or the initialisation."
-        numbers = {"loss": latest, "best": best, "constant": plan.constant, "left": 1 - (step + 1) / plan.steps}
+        left = 1 - (step + 1) / plan.steps
+        numbers = {"loss": latest, "best": best, "constant": plan.constant, "left": left, "chance": chance}
         return Evidence(code="training/hopeless", said=said, hint=hint, numbers=numbers)
 
 

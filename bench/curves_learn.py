@@ -1,0 +1,114 @@
+"""Fit the trees that `tenon.training.hope` asks to learning curves: what is seen at an evaluation, and what came of it.
+
+An example is what `Trend.read` reads at one evaluation of a run that is not worth its price by then, with all mixed
+losses, with one and with none; it is true when a later evaluation is. The trees are boosted (LightGBM), held to the
+directions of `hope.READ`, and written as nested lists with few digits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import curves_train
+import numpy as np
+
+from tenon.training import hope
+from tenon.training.trend import Plan, Rules, Trend
+
+if TYPE_CHECKING:
+    from curves import Curve
+
+LOOKS = (4, 5, 6, 7, 8, 9, 10, 12)  # evaluations after which a run is looked at: from a fifth of its steps on
+TOLD = (16, 1, 0)  # mixed losses
+ROUNDS = 300
+FIT = {
+    "objective": "binary",
+    "num_leaves": 16,
+    "learning_rate": 0.05,
+    "min_data_in_leaf": 100,
+    "lambda_l2": 5.0,
+    "feature_fraction": 0.5,
+    "bagging_fraction": 0.7,
+    "bagging_freq": 1,
+    "monotone_constraints": list(hope.READ.values()),
+    "deterministic": True,
+    "seed": 20261201,
+    "verbosity": -1,
+}
+
+
+def plan(curve: Curve, **said: Any) -> Plan:
+    """Return the plan of a run, with the learning rate that it was to have unless something else is said."""
+    pace = curves_train.schedule(curve.schedule(), curve.steps)
+    return Plan(**{"steps": curve.steps, "constant": curve.constant, "decays": curve.decays(), "rate": pace, **said})
+
+
+def examples(curves: Sequence[Curve], worth: float) -> tuple[Any, Any]:
+    """Return what is read from the runs (examples, numbers), and whether they came to be worth their price."""
+    read: list[Any] = []
+    came: list[bool] = []
+    for curve in curves:
+        planned = plan(curve)
+        for told in TOLD if curve.open() else ():
+            trend = Trend(Rules(hopeless=False), planned)
+            for i, step in enumerate(curve.at()):
+                value = float(curve.valid[i])
+                if not value > worth * curve.constant or i >= max(LOOKS):
+                    break
+                trend.evaluated(step, value, curve.mixed[i, :told].tolist())
+                if i + 1 in LOOKS:
+                    read.append(trend.read(planned))
+                    came.append(bool((np.nan_to_num(curve.valid[i:], nan=np.inf) <= worth * curve.constant).any()))
+    return np.asarray(read), np.asarray(came)
+
+
+def fitted(curves: Sequence[Curve], worth: float) -> hope.Forest:
+    """Fit trees to runs."""
+    return nested(boosted(*examples(curves, worth)))
+
+
+def boosted(read: Any, came: Any) -> Any:
+    """Fit LightGBM's trees to examples."""
+    import lightgbm
+
+    return lightgbm.train(FIT, lightgbm.Dataset(read, came.astype(int)), ROUNDS)
+
+
+def nested(model: Any) -> hope.Forest:
+    """Return LightGBM's trees as the guard asks them."""
+    return hope.Forest([_tree(one["tree_structure"]) for one in model.dump_model()["tree_info"]])
+
+
+def _tree(node: dict[str, Any]) -> Any:
+    if "leaf_value" in node:
+        return _short(node["leaf_value"], 3)
+    below, above = _tree(node["left_child"]), _tree(node["right_child"])
+    return [node["split_feature"], _short(node["threshold"], 5), below, above]
+
+
+def _short(value: float, digits: int) -> float:
+    return float(f"{value:.{digits}g}")
+
+
+def unseen(curves: Sequence[Curve], worth: float) -> Callable[[Curve], hope.Forest]:
+    """Return for a run the trees that were fitted to all tasks but its own."""
+    tasks = sorted({curve.task() for curve in curves})
+    told = {task: examples([one for one in curves if one.task() == task], worth) for task in tasks}
+
+    def without(task: str) -> hope.Forest:
+        read, came = zip(*(told[other] for other in tasks if other != task), strict=True)
+        return nested(boosted(np.concatenate(read), np.concatenate(came)))
+
+    forests = {task: without(task) for task in tasks}
+    return lambda curve: forests[curve.task()]
+
+
+def write(forest: hope.Forest, numbers: range) -> str:
+    """Return the file that comes with tenon: the trees, a line for each, and what they were fitted to."""
+    versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "lightgbm"))
+    trees = ",\n".join(json.dumps(tree, separators=(",", ":")) for tree in forest.trees)
+    learnt = f"bench/curves.py --learn {numbers.start} {numbers.stop}, {versions}"
+    return f'{{"learnt":{json.dumps(learnt)},\n"read":{json.dumps(list(hope.READ))},\n"trees":[\n{trees}\n]}}\n'
