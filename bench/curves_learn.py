@@ -7,8 +7,10 @@ directions of `hope.READ`, and written as nested lists with few digits.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 LOOKS = (4, 5, 6, 7, 8, 9, 10, 12)  # evaluations after which a run is looked at: from a fifth of its steps on
 TOLD = (16, 1, 0)  # mixed losses
+CHANCES = (0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1)  # between which what was told is held against what came
 ROUNDS = 300
 FIT = {
     "objective": "binary",
@@ -46,23 +49,38 @@ def plan(curve: Curve, **said: Any) -> Plan:
     return Plan(**{"steps": curve.steps, "constant": curve.constant, "decays": curve.decays(), "rate": pace, **said})
 
 
+def looks(curve: Curve, told: int, worth: float) -> Iterator[tuple[int, Any, bool]]:
+    """Yield evaluation, what is read at it, and whether the run came to be worth its price, while it is not."""
+    planned = plan(curve)
+    trend = Trend(Rules(hopeless=False), planned)
+    good = np.nan_to_num(curve.valid, nan=np.inf) <= worth * curve.constant
+    for i, step in enumerate(curve.at()[: max(LOOKS)] if curve.open() else []):
+        value = float(curve.valid[i])
+        if good[i] or math.isnan(value):
+            return
+        trend.evaluated(step, value, curve.mixed[i, :told].tolist())
+        if i + 1 in LOOKS:
+            yield i + 1, trend.read(planned), bool(good[i:].any())
+
+
 def examples(curves: Sequence[Curve], worth: float) -> tuple[Any, Any]:
     """Return what is read from the runs (examples, numbers), and whether they came to be worth their price."""
-    read: list[Any] = []
-    came: list[bool] = []
-    for curve in curves:
-        planned = plan(curve)
-        for told in TOLD if curve.open() else ():
-            trend = Trend(Rules(hopeless=False), planned)
-            for i, step in enumerate(curve.at()):
-                value = float(curve.valid[i])
-                if not value > worth * curve.constant or i >= max(LOOKS):
-                    break
-                trend.evaluated(step, value, curve.mixed[i, :told].tolist())
-                if i + 1 in LOOKS:
-                    read.append(trend.read(planned))
-                    came.append(bool((np.nan_to_num(curve.valid[i:], nan=np.inf) <= worth * curve.constant).any()))
-    return np.asarray(read), np.asarray(came)
+    seen = [one for curve in curves for told in TOLD for one in looks(curve, told, worth)]
+    return np.asarray([read for _, read, _ in seen]), np.asarray([came for *_, came in seen])
+
+
+def said_and_came(curves: Sequence[Curve], worth: float, at: int) -> list[list[str]]:
+    """Return rows that hold the chance that was told at an evaluation against what came, with all mixed losses."""
+    forest = hope.Forest.load()
+    seen = [look for curve in curves for look in looks(curve, max(TOLD), worth) if look[0] == at]
+    said, came = np.asarray([forest.chance(read) for _, read, _ in seen]), np.asarray([one for *_, one in seen])
+    rows = []
+    for low, high in itertools.pairwise(CHANCES):
+        among = (said >= low) & (said < high)
+        if among.any():
+            shares = f"{said[among].mean():.2%}", f"{came[among].mean():.2%}"
+            rows.append([f"{low:g} to {high:g}", str(among.sum()), *shares])
+    return rows
 
 
 def fitted(curves: Sequence[Curve], worth: float) -> hope.Forest:

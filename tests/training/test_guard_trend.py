@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -75,6 +76,16 @@ def test_real_runs_that_learn_nothing_are_stopped_early_and_good_ones_left_alone
     caught = [one for one in bad if stops[one.name] is not None and stops[one.name] < 0.3 * one.steps]
     assert len(caught) / len(bad) >= 0.89
     assert sum(stops[one.name] is not None for one in good) / len(good) <= 0.013
+
+
+def test_of_the_runs_with_some_chance_about_so_many_came_to_something(bench: ModuleType) -> None:
+    rows = bench.curves_learn.said_and_came(bench.load(), bench.WORTH, 6)
+    told, came = ([float(row[i].rstrip("%")) / 100 for row in rows] for i in (2, 3))
+    assert sum(int(row[1]) for row in rows) > 1_000 and came[0] < 0.01 and came[-1] > 0.7
+    assert all(
+        low <= one < high for one, (low, high) in zip(told, itertools.pairwise(bench.curves_learn.CHANCES), strict=True)
+    )
+    assert np.allclose(told, came, atol=0.12)
 
 
 def test_without_a_plan_no_good_run_is_stopped(bench: ModuleType) -> None:
