@@ -45,6 +45,7 @@ import numpy as np
 from curves_train import EVALUATIONS
 
 from tenon.config import Prices
+from tenon.metric import wilson
 from tenon.training import hope
 from tenon.training.trend import Rules, Trend
 
@@ -58,7 +59,7 @@ EARLY = 0.30
 HARM = 0.01
 ROLLS = len(curves_train.TURNS)
 BEFORE = 3  # evaluations; what is worth having or no number by then is decided before the guard looks
-JUDGED = 12  # evaluations that the guard looks at
+JUDGED = max(curves_learn.LOOKS)  # evaluations that the guard looks at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,13 +91,16 @@ class Curve:
 
     def open(self) -> bool:
         """Tell whether the guard has anything to judge: its mixed losses are kept."""
-        before = self.valid[:BEFORE]
-        return bool(np.isfinite(before).all() and (before > WORTH * self.constant).all())
+        return bool(np.isfinite(self.valid[:BEFORE]).all() and not self.worthy()[:BEFORE].any())
+
+    def worthy(self) -> Any:
+        """Tell at which evaluations the run was worth its price."""
+        return np.nan_to_num(self.valid, nan=np.inf) <= WORTH * self.constant
 
     def kind(self) -> str:
         """Say what the run came to, by the definitions above."""
-        worth = np.nan_to_num(self.valid, nan=np.inf) <= WORTH * self.constant
-        return "good" if worth[-1] else ("lost late" if worth.any() else "hopeless")
+        worthy = self.worthy()
+        return "good" if worthy[-1] else ("lost late" if worthy.any() else "hopeless")
 
 
 # ── the file ──
@@ -236,7 +240,7 @@ def patience(curve: Curve) -> int | None:
 def above(curve: Curve) -> int | None:
     """Stop when the held-out loss at 30 % of the budget is not below what is worth having."""
     i = int(EARLY * EVALUATIONS) - 1
-    return None if curve.valid[i] <= WORTH * curve.constant else curve.at()[i]
+    return None if curve.worthy()[i] else curve.at()[i]
 
 
 def harmed(curve: Curve, step: int) -> bool:
@@ -262,22 +266,15 @@ def figures(curves: list[Curve], stop: Stop, usd_per_hour: float) -> list[str]:
     hurt = [one for one in ended if harmed(one, stops[one.name])]
     saved = sum(one.steps - stops[one.name] for one in bad if stops[one.name] is not None)
     hours = 1_000 / sum(one.steps for one in curves)
+    low, high = wilson(len(ended), len(good))
     usd = (saved - sum(stops[one.name] for one in hurt)) * hours * usd_per_hour
     return [
         *[f"{count} of {len(bad)} ({count / len(bad):.1%})" for count in early],
-        f"{len(ended)} of {len(good)} ({len(ended) / len(good):.1%}, 95 % {_interval(len(ended), len(good))})",
+        f"{len(ended)} of {len(good)} ({len(ended) / len(good):.1%}, 95 % {low:.1%} to {high:.1%})",
         f"{len(hurt)} ({len(hurt) / len(good):.1%})",
         f"{saved / sum(one.steps for one in bad):.0%}",
         f"{usd:,.0f}",
     ]
-
-
-def _interval(count: int, of: int) -> str:
-    """Write Wilson's interval of a share (Journal of the American Statistical Association 22, 1927)."""
-    z, share = 1.96, count / of
-    middle = (share + z * z / (2 * of)) / (1 + z * z / of)
-    half = z / (1 + z * z / of) * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
-    return f"{max(middle - half, 0.0):.1%} to {middle + half:.1%}"
 
 
 def rules(unseen: Callable[[Curve], hope.Forest] | None = None) -> dict[str, Stop]:
@@ -336,13 +333,11 @@ def main() -> None:
         keep(trained_by_all(NUMBERS))
     if given.learn:
         numbers = range(*given.learn)
-        TREES.write_text(
-            curves_learn.write(curves_learn.fitted(trained_by_all(numbers), WORTH), numbers), encoding="utf-8"
-        )
-    unseen = curves_learn.unseen(trained_by_all(range(*given.unseen)), WORTH) if given.unseen else None
+        TREES.write_text(curves_learn.text(curves_learn.fitted(trained_by_all(numbers)), numbers), encoding="utf-8")
+    unseen = curves_learn.unseen(trained_by_all(range(*given.unseen))) if given.unseen else None
     title, curves = ("Fresh", trained_by_all(range(*given.fresh))) if given.fresh else ("Kept", load())
     told = table(f"{title} runs, of which the trees saw none", curves, rules(unseen), given.usd_per_hour)
-    chances = curves_learn.said_and_came(curves, WORTH, int(EARLY * EVALUATIONS))
+    chances = curves_learn.said_and_came(curves, int(EARLY * EVALUATIONS))
     header = ["chance told at 30 %", "runs", "told, mean", "came to be worth their price"]
     held = measure.rows(f"{title} runs, what was told against what came", header, chances)
     measure.show("## Stopping by evidence", machine, told, held)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from curves import Curve
 
 LOOKS = (4, 5, 6, 7, 8, 9, 10, 12)  # evaluations after which a run is looked at: from a fifth of its steps on
-TOLD = (16, 1, 0)  # mixed losses
+TOLD = (len(curves_train.TURNS), 1, 0)  # mixed losses
 CHANCES = (0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1)  # between which what was told is held against what came
 ROUNDS = 300
 FIT = {
@@ -49,30 +49,30 @@ def plan(curve: Curve, **said: Any) -> Plan:
     return Plan(**{"steps": curve.steps, "constant": curve.constant, "decays": curve.decays(), "rate": pace, **said})
 
 
-def looks(curve: Curve, told: int, worth: float) -> Iterator[tuple[int, Any, bool]]:
+def looks(curve: Curve, told: int) -> Iterator[tuple[int, Any, bool]]:
     """Yield evaluation, what is read at it, and whether the run came to be worth its price, while it is not."""
     planned = plan(curve)
     trend = Trend(Rules(hopeless=False), planned)
-    good = np.nan_to_num(curve.valid, nan=np.inf) <= worth * curve.constant
+    worthy = curve.worthy()
     for i, step in enumerate(curve.at()[: max(LOOKS)] if curve.open() else []):
         value = float(curve.valid[i])
-        if good[i] or math.isnan(value):
+        if worthy[i] or math.isnan(value):
             return
         trend.evaluated(step, value, curve.mixed[i, :told].tolist())
         if i + 1 in LOOKS:
-            yield i + 1, trend.read(planned), bool(good[i:].any())
+            yield i + 1, trend.read(planned), bool(worthy[i:].any())
 
 
-def examples(curves: Sequence[Curve], worth: float) -> tuple[Any, Any]:
+def examples(curves: Sequence[Curve]) -> tuple[Any, Any]:
     """Return what is read from the runs (examples, numbers), and whether they came to be worth their price."""
-    seen = [one for curve in curves for told in TOLD for one in looks(curve, told, worth)]
+    seen = [one for curve in curves for told in TOLD for one in looks(curve, told)]
     return np.asarray([read for _, read, _ in seen]), np.asarray([came for *_, came in seen])
 
 
-def said_and_came(curves: Sequence[Curve], worth: float, at: int) -> list[list[str]]:
+def said_and_came(curves: Sequence[Curve], at: int) -> list[list[str]]:
     """Return rows that hold the chance that was told at an evaluation against what came, with all mixed losses."""
     forest = hope.Forest.load()
-    seen = [look for curve in curves for look in looks(curve, max(TOLD), worth) if look[0] == at]
+    seen = [look for curve in curves for look in looks(curve, max(TOLD)) if look[0] == at]
     said, came = np.asarray([forest.chance(read) for _, read, _ in seen]), np.asarray([one for *_, one in seen])
     rows = []
     for low, high in itertools.pairwise(CHANCES):
@@ -83,9 +83,9 @@ def said_and_came(curves: Sequence[Curve], worth: float, at: int) -> list[list[s
     return rows
 
 
-def fitted(curves: Sequence[Curve], worth: float) -> hope.Forest:
+def fitted(curves: Sequence[Curve]) -> hope.Forest:
     """Fit trees to runs."""
-    return nested(boosted(*examples(curves, worth)))
+    return nested(boosted(*examples(curves)))
 
 
 def boosted(read: Any, came: Any) -> Any:
@@ -111,10 +111,10 @@ def _short(value: float, digits: int) -> float:
     return float(f"{value:.{digits}g}")
 
 
-def unseen(curves: Sequence[Curve], worth: float) -> Callable[[Curve], hope.Forest]:
+def unseen(curves: Sequence[Curve]) -> Callable[[Curve], hope.Forest]:
     """Return for a run the trees that were fitted to all tasks but its own."""
     tasks = sorted({curve.task() for curve in curves})
-    told = {task: examples([one for one in curves if one.task() == task], worth) for task in tasks}
+    told = {task: examples([one for one in curves if one.task() == task]) for task in tasks}
 
     def without(task: str) -> hope.Forest:
         read, came = zip(*(told[other] for other in tasks if other != task), strict=True)
@@ -124,7 +124,7 @@ def unseen(curves: Sequence[Curve], worth: float) -> Callable[[Curve], hope.Fore
     return lambda curve: forests[curve.task()]
 
 
-def write(forest: hope.Forest, numbers: range) -> str:
+def text(forest: hope.Forest, numbers: range) -> str:
     """Return the file that comes with tenon: the trees, a line for each, and what they were fitted to."""
     versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "lightgbm"))
     trees = ",\n".join(json.dumps(tree, separators=(",", ":")) for tree in forest.trees)

@@ -74,12 +74,12 @@ def test_real_runs_that_learn_nothing_are_stopped_early_and_good_ones_left_alone
     assert len(kept) >= 200 and len(bad) >= 100 and len(good) >= 100
     stops = {one.name: stop(one) for one in (*bad, *good)}
     caught = [one for one in bad if stops[one.name] is not None and stops[one.name] < 0.3 * one.steps]
-    assert len(caught) / len(bad) >= 0.89
+    assert len(caught) / len(bad) >= 0.9
     assert sum(stops[one.name] is not None for one in good) / len(good) <= 0.013
 
 
 def test_of_the_runs_with_some_chance_about_so_many_came_to_something(bench: ModuleType) -> None:
-    rows = bench.curves_learn.said_and_came(bench.load(), bench.WORTH, 6)
+    rows = bench.curves_learn.said_and_came(bench.load(), 6)
     told, came = ([float(row[i].rstrip("%")) / 100 for row in rows] for i in (2, 3))
     assert sum(int(row[1]) for row in rows) > 1_000 and came[0] < 0.01 and came[-1] > 0.7
     assert all(
@@ -138,7 +138,10 @@ def test_a_plateau_at_the_constant_is_stopped_when_the_plan_says() -> None:
         r"of 1,?0+ runs whose losses looked like these, .* came to be worth their price", guard.stopped.said
     )
     assert 0 < guard.stopped.numbers["chance"] < Rules().least_chance
-    assert show(losses, rolls, Plan(steps=1_000, constant=0.693, show_by=0.5)) == 499
+    late = Plan(steps=1_000, constant=0.693, show_by=0.5)
+    assert show(losses, rolls, late) == 499
+    assert evaluate(Guard(plan=PLAN), losses) == 299
+    assert evaluate(Guard(plan=late), losses) == 499
 
 
 def test_a_plateau_on_which_answers_begin_to_know_their_row_is_left_alone() -> None:
@@ -163,6 +166,20 @@ def test_a_slow_but_steady_fall_is_left_alone_and_one_too_slow_is_not() -> None:
     assert evaluate(Guard(plan=PLAN), slow) == 299
     assert show(fast, rolled_losses(fast, [0.01 * i for i in range(20)])) is None
     assert show(slow, rolled_losses(slow, [0.0001 * i for i in range(20)])) == 299
+    assert show(slow, rolled_losses(slow, LEARNING)) == 299, "it surely learns, and is too slow"
+
+
+def test_a_fall_that_dies_out_above_the_constant_is_stopped() -> None:
+    losses = [0.75 + 0.3 * 0.5**i for i in range(20)]
+    assert show(losses, rolled_losses(losses, [0.0] * 20)) == 299
+    assert evaluate(Guard(plan=PLAN), losses) == 499
+
+
+def test_bold_answers_that_know_little_or_lie_far_off_are_stopped() -> None:
+    losses = [1.10 + 0.02 * (-1) ** i for i in range(20)]
+    assert show(losses, rolled_losses(losses, [0.05] * 20)) == 299
+    far = [30 + 8 * (-1) ** i for i in range(20)]
+    assert show(far, rolled_losses(far, [6.0] * 20)) == 299
 
 
 def test_a_loss_far_off_is_given_time_when_the_learning_rate_decays() -> None:
@@ -173,12 +190,11 @@ def test_a_loss_far_off_is_given_time_when_the_learning_rate_decays() -> None:
 
 def test_what_the_planned_learning_rate_still_allows_decides() -> None:
     losses, gains = [0.80 - 0.008 * i for i in range(20)], [0.01 + 0.01 * i for i in range(20)]
+    mixed = [[loss + gain] for loss, gain in zip(losses, gains, strict=True)]
     ends = Plan(steps=1_000, constant=0.693, rate=lambda step: 1.0 if step < 350 else 1e-3)
     assert evaluate(Guard(plan=PLAN), losses, gains=gains) is None
-    assert (
-        chances(losses, [[loss + gain] for loss, gain in zip(losses, gains, strict=True)], ends)[-1]
-        < 0.5 * (chances(losses, [[loss + gain] for loss, gain in zip(losses, gains, strict=True)])[-1])
-    )
+    assert evaluate(Guard(plan=ends), losses, gains=gains) == 299
+    assert chances(losses, mixed, ends)[-1] < 0.5 * chances(losses, mixed)[-1]
     assert np.allclose(Plan(steps=10, constant=1.0, rate=lambda step: 0.0).spent(), np.linspace(0, 1, 1_001))
     over = Plan(steps=1_000, constant=0.693, rate=lambda step: 1.0 if step < 90 else 0.0)
     assert evaluate(Guard(plan=over), losses, gains=gains) == 299
@@ -212,25 +228,38 @@ def chances(losses: list[float], rolls: list[list[float]], plan: Plan = PLAN) ->
     return [forest.chance(readings(losses, rolls, plan, upto)) for upto in range(4, 7)]
 
 
+BOUNCING = [0.693 + 0.05 * (i % 2) for i in range(20)]
 RESTLESS = (0.70 + 0.01 * np.random.default_rng(7).standard_normal(20)).tolist()
 LEARNING = [-0.002 + 0.0001 * i for i in range(20)]  # below what chance gives one roll, and below nothing, all the way
 NOTHING = [-0.002] * 20
 
 
+def named(rolls: list[list[float]]) -> dict[str, float]:
+    """Return what is read after six evaluations, by name."""
+    return dict(zip(hope.READ, readings(RESTLESS, rolls).tolist(), strict=True))
+
+
 def test_what_each_roll_gained_since_tells_a_run_that_learns_from_chance() -> None:
-    learning = dict(zip(hope.READ, readings(RESTLESS, rolled_losses(RESTLESS, LEARNING)), strict=True))
-    nothing = dict(zip(hope.READ, readings(RESTLESS, rolled_losses(RESTLESS, NOTHING)), strict=True))
-    turned = dict(zip(hope.READ, readings(RESTLESS, rolled_losses(RESTLESS, LEARNING[::-1])), strict=True))
-    assert learning["growth"] > math.log1p(3) > nothing["growth"]
-    assert turned["growth"] > math.log1p(3), "answers may be turned around"
-    more = chances(RESTLESS, rolled_losses(RESTLESS, LEARNING))[-1]
-    assert more > 2 * chances(RESTLESS, rolled_losses(RESTLESS, NOTHING))[-1]
+    learning, nothing = rolled_losses(RESTLESS, LEARNING), rolled_losses(RESTLESS, NOTHING)
+    assert named(learning)["growth"] > math.log1p(3) > named(nothing)["growth"]
+    assert named(rolled_losses(RESTLESS, LEARNING[::-1]))["growth"] > math.log1p(3), "answers may be turned around"
+    assert chances(RESTLESS, learning)[-1] > 2 * chances(RESTLESS, nothing)[-1]
+    bounces = rolled_losses(BOUNCING, NOTHING)
+    assert show(BOUNCING, bounces) == 299
+    assert show(BOUNCING, [[rolls[0]] for rolls in bounces]) == 299
+
+
+def test_what_was_known_by_chance_before_is_not_learnt() -> None:
+    assert show(BOUNCING, rolled_losses(BOUNCING, [0.01] * 20)) == 299
 
 
 def test_a_change_within_rounding_is_none() -> None:
-    mixed = rolled_losses(RESTLESS, NOTHING)
-    still = [[loss + one - RESTLESS[0] + 2e-7 * i for one in mixed[0]] for i, loss in enumerate(RESTLESS)]
-    assert dict(zip(hope.READ, readings(RESTLESS, still), strict=True))["growth"] == 0.0
+    def still(losses: list[float]) -> list[list[float]]:
+        first = rolled_losses(losses, NOTHING)[0]
+        return [[loss + one - losses[0] + 2e-7 * i for one in first] for i, loss in enumerate(losses)]
+
+    assert named(still(RESTLESS))["growth"] == 0.0
+    assert show(BOUNCING, still(BOUNCING)) == 299
 
 
 def test_nothing_that_is_read_has_the_unit_of_the_loss() -> None:
@@ -252,11 +281,11 @@ def test_what_is_worth_twice_as_much_may_lie_twice_as_far_off() -> None:
 
 def test_a_run_is_seen_the_same_however_often_it_is_evaluated() -> None:
     def evaluated(every: int) -> Any:
-        trend, plan = Trend(Rules(hopeless=False), Plan(steps=1_000, constant=0.693)), PLAN
+        trend = Trend(Rules(hopeless=False), PLAN)
         for step in range(every - 1, 300, every):
             loss = 0.80 - 0.0002 * step
             trend.evaluated(step, loss, [loss + 0.0003 * step + 0.003 * math.sin(roll) for roll in range(16)])
-        return trend.read(plan)
+        return trend.read(PLAN)
 
     often, seldom = evaluated(5), evaluated(50)
     assert hope.Forest.load().chance(often) == pytest.approx(hope.Forest.load().chance(seldom), rel=0.1)
@@ -282,12 +311,12 @@ def test_more_gain_and_a_lower_loss_never_lower_the_chance(
 def test_the_trees_are_those_that_were_fitted(bench: ModuleType) -> None:
     pytest.importorskip("lightgbm", reason="the extra 'train' is not installed")
     learn = bench.curves_learn
-    read, came = learn.examples(bench.load()[:400], bench.WORTH)
+    read, came = learn.examples(bench.load()[:400])
     assert read.shape == (len(came), len(hope.READ)) and np.isfinite(read).all() and 20 < came.sum() < len(came) / 2
     model = learn.boosted(read, came)
     forest = learn.nested(model)
     assert np.allclose([forest.chance(one) for one in read[:200]], model.predict(read[:200]), atol=0.01)
-    kept = json.loads(learn.write(forest, range(400)))
+    kept = json.loads(learn.text(forest, range(400)))
     assert kept["trees"] == forest.trees and kept["read"] == list(hope.READ)
     ours = json.loads(Path(hope.__file__).with_name("hope.json").read_text(encoding="utf-8"))
     assert ours["read"] == list(hope.READ)
@@ -304,6 +333,7 @@ def test_rolls_that_are_no_numbers_or_not_always_told_are_left_out() -> None:
     gaps = [[] if i == 3 else one for i, one in enumerate(rolls)]
     assert np.array_equal(readings(RESTLESS, gaps), none)  # what is missing once is missing
     assert np.isfinite(none).all() and none[list(hope.READ).index("gain")] == hope.UNKNOWN
+    assert show(BOUNCING, [[math.nan] * 16] * 20) == show(BOUNCING, [[]] * 20) == evaluate(Guard(plan=PLAN), BOUNCING)
 
 
 def test_mixed_losses_are_numbers_lists_and_tensors() -> None:
